@@ -1,0 +1,48 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer, git and make: all else goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt
+PLUGINS := $(wildcard plugins/*)
+EDITABLE_PLUGINS := $(foreach plugin,$(PLUGINS),-e $(plugin))
+MANIFESTS := constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
+# The stamps lie inside the environment, so that removing it removes them too.
+CREATED := $(VENV)/.stamp-created
+INSTALLED := $(VENV)/.stamp-installed
+DEVELOP := $(VENV)/.stamp-develop
+
+.PHONY: demo test check bench docs
+
+demo: $(INSTALLED)
+	$(BIN)/r3 run --task countdown
+
+test: $(DEVELOP)
+	$(BIN)/python -m pytest
+
+check: $(DEVELOP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(DEVELOP)
+	set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+
+docs: $(DEVELOP)
+	$(BIN)/python docs/generate.py
+
+# torch comes first and by its exact version: left to the resolver, another build may come, of several gigabytes.
+$(CREATED): constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: r3core needs Python 3.11 or newer\nhint: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(shell grep '^torch==' constraints.txt)
+	touch $@
+
+$(INSTALLED): $(CREATED) $(MANIFESTS)
+	$(PIP) -e . $(EDITABLE_PLUGINS)
+	touch $@
+
+$(DEVELOP): $(CREATED) $(MANIFESTS)
+	$(PIP) -e '.[dev,test]' $(EDITABLE_PLUGINS)
+	touch $@

@@ -1,0 +1,121 @@
+"""Compare the Countdown verifier's speed with that of reasoning-gym's Countdown scorer, in one process.
+
+reasoning-gym is needed by nothing else, so give it an environment of its own (Python 3.11 or newer), from the root of
+the repository:
+
+    python3 -m venv /tmp/verifier
+    /tmp/verifier/bin/pip install reasoning-gym==0.1.25 pydantic pluggy sympy==1.14.0
+    /tmp/verifier/bin/pip install --no-deps -e . -e plugins/r3-plugin-countdown
+    /tmp/verifier/bin/python benchmarks/verifier.py
+
+Both judge the same answers, a quarter of each kind below: reasoning-gym gets the bare answer, ours the whole response
+with its tags, and returns a verdict with a reason. The rates are medians over rounds that take turns, by the process's
+own time, so that other work on the machine matters little. Exits with 1 when ours is less than 15 times as fast.
+reasoning-gym executes the answers that it scores; these ones are harmless.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+from r3_plugin_countdown.task import Countdown
+from r3core import Example
+
+PROBLEMS = 250
+ROUNDS = 11
+REQUIRED = 15.0
+KINDS = ("right", "wrong value", "wrong numbers", "malformed")
+
+Answers = Sequence[tuple[Example, str]]
+
+
+def answers_of(kind: str, examples: Sequence[Example], rng: random.Random) -> Answers:
+    """Return one bare answer of a kind for every problem."""
+    return [(example, _answer(kind, example, rng)) for example in examples]
+
+
+def _answer(kind: str, example: Example, rng: random.Random) -> str:
+    numbers: Any = example.info["numbers"]
+    solution = str(example.info["solution"])
+    if kind == "right":
+        return solution
+    if kind == "wrong value":
+        return " + ".join(map(str, numbers)) + " - 0" * (sum(numbers) == example.answer)
+    if kind == "wrong numbers":
+        return f"{solution} + {rng.randint(1, 20)}"
+    broken = [f"({solution}", f"{solution} = {example.answer}", f"{solution} +", solution.replace(" ", " $ ")]
+    return rng.choice(broken)
+
+
+def our_judge(task: Countdown) -> Callable[[Answers], list[bool]]:
+    """Return our verifier as a function of answers."""
+
+    def judge(answers: Answers) -> list[bool]:
+        return [task.verify(example, f"<answer>{answer}</answer>").outcome == "pass" for example, answer in answers]
+
+    return judge
+
+
+def their_judge() -> Callable[[Answers], list[bool]]:
+    """Return reasoning-gym's scorer as a function of answers."""
+    from reasoning_gym.games.countdown import CountdownDataset
+
+    score = CountdownDataset.score_answer
+    nobody = SimpleNamespace()  # the scorer looks at no field of its data set
+
+    def judge(answers: Answers) -> list[bool]:
+        return [score(nobody, answer, {"metadata": example.info}) == 1.0 for example, answer in answers]
+
+    return judge
+
+
+def measure(judges: dict[str, Callable[[Answers], list[bool]]], answers: Answers) -> dict[str, float]:
+    """Return the median answers/s of each judge, in rounds that take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in judges}
+    for _ in range(ROUNDS):
+        for name, judge in judges.items():
+            began = time.process_time()
+            judge(answers)
+            seconds[name].append(time.process_time() - began)
+    return {name: len(answers) / statistics.median(times) for name, times in seconds.items()}
+
+
+def main() -> int:
+    """Print both rates for each kind of answer and for all, and their ratio."""
+    task = Countdown(numbers=(3, 4))
+    examples = list(islice(task.load("test"), PROBLEMS))
+    judges = {"r3": our_judge(task), "reasoning-gym": their_judge()}
+    rng = random.Random(0)
+    mixed: list[tuple[Example, str]] = []
+    for kind in KINDS:
+        answers = answers_of(kind, examples, rng)
+        for name, judge in judges.items():  # also brings both to their usual speed
+            if set(judge(answers)) != {kind == "right"}:
+                print(f"{name} does not judge the answers of the kind `{kind}` as expected", file=sys.stderr)
+                return 1
+        report(kind, measure(judges, answers))
+        mixed += answers
+    rng.shuffle(mixed)
+    ratio = report("all", measure(judges, mixed))
+    if ratio < REQUIRED:
+        print(f"the ratio is below {REQUIRED:g}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def report(kind: str, rates: dict[str, float]) -> float:
+    """Print one line and return the ratio."""
+    ratio = rates["r3"] / rates["reasoning-gym"]
+    print(f"{kind:13}  r3 {rates['r3']:9,.0f}/s  reasoning-gym {rates['reasoning-gym']:7,.0f}/s  ratio {ratio:5.1f}")
+    return ratio
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The Countdown task for r3core; importing this package imports nothing else."""

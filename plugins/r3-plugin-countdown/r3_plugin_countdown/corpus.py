@@ -1,0 +1,243 @@
+"""Synthetic episodes for pre-training the built-in model: attempts, reflections of mixed quality, retries.
+
+The prompts are the task's and the core's own; only what the assistant says is made up here. Reflections come in four
+kinds: platitudes, a right first step, a wrong first step, and a search through first steps. What is sampled as the
+model's own behaviour is trained on; in a search, the proposals that fail are context only, so that the model learns to
+propose what works after what did not, and not to imitate failing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from r3core import Example, Message, Verdict, prompts
+from r3_plugin_countdown.task import Countdown
+
+LARGEST_RESULT = 400
+"""Intermediate results above this are never written; every number up to it is one token."""
+
+PRACTICE = 0.6
+"""Share of the reflections that are searches whose beginning carries no loss: they teach how to search, not to choose it."""
+KINDS = {"platitude": 0.52, "right step": 0.11, "wrong step": 0.14, "search": 0.23}
+RIGHT_ATTEMPTS = 0.4
+WITHOUT_REFLECTION = 0.15
+FOLLOWS = {"right step": 0.92, "search": 0.92, "wrong step": 0.75}
+"""How often a retry uses the first step that its reflection ended on."""
+SEARCH_SPELLED_OUT = 0.3
+"""How often a search that found a first step goes on to write out the second."""
+WORKED = 0.25
+"""How often an attempt shows its steps before the answer."""
+
+PLATITUDES = (
+    "I made a mistake.",
+    "I was too hasty.",
+    "I will check every step.",
+    "I should have been more careful.",
+    "I will read the task again.",
+    "I need to use each number once.",
+    "Next time I will try a different way.",
+    "I must watch the order of the operations.",
+)
+RESULT_IS = "My expression makes "
+WRONG_NUMBERS = "I did not use the given numbers."
+BEGIN_WITH = "I should begin with "
+SEARCH = "Let me test first steps: "
+STOP = "."
+NO = " no. "
+YES = " yes."
+THEN = " Then "
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of an assistant's turn; without `trained` it carries no loss."""
+
+    text: str
+    trained: bool = True
+
+
+Turn = Sequence[Piece]
+Conversation = list[tuple[str, Turn]]  # (role, pieces)
+
+
+class Step(NamedTuple):
+    left: int
+    operator: str
+    right: int
+    result: int
+    rest: int
+    """The number that the step leaves over."""
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.operator} {self.right}"
+
+
+class Solution(NamedTuple):
+    first: Step
+    second: str
+    expression: str
+
+
+def first_steps(numbers: Sequence[int]) -> list[Step]:
+    """Return every first step on three numbers, the larger number first, with a positive whole result."""
+    steps = set()
+    for index, rest in enumerate(numbers):
+        low, high = sorted(n for i, n in enumerate(numbers) if i != index)
+        steps |= {Step(high, "+", low, high + low, rest), Step(high, "*", low, high * low, rest)}
+        if high > low:
+            steps.add(Step(high, "-", low, high - low, rest))
+        if low > 1 and high % low == 0:
+            steps.add(Step(high, "/", low, high // low, rest))
+    return sorted(step for step in steps if step.result <= LARGEST_RESULT)
+
+
+def finishes(step: Step) -> Iterator[tuple[int, str, str]]:
+    """Yield the result, the second step and the whole expression of every way to finish after a first step."""
+    c, d, inner = step.result, step.rest, f"({step})"
+    yield c + d, f"{c} + {d}", f"{inner} + {d}"
+    yield c * d, f"{c} * {d}", f"{inner} * {d}"
+    if c > d:
+        yield c - d, f"{c} - {d}", f"{inner} - {d}"
+    else:
+        yield d - c, f"{d} - {c}", f"{d} - {inner}"
+    if c % d == 0:
+        yield c // d, f"{c} / {d}", f"{inner} / {d}"
+    elif d % c == 0:
+        yield d // c, f"{d} / {c}", f"{d} / {inner}"
+
+
+class Teacher:
+    """Writes the assistant's side of episodes about one problem."""
+
+    def __init__(self, example: Example, rng: random.Random) -> None:
+        self.rng = rng
+        self.numbers: list[int] = example.info["numbers"]  # type: ignore[assignment]
+        self.target: int = example.info["target"]  # type: ignore[assignment]
+        self.steps = first_steps(self.numbers)
+        self.solutions = [
+            Solution(step, second, expression)
+            for step in self.steps
+            for result, second, expression in finishes(step)
+            if result == self.target
+        ]
+        right = {solution.first for solution in self.solutions}
+        self.dead_ends = [step for step in self.steps if step not in right]
+
+    def guess(self, *, right: bool) -> tuple[str, int | None]:
+        """Return an expression and its value; `None` when it does not use the given numbers."""
+        if right:
+            return self.rng.choice(self.solutions).expression, self.target
+        if self.rng.random() < 0.1:
+            numbers = list(self.numbers)
+            numbers[self.rng.randrange(len(numbers))] = self.rng.randint(1, 20)
+            if sorted(numbers) != sorted(self.numbers):
+                _, _, expression = self.rng.choice(list(finishes(self.rng.choice(first_steps(numbers)))))
+                return expression, None
+        return self.miss(self.rng.choice(self.steps))
+
+    def miss(self, step: Step) -> tuple[str, int | None]:
+        """Return a wrong expression after a first step, more often one that comes near the target."""
+        wrong = [(abs(result - self.target), result, text) for result, _, text in finishes(step)]
+        wrong = sorted(item for item in wrong if item[0] > 0)
+        _, result, expression = wrong[0] if self.rng.random() < 0.6 else self.rng.choice(wrong)
+        return expression, result
+
+    def answer(self, expression: str) -> Turn:
+        return [Piece(f"<answer>{expression}</answer>")]
+
+    def attempt(self, *, right: bool) -> tuple[Turn, int | None]:
+        """Return an attempt and the value of its expression."""
+        expression, value = self.guess(right=right)
+        if value is not None and self.rng.random() < WORKED:
+            for step in self.steps:
+                for result, second, text in finishes(step):
+                    if text == expression and result <= LARGEST_RESULT:
+                        worked = Piece(f"{step} = {step.result}, {second} = {result}{STOP} ")
+                        return [worked, *self.answer(expression)], value
+        return self.answer(expression), value
+
+    def reflection(self, kind: str, value: int | None, *, practice: bool = False) -> tuple[Turn, Step | None]:
+        """Return a reflection of one kind on an attempt of a value, and the first step it ends on."""
+        opening = []
+        if self.rng.random() < 0.5:
+            opening = [Piece(WRONG_NUMBERS + " " if value is None else f"{RESULT_IS}{value}{STOP} ")]
+        if kind == "platitude":
+            return [*opening, Piece(" ".join(self.rng.sample(PLATITUDES, self.rng.randint(1, 3))))], None
+        if kind == "search":
+            turn, step = self.search(practice=practice)
+            return [*opening, *turn], step
+        step = self.rng.choice(self.solutions).first if kind == "right step" else self.rng.choice(self.dead_ends)
+        return [*opening, Piece(f"{BEGIN_WITH}{step} = {step.result}{STOP}")], step
+
+    def search(self, *, practice: bool) -> tuple[Turn, Step]:
+        """Try first steps that lead nowhere, then one that works."""
+        misses = self.rng.randint(0, min(9, len(self.dead_ends)))
+        pieces = [Piece(SEARCH, trained=not practice)]
+        for step in self.rng.sample(self.dead_ends, misses):
+            pieces += [Piece(str(step), trained=False), Piece(f" = {step.result}{NO}")]
+        found = self.rng.choice(self.solutions)
+        pieces.append(Piece(f"{found.first} = {found.first.result}{YES}"))
+        if self.rng.random() < SEARCH_SPELLED_OUT:
+            pieces.append(Piece(f"{THEN}{found.second} = {self.target}{STOP}"))
+        return pieces, found.first
+
+    def retry(self, kind: str | None, step: Step | None) -> Turn:
+        """Return the retry after a reflection: often along its first step, else a fresh attempt."""
+        if step is None or kind is None or self.rng.random() >= FOLLOWS[kind]:
+            return self.attempt(right=self.rng.random() < RIGHT_ATTEMPTS)[0]
+        ways = [solution.expression for solution in self.solutions if solution.first == step]
+        return self.answer(self.rng.choice(ways) if ways else self.miss(step)[0])
+
+
+def episode(task: Countdown, example: Example, rng: random.Random) -> Conversation:
+    """Return one conversation: an attempt that succeeds, or one that fails, with what follows."""
+    teacher = Teacher(example, rng)
+    right = rng.random() < RIGHT_ATTEMPTS
+    if not right and not teacher.dead_ends:
+        right = True
+    attempt, value = teacher.attempt(right=right)
+    asked = prompts.attempt(task, example)
+    if right:
+        return _conversation(asked, [attempt])
+    said = prompts.failure(task.wording, Verdict.failed(), "binary")
+    if rng.random() < WITHOUT_REFLECTION:
+        turns = [attempt, teacher.retry(None, None)]
+        return _conversation(prompts.retry(asked, _text(attempt), said, None, task.wording), turns)
+    practice = rng.random() < PRACTICE
+    kind = "search" if practice else rng.choices(list(KINDS), list(KINDS.values()))[0]
+    reflection, step = teacher.reflection(kind, value, practice=practice)
+    turns = [attempt, reflection, teacher.retry(kind, step)]
+    return _conversation(prompts.retry(asked, _text(attempt), said, _text(reflection), task.wording), turns)
+
+
+def phrases(task: Countdown) -> list[str]:
+    """Return the fixed stretches of text that the tokenizer keeps whole: the real prompts' and the corpus's own."""
+    marked = Example.model_validate({"id": "phrases", "info": {"numbers": ["\0"], "target": "\0"}})
+    words = task.wording
+    return [
+        *(part for part in task.prompt(marked).split("\0") if part),
+        f"{words.failed} {words.reflect}",
+        f"{words.failed} {words.retry}",
+        words.retry,
+        words.generic,
+        *PLATITUDES,
+        *(RESULT_IS, WRONG_NUMBERS, BEGIN_WITH, SEARCH, NO, YES, THEN),
+        *(" + ", " - ", " * ", " / ", " = ", ", ", ". ", "(", ")", "<answer>", "</answer>"),
+    ]
+
+
+def _text(turn: Turn) -> str:
+    return "".join(piece.text for piece in turn)
+
+
+def _conversation(asked: Sequence[Message], turns: Sequence[Turn]) -> Conversation:
+    """Put the assistant's turns, with what is trained of them, into the conversation the core built."""
+    spoken = iter(turns)
+    conversation: Conversation = [
+        (message["role"], next(spoken) if message["role"] == "assistant" else [Piece(message["content"], trained=False)])
+        for message in asked
+    ]
+    return [*conversation, *(("assistant", turn) for turn in spoken)]

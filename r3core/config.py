@@ -1,0 +1,307 @@
+"""The configuration: one frozen tree, read from a preset, a file, `--set` overrides and flags."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from r3core.errors import ConfigError, did_you_mean
+from r3core.task import Frozen, Split, Task, Wording
+
+
+class Section(Frozen):
+    """One part of the configuration; the string under a field is its description in the reference."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Turn(Section):
+    """How the tokens of one kind of turn are drawn."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """0 decodes greedily."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Only the most probable tokens that together reach this probability are drawn."""
+    top_k: int = Field(default=0, ge=0)
+    """Only so many of the most probable tokens are drawn; 0 keeps every token."""
+    max_tokens: int = Field(default=512, gt=0)
+    """A turn is cut off after so many tokens."""
+
+
+class Turns(Section):
+    """How tokens are drawn, turn by turn, in mining, training and evaluation alike."""
+
+    attempt: Turn = Turn()
+    """The first attempt."""
+    reflection: Turn = Turn(max_tokens=256)
+    """The reflection; in training, the options of the same meaning under `grpo` come first."""
+    retry: Turn = Turn()
+    """The second attempt."""
+
+
+class Phrases(Section):
+    """Sentences that replace those of the task; what is not set stays the task's."""
+
+    failed: str | None = None
+    """Opens the turn after a wrong attempt."""
+    failed_because: str | None = None
+    """The same under `feedback: reason`; `{reason}` is the verdict's reason."""
+    reflect: str | None = None
+    """Asks for the reflection."""
+    retry: str | None = None
+    """Asks for the second attempt."""
+    generic: str | None = None
+    """The reflection of the control that puts a generic sentence in its place."""
+
+
+class Mine(Section):
+    """Which failures are collected."""
+
+    split: Split = "train"
+    """The split whose problems are attempted."""
+    limit: int | None = Field(default=512, gt=0)
+    """At most so many problems; null takes them all."""
+    samples: int = Field(default=1, gt=0)
+    """Attempts at each problem."""
+    keep: Literal["any-failed", "all-failed"] = "any-failed"
+    """Keep the failures of a problem when any of its attempts failed, or only when all of them did."""
+    min_pass_rate: float = Field(default=0.0, ge=0, le=1)
+    """Problems whose pass rate is lower are left out; the bound itself is allowed."""
+    max_pass_rate: float = Field(default=1.0, ge=0, le=1)
+    """Problems whose pass rate is higher are left out; the bound itself is allowed."""
+    probe: int = Field(default=64, ge=0)
+    """Failures on which the forecast after mining tries a few reflections; 0 makes no forecast."""
+    failures: Path | None = None
+    """An existing set of failures, used instead of mining."""
+
+    @field_validator("max_pass_rate")
+    @classmethod
+    def _bounds_in_order(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("min_pass_rate", 0.0):
+            raise ValueError(f"it should not be below mine.min_pass_rate, which is {info.data['min_pass_rate']}")
+        return value
+
+
+class Train(Section):
+    """What a reflection is rewarded for."""
+
+    retries: int = Field(default=1, gt=0)
+    """Retries after each reflection; the reward is the share of them that passed."""
+    reward_leaks: bool = True
+    """False: a reflection that contains a passing answer earns nothing."""
+    shuffle_rewards: bool = False
+    """A control: rewards are permuted within the batch, so that they carry no information."""
+
+
+class Evaluate(Section):
+    """What base and trained model are compared on."""
+
+    split: Split = "test"
+    """The split whose problems are attempted."""
+    limit: int | None = Field(default=500, gt=0)
+    """At most so many problems; null takes them all."""
+    samples: int = Field(default=1, gt=0)
+    """Attempts at each problem; intervals and tests then count problems, not attempts."""
+    controls: bool = False
+    """Also retry without a reflection, with a generic one, with another problem's, and by plain resampling."""
+    cross: bool = False
+    """Also compare reflections by base or trained with retries by base or trained."""
+
+
+class Config(Section):
+    """Everything that decides what a run does."""
+
+    task: str
+    """The name of an installed task, `path/to/file.py:Class` or `module:Class`."""
+    task_options: dict[str, Any] = {}
+    """The task's own options."""
+    model: str | None = None
+    """A folder or a name on the hub; null takes the small model that the task ships."""
+    revision: str | None = None
+    """The branch, tag or commit of a model on the hub."""
+    trust_remote_code: bool = False
+    """Let a model on the hub run code of its own."""
+    engine: Literal["transformers"] = "transformers"
+    """What generates text."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type of the weights; `auto` takes the one they were saved in."""
+    seed: int = Field(default=0, ge=0)
+    """The one seed that everything random follows from."""
+    output_dir: Path | None = None
+    """The run directory; null makes `runs/TASK-HASH`, where the hash is that of the configuration."""
+    preset: str | None = None
+    """A named set of values, below those of the file and the command line."""
+    feedback: Literal["binary", "reason"] = "binary"
+    """Whether the model is told only that it failed, or also why."""
+    wording: Phrases = Phrases()
+    """The sentences that r3 says to the model."""
+    batch_size: int = Field(default=128, gt=0)
+    """Conversations generated at once, outside of training."""
+    sampling: Turns = Turns()
+    """How tokens are drawn."""
+    mine: Mine = Mine()
+    """Which failures are collected."""
+    train: Train = Train()
+    """What a reflection is rewarded for."""
+    grpo: dict[str, Any] = {}
+    """Any option of TRL's GRPOConfig, under its own name."""
+    evaluate: Evaluate = Evaluate()
+    """What base and trained model are compared on."""
+
+    def wording_for(self, task: Task) -> Wording:
+        """Return the task's sentences, with those that this configuration replaces."""
+        return task.wording.model_copy(update=self.wording.model_dump(exclude_none=True))
+
+    def grpo_options(self) -> dict[str, Any]:
+        """Return the options of GRPOConfig that the run asks for; how reflections are sampled is among them."""
+        turn = self.sampling.reflection
+        sampling = {"temperature": turn.temperature, "top_p": turn.top_p, "top_k": turn.top_k}
+        return sampling | {"max_completion_length": turn.max_tokens, "seed": self.seed} | self.grpo
+
+    def record(self) -> dict[str, Any]:
+        """Return all that decides a run's outcome, as JSON values: everything but where it is written."""
+        return self.model_dump(mode="json", exclude={"output_dir"})
+
+    @property
+    def directory(self) -> Path:
+        """Where the run is written: `output_dir`, or a name that follows from the configuration."""
+        if self.output_dir is not None:
+            return self.output_dir
+        digest = hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()
+        return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.task.rsplit(':')[-1])}-{digest[:8]}"
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {  # "Reflect, Retry, Reward", arXiv 2505.24726
+        "mine.samples": 64,
+        "grpo.beta": 0.001,
+        "grpo.learning_rate": 5e-7,
+        "grpo.lr_scheduler_type": "cosine",
+        "grpo.warmup_steps": 0.03,  # below 1, transformers reads it as the ratio of all steps
+        "grpo.max_steps": 1750,
+        "grpo.per_device_train_batch_size": 8,  # 8 x 32 = the effective batch of 256, on one process
+        "grpo.gradient_accumulation_steps": 32,
+        # Not published, so the rest is our choice.
+        "grpo.num_generations": 8,
+        "sampling.attempt.temperature": 1.0,
+        "sampling.reflection.temperature": 1.0,
+        "sampling.retry.temperature": 1.0,
+    },
+}
+"""Named sets of values: dotted keys, as in `--set`."""
+
+
+def known_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of the configuration, sections as well as what is in them."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+
+
+def chosen_task(
+    file: Path | None = None, overrides: Sequence[str] = (), *, flags: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options of the task that is asked for, which must be known before all else."""
+    asked = _asked(file, overrides, flags or {})
+    name, options = asked.get("task"), asked.get("task_options") or {}
+    if name is None:
+        raise ConfigError("no task is named", "name one with --task, or with `task` in the configuration file")
+    if not isinstance(name, str):
+        raise ConfigError(f"`task` cannot be {name!r}: it should be a valid string")
+    if not isinstance(options, dict):
+        raise ConfigError(f"`task_options` cannot be {options!r}: it should be a set of options and their values")
+    return name, options
+
+
+def resolve(
+    task: Task,
+    file: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Return the configuration of a run of `task`; a flag that is None was not given.
+
+    From weak to strong: defaults, the settings of the task's built-in model when that is the one used, the preset,
+    the file, `--set` overrides, flags. Raises ConfigError for an unknown key or a value that is not allowed.
+    """
+    asked = _asked(file, overrides, flags or {})
+    preset = asked.get("preset")
+    if preset is not None and preset not in PRESETS:
+        near = did_you_mean(str(preset), list(PRESETS))
+        raise ConfigError(f"no preset is called `{preset}`; known: {', '.join(sorted(PRESETS))}", *near)
+    below = _nested(PRESETS[preset]) if preset else {}
+    if task.demo is not None and _merged([below, asked]).get("model") is None:
+        below = _merged([_nested(task.demo.settings), below])
+    values = {"task": task.name} | _merged([below, asked]) | {"task_options": task.options()}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise _explained(error) from None
+
+
+def model_of(config: Config, task: Task) -> str:
+    """Return the folder or the hub's name of the model; ConfigError when none is named and the task ships none."""
+    if config.model is not None:
+        return config.model
+    if task.demo is None:
+        raise ConfigError(f"task `{task.name}` ships no model of its own", "name one with --model")
+    return str(task.demo.model)
+
+
+def _asked(file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    layers: list[Any] = []
+    source = f"the configuration file {file}"
+    try:
+        if file is not None:
+            layers.append(OmegaConf.load(file))
+        for override in overrides:
+            source = f"--set {override}"
+            if not re.match(r"[^=\s]+=", override):
+                raise ConfigError(f"`{source}` is not of the form key=value", "for example --set mine.limit=100")
+            layers.append(OmegaConf.from_dotlist([override]))
+        source = "the configuration"
+        layers.append(_nested({key: value for key, value in flags.items() if value is not None}))
+        return _merged(layers)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {file}") from None
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+        raise ConfigError(f"{source} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.create()
+    for key, value in dotted.items():
+        OmegaConf.update(tree, key, value)
+    return cast(dict[str, Any], OmegaConf.to_container(tree))
+
+
+def _merged(layers: Sequence[Any]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge({}, *layers), resolve=True))
+
+
+def _explained(error: ValidationError) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        hints = did_you_mean(key, list(known_keys()))
+        trl = () if len(first["loc"]) > 1 else ("an option of TRL's GRPOConfig is set as `grpo.NAME`",)
+        return ConfigError(f"there is no configuration key `{key}`", *hints, *trl)
+    said = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    said = re.sub(r"a valid dictionary or instance of \w+", "a section with keys of its own", said)
+    return ConfigError(f"`{key}` cannot be {first['input']!r}: {said}")

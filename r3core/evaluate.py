@@ -1,0 +1,223 @@
+"""Evaluation: base and trained model on the same held-out problems, with controls and paired tests."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from r3core.episode import CONTROLS, Answer, Arm, Episode
+from r3core.generation import Generator
+from r3core.progress import progress_bar
+from r3core.protocol import Protocol, seed_of
+from r3core.runs import Run
+from r3core.stats import Difference, Rate, clustered, paired
+from r3core.task import Example, Frozen
+
+Load = Callable[[], Generator]
+"""Loads a model when it is needed, so that two large ones need not be in memory at once."""
+
+
+class Scores(Frozen):
+    """What one model does on the held-out problems; every rate has its interval."""
+
+    first: Rate
+    """Attempts that passed."""
+    second: Rate
+    """Problems solved by the attempt or, after a reflection, by the retry."""
+    fix: Rate
+    """Retries that passed, of the first attempts that failed."""
+    controls: dict[Arm, Rate]
+    """The same fix rate, over the same failures, with something else in the reflection's place."""
+    leaks: Rate
+    """Reflections that give the answer away, of those that could be tested."""
+    fix_without_leak: Rate
+    """The fix rate over the failures whose reflection did not give the answer away."""
+    truncated: Rate
+    """Reflections that the limit of tokens cut off."""
+    errors: int
+    """Answers that the verifier could not judge; they count in no rate."""
+
+
+class Paired(Frozen):
+    """Trained minus base, over the same problems."""
+
+    first: Difference
+    second: Difference
+
+
+class Result(Frozen):
+    """The outcome of an evaluation: what `--json` prints."""
+
+    base: Scores
+    trained: Scores | None = None
+    paired: Paired | None = None
+    cross: dict[str, dict[str, Rate]] | None = None
+    """Fix rates over the base's failures: reflections by -> retries by -> rate."""
+
+
+def evaluate(run: Run, protocol: Protocol, examples: Sequence[Example], *, base: Load, trained: Load | None) -> Result:
+    """Evaluate one or two models on the same problems with the same seeds; goes on where it was stopped."""
+    models = {"base": base} | ({"trained": trained} if trained else {})
+    with run.clock("evaluate") as tick:
+        episodes = {
+            name: _episodes(run, protocol, examples, load=load, name=name, tick=tick) for name, load in models.items()
+        }
+        cross = None
+        if protocol.config.evaluate.cross and trained:
+            cross = _cross(run, protocol, episodes["base"], models=models, tick=tick)
+    return Result(
+        base=scores(episodes["base"]),
+        trained=scores(episodes["trained"]) if trained else None,
+        paired=compare(episodes["base"], episodes["trained"]) if trained else None,
+        cross=cross,
+    )
+
+
+def scores(episodes: Sequence[Episode]) -> Scores:
+    """Return the rates of one model's episodes; samples of one problem are clustered."""
+    failed = [episode for episode in episodes if episode.failed]
+    arms = [arm for arm in CONTROLS if any(arm in episode.retries for episode in failed)]
+    reflected = [(e, e.reflection) for e in failed if e.reflection]
+    answers = [answer for episode in episodes for answer in (episode.attempt, *episode.retries.values())]
+    return Scores(
+        first=_rate((e, _passed(e.attempt)) for e in episodes),
+        second=_rate((e, solved(e)) for e in episodes),
+        fix=fix_rate(failed, "reflect"),
+        controls={arm: fix_rate(failed, arm) for arm in arms},
+        leaks=_rate((e, reflection.leaked) for e, reflection in reflected),
+        fix_without_leak=fix_rate([e for e, reflection in reflected if reflection.leaked is False], "reflect"),
+        truncated=_rate((e, reflection.stopped == "length") for e, reflection in reflected),
+        errors=sum(answer.verdict.outcome == "error" for answer in answers),
+    )
+
+
+def fix_rate(failed: Iterable[Episode], arm: Arm) -> Rate:
+    """Return the share of failures that an arm's retry fixed; retries that could not be judged are left out."""
+    return _rate((e, _passed(e.retries.get(arm))) for e in failed)
+
+
+def solved(episode: Episode) -> bool | None:
+    """Tell whether either of the two attempts is right; None when that could not be judged."""
+    if episode.failed:
+        return _passed(episode.retries.get("reflect"))
+    return _passed(episode.attempt)
+
+
+def compare(before: Sequence[Episode], after: Sequence[Episode]) -> Paired:
+    """Return the paired differences, over the problems that could be judged on both sides."""
+    return Paired(
+        first=_difference(before, after, lambda episode: _passed(episode.attempt)),
+        second=_difference(before, after, solved),
+    )
+
+
+def _episodes(
+    run: Run, protocol: Protocol, examples: Sequence[Example], *, load: Load, name: str, tick: Callable[[], None]
+) -> list[Episode]:
+    """Return one model's episodes, every arm of each, batch by batch."""
+    config = protocol.config
+    samples = config.evaluate.samples
+    size = max(1, config.batch_size // samples)
+    arms: list[Arm] = ["reflect", *(CONTROLS if config.evaluate.controls else ())]
+    generator = _Once(load)
+    done = len(run.read(f"evaluate-{name}")) // samples
+    with progress_bar(f"eval {name}", len(examples), done=done) as bar:
+
+        def episodes_of(number: int, batch: Sequence[Example]) -> list[Episode]:
+            def seed(what: str) -> int:  # the same for base and trained
+                return seed_of(config.seed, "evaluate", number, what)
+
+            episodes = protocol.attempt(batch, generator(), seed=seed("attempt"), samples=samples)
+            episodes = protocol.reflect(episodes, generator(), seed=seed("reflect"))
+            for arm in arms:
+                episodes = protocol.retry(episodes, generator(), seed=seed(arm), arm=arm)
+            bar(len(batch))
+            tick()
+            return episodes
+
+        rows = run.extend(f"evaluate-{name}", examples, episodes_of, size=size, each=samples)
+    return [Episode.model_validate(row) for row in rows]
+
+
+def _cross(
+    run: Run,
+    protocol: Protocol,
+    base: Sequence[Episode],
+    *,
+    models: dict[str, Load],
+    tick: Callable[[], None],
+) -> dict[str, dict[str, Rate]]:
+    """Return who earns the gain: reflections by base or trained x retries by base or trained, on the base's failures.
+
+    The trained model writes its reflections on those failures first; one model is needed at a time.
+    """
+    failed = [episode for episode in base if episode.failed]
+    config = protocol.config
+
+    def stage(
+        name: str, episodes: Sequence[Episode], load: Load, work: Callable[[Generator, Sequence[Episode], int], Any]
+    ) -> list[Episode]:
+        generator = _Once(load)
+
+        def made(number: int, batch: Sequence[Episode]) -> list[Episode]:
+            result: list[Episode] = work(generator(), batch, seed_of(config.seed, "cross", number, name))
+            tick()
+            return result
+
+        rows = run.extend(f"cross-{name}", episodes, made, size=config.batch_size)
+        return [Episode.model_validate(row) for row in rows]
+
+    def reflect(generator: Generator, batch: Sequence[Episode], seed: int) -> list[Episode]:
+        return protocol.reflect(batch, generator, seed=seed)
+
+    def retry(generator: Generator, batch: Sequence[Episode], seed: int) -> list[Episode]:
+        return protocol.retry([e.model_copy(update={"retries": {}}) for e in batch], generator, seed=seed)
+
+    trained_reflections = stage("trained", failed, models["trained"], reflect)
+    cells = {
+        ("base", "trained"): stage("base-trained", failed, models["trained"], retry),
+        ("trained", "trained"): stage("trained-trained", trained_reflections, models["trained"], retry),
+        ("trained", "base"): stage("trained-base", trained_reflections, models["base"], retry),
+        ("base", "base"): failed,
+    }
+    names = ("base", "trained")
+    return {by: {then: fix_rate(cells[by, then], "reflect") for then in names} for by in names}
+
+
+class _Once:
+    """Loads a generator at the first call, and gives that one ever after."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.loaded: Generator | None = None
+
+    def __call__(self) -> Generator:
+        if self.loaded is None:
+            self.loaded = self.load()
+        return self.loaded
+
+
+def _passed(answer: Answer | None) -> bool | None:
+    if answer is None or answer.verdict.outcome == "error":
+        return None
+    return answer.verdict.outcome == "pass"
+
+
+def _rate(outcomes: Iterable[tuple[Episode, bool | None]]) -> Rate:
+    return clustered([(episode.example.id, passed) for episode, passed in outcomes if passed is not None])
+
+
+def _difference(
+    before: Sequence[Episode], after: Sequence[Episode], judged: Callable[[Episode], bool | None]
+) -> Difference:
+    sides: list[dict[str, list[bool]]] = []
+    for episodes in (before, after):
+        problems: dict[str, list[bool]] = defaultdict(list)
+        for episode in episodes:
+            if (passed := judged(episode)) is not None:
+                problems[episode.example.id].append(passed)
+        sides.append(problems)
+    one, other = sides
+    shared = one.keys() & other.keys()
+    return paired({key: one[key] for key in one if key in shared}, {key: other[key] for key in one if key in shared})

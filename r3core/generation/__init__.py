@@ -1,0 +1,49 @@
+"""The seam between the protocol and whatever generates text: conversations and sampling in, completions out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pydantic import Field
+
+from r3core.episode import Stopped
+from r3core.task import Frozen, Message
+
+Conversation = Sequence[Message]
+Progress = Callable[[int], None]
+"""Called with the number of completions that have just ended."""
+
+
+class Sampling(Frozen):
+    """How tokens are drawn; the names are those of vLLM's and transformers' sampling options."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """0 decodes greedily."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """0 keeps every token."""
+    max_tokens: int = Field(default=256, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+
+class Completion(Frozen):
+    """One generated turn."""
+
+    text: str
+    token_ids: list[int]
+    """The generated tokens, without the end-of-turn token."""
+    stopped: Stopped
+
+
+class Generator(Protocol):
+    """Anything that continues conversations: a local model, a server, a trainer's current policy, a script."""
+
+    def generate(
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, progress: Progress | None = None
+    ) -> list[Completion]:
+        """Return one completion a conversation, in the same order.
+
+        The same conversations, sampling and seed give the same completions, where the engine can.
+        """
+        ...

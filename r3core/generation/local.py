@@ -1,0 +1,193 @@
+"""The `transformers` engine: batched generation with a key-value cache, on a model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r3core.errors import UsageError
+from r3core.generation import Completion, Conversation, Progress, Sampling
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SHRINK_AT = 0.7  # the batch is rebuilt without its ended rows when only this share of it is still alive
+
+
+class TransformersGenerator:
+    """Continues conversations with a transformers model.
+
+    Prompts are sorted by length, so that padding is small. Rows that ended leave the batch, and their part of the cache
+    is dropped, once enough of them have: rebuilding the cache for each would cost more than it saves.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 128) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    def generate(
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, progress: Progress | None = None
+    ) -> list[Completion]:
+        """Return one completion a conversation, in the same order.
+
+        Raises UsageError when a prompt and `max_tokens` together exceed the model's context.
+        """
+        prompts = [self.encode(conversation) for conversation in conversations]
+        return [
+            Completion(text=self.tokenizer.decode(ids, skip_special_tokens=True), token_ids=ids, stopped=stopped)
+            for ids, stopped in (
+                (ids[:-1], "end") if ended else (ids, "length")
+                for ids, ended in self.continue_ids(prompts, sampling, progress=progress)
+            )
+        ]
+
+    def encode(self, conversation: Conversation) -> list[int]:
+        """Return the token ids of a conversation, up to where the assistant's turn begins."""
+        ids = self.tokenizer.apply_chat_template(
+            [dict(message) for message in conversation], add_generation_prompt=True, return_dict=False
+        )
+        return list(ids)
+
+    def continue_ids(
+        self, prompts: Sequence[list[int]], sampling: Sampling, *, progress: Progress | None = None
+    ) -> list[tuple[list[int], bool]]:
+        """Return, for each prompt of token ids, the generated ids and whether the last of them is an end token."""
+        import torch
+
+        self._check_lengths(prompts, sampling)
+        random = torch.Generator(self.model.device).manual_seed(sampling.seed)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+        results: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                with torch.no_grad():
+                    continued = self._continue([prompts[index] for index in batch], sampling, random)
+                for index, result in zip(batch, continued, strict=True):
+                    results[index] = result
+                if progress:
+                    progress(len(batch))
+        finally:
+            self.model.train(was_training)
+        return results
+
+    def _continue(
+        self, prompts: Sequence[list[int]], sampling: Sampling, random: torch.Generator
+    ) -> list[tuple[list[int], bool]]:
+        import torch
+        from transformers import DynamicCache
+
+        device = self.model.device
+        pad = self.tokenizer.pad_token_id or 0
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        ends = torch.tensor(sorted(self._end_ids()), device=device)
+        cache = DynamicCache(config=self.model.config)
+        rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch continues
+        alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        drawn: list[tuple[torch.Tensor, torch.Tensor]] = []  # each step's rows and their tokens
+        for _ in range(sampling.max_tokens):
+            logits = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]  # (rows, vocabulary)
+            tokens = _draw(logits, sampling, random)  # (rows,)
+            drawn.append((rows[alive], tokens[alive]))
+            alive = alive & ~torch.isin(tokens, ends)
+            living = int(alive.sum())
+            if living == 0:
+                break
+            if living <= _SHRINK_AT * len(rows):
+                kept = alive.nonzero().squeeze(1)
+                cache.batch_select_indices(kept)
+                rows, tokens, mask, positions, alive = (t[kept] for t in (rows, tokens, mask, positions, alive))
+            ids = tokens.unsqueeze(1)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+        return _by_row(drawn, len(prompts), self._end_ids())
+
+    def _end_ids(self) -> set[int]:
+        """Return the tokens that end a turn: the model's own list, and the tokenizer's."""
+        configured: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        listed = configured if isinstance(configured, list) else [configured]
+        return {token for token in (*listed, self.tokenizer.eos_token_id) if token is not None}
+
+    def _check_lengths(self, prompts: Sequence[list[int]], sampling: Sampling) -> None:
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        longest = max(prompts, key=len, default=[])
+        if context is not None and len(longest) + sampling.max_tokens > context:
+            opening = self.tokenizer.decode(longest, skip_special_tokens=True)[:80]
+            raise UsageError(
+                f"a prompt of {len(longest)} tokens and {sampling.max_tokens} new ones exceed the model's context of "
+                f"{context}: {opening!r}...",
+                "lower the max_tokens of this turn under `sampling`, or leave out such examples",
+            )
+
+
+def _draw(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> torch.Tensor:
+    """Draw one token a row; logits are (rows, vocabulary)."""
+    import torch
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    scores = logits.float() / sampling.temperature
+    unused = torch.empty(0, dtype=torch.long)  # the warpers look at scores alone
+    if sampling.top_k:
+        scores = TopKLogitsWarper(sampling.top_k)(unused, scores)
+    if sampling.top_p < 1:
+        scores = TopPLogitsWarper(sampling.top_p)(unused, scores)
+    return torch.multinomial(scores.softmax(-1), 1, generator=random).squeeze(1)
+
+
+def _by_row(
+    drawn: Sequence[tuple[torch.Tensor, torch.Tensor]], count: int, ends: set[int]
+) -> list[tuple[list[int], bool]]:
+    ids: list[list[int]] = [[] for _ in range(count)]
+    for rows, tokens in drawn:
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            ids[row].append(token)
+    return [(row, bool(row) and row[-1] in ends) for row in ids]
+
+
+def load_model(
+    name: str | Path, *, revision: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model and the tokenizer of a local folder or of the hub; UsageError when they cannot be had."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if Path(name).is_absolute() and not Path(name, "config.json").exists():
+        raise UsageError(f"`{name}` holds no model: there is no config.json in it", "name a folder or a model of the hub")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"the model `{name}` cannot be loaded: {first}",
+            "check the name, the connection to the hub, and HF_TOKEN for a gated model; a local folder works too",
+        ) from error
+    if tokenizer.chat_template is None:
+        raise UsageError(
+            f"the tokenizer of `{name}` has no chat template, so a conversation cannot be put to it",
+            "take an instruction-tuned model, or add a chat_template.jinja to the folder",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return model, tokenizer

@@ -1,0 +1,41 @@
+"""A generator that follows a script: for tests, and to try a task without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from r3core.generation import Completion, Conversation, Progress, Sampling
+
+
+class ScriptedGenerator:
+    """Answers every conversation by calling `reply(conversation, rng_index)`, and remembers what it was asked.
+
+    A reply's tokens are its words; one that is longer than `sampling.max_tokens` is cut and stops by length.
+    """
+
+    def __init__(self, reply: Callable[[Conversation, int], str]) -> None:
+        self.reply = reply
+        self.asked: list[Conversation] = []
+        self.calls: list[int] = []
+        """The number of conversations of each call: shows whether work came in batches."""
+
+    def generate(
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, progress: Progress | None = None
+    ) -> list[Completion]:
+        """Return the script's replies; `rng_index` counts the conversations from 0, offset by the seed."""
+        self.asked += conversations
+        self.calls.append(len(conversations))
+        completions = []
+        for index, conversation in enumerate(conversations):
+            words = self.reply(conversation, sampling.seed + index).split(" ")
+            kept = words[: sampling.max_tokens]
+            completions.append(
+                Completion(
+                    text=" ".join(kept),
+                    token_ids=list(range(len(kept))),
+                    stopped="end" if len(kept) == len(words) else "length",
+                )
+            )
+        if progress:
+            progress(len(completions))
+        return completions

@@ -1,0 +1,243 @@
+"""Mining: attempts at a task's problems, and the failures among them as a data set of its own."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue, ValidationError
+
+from r3core import stats
+from r3core.config import Mine
+from r3core.episode import Answer, Episode
+from r3core.errors import RunError, TaskError, UsageError
+from r3core.generation import Generator
+from r3core.protocol import Protocol, seed_of
+from r3core.runs import Run, environment
+from r3core.progress import progress_bar
+from r3core.task import Example, Frozen, Message, Task
+from r3core.verification import Judge, verifier_hash
+
+GROUPS = (2, 4, 8, 16, 32, 64)
+"""The group sizes that the forecast compares."""
+_PROBE_SAMPLES = 4  # reflections on each probed failure
+
+
+class Failure(Frozen):
+    """A failed attempt, with all that is needed to reflect on it: one row of a set of failures."""
+
+    id: str
+    prompt: list[Message]
+    """The conversation that the attempt continued."""
+    answer: JsonValue = None
+    info: dict[str, JsonValue] = {}
+    sample: int
+    attempt: Answer
+    passed: int
+    """How many of the attempts at this problem passed."""
+    samples: int
+    """How many attempts at this problem were judged."""
+
+    def episode(self) -> Episode:
+        """Return the episode that a reflection on this failure continues."""
+        example = Example(id=self.id, prompt=self.prompt, answer=self.answer, info=self.info)
+        return Episode(example=example, sample=self.sample, attempt=self.attempt)
+
+
+class Forecast(Frozen):
+    """What training on a set of failures may be expected to bring and to cost."""
+
+    probed: int
+    """Failures that were reflected on, a few times each."""
+    fix_rate: float
+    signal: dict[int, float]
+    """Group size -> expected share of groups that hold both a passed and a failed retry."""
+    tokens: float
+    """Tokens generated for one reflection and its retries, on average."""
+    seconds: float
+    """Seconds to generate and judge one reflection and its retries, in batches."""
+
+
+def examples_of(task: Task, split: Any, limit: int | None) -> list[Example]:
+    """Return a task's problems; TaskError when there are none, or when two of them have one id."""
+    examples = list(islice(task.load(split), limit))
+    if not examples:
+        raise TaskError(f"task `{task.name}` has no problem in its split `{split}`")
+    seen: set[str] = set()
+    for example in examples:
+        if not isinstance(example, Example):
+            raise TaskError(f"task `{task.name}`: `load` yielded {example!r:.100}; it should yield Examples")
+        if example.id in seen:
+            raise TaskError(f"task `{task.name}`: two problems of the split `{split}` have the id {example.id!r}")
+        seen.add(example.id)
+    return examples
+
+
+def mine(run: Run, protocol: Protocol, generator: Generator) -> list[Failure]:
+    """Attempt every problem, write all episodes and the set of failures; goes on where it was stopped."""
+    config = protocol.config
+    examples = examples_of(protocol.task, config.mine.split, config.mine.limit)
+    samples = config.mine.samples
+    size = max(1, config.batch_size // samples)
+    with run.clock("mine") as tick, progress_bar("mine", len(examples), done=len(run.read("mine")) // samples) as bar:
+
+        def attempted(number: int, batch: Sequence[Example]) -> list[Episode]:
+            seed = seed_of(config.seed, "mine", number)
+            episodes = protocol.attempt(batch, generator, seed=seed, samples=samples)
+            bar(len(batch))
+            tick()
+            return episodes
+
+        rows = run.extend("mine", examples, attempted, size=size, each=samples)
+    episodes = [Episode.model_validate(row) for row in rows]
+    failures = select(protocol, episodes)
+    counts = _counts(episodes, failures)
+    write_failures(run.path / "failures", failures, card(protocol, counts))
+    if not failures:
+        raise RunError(
+            f"none of the {len(episodes)} attempts is a failure to learn from under `mine.keep={config.mine.keep}`",
+            "mine more problems (--set mine.limit=...), harder ones, or widen mine.min_pass_rate and mine.max_pass_rate",
+        )
+    run.finish("mine", counts)
+    return failures
+
+
+def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
+    """Return one failure a problem, its first, for the problems that the rule of the configuration keeps."""
+    rule: Mine = protocol.config.mine
+    problems: dict[str, list[Episode]] = defaultdict(list)
+    for episode in episodes:
+        if episode.attempt.verdict.outcome != "error":
+            problems[episode.example.id].append(episode)
+    kept = []
+    for tried in problems.values():
+        failed = [episode for episode in tried if episode.failed]
+        passed = len(tried) - len(failed)
+        rate = passed / len(tried)
+        if not failed or (rule.keep == "all-failed" and passed) or not rule.min_pass_rate <= rate <= rule.max_pass_rate:
+            continue
+        first = failed[0]
+        kept.append(
+            Failure(
+                id=first.example.id,
+                prompt=list(protocol.attempt_request(first.example)),
+                answer=first.example.answer,
+                info=first.example.info,
+                sample=first.sample,
+                attempt=first.attempt,
+                passed=passed,
+                samples=len(tried),
+            )
+        )
+    return kept
+
+
+def card(protocol: Protocol, counts: dict[str, Any]) -> dict[str, Any]:
+    """Return the provenance of a set of failures."""
+    config = protocol.config
+    return {
+        "task": config.task,
+        "task_options": config.task_options,
+        "verifier_version": protocol.task.version,
+        "verifier_hash": verifier_hash(protocol.task),
+        "model": config.model or "built-in",
+        "revision": config.revision,
+        "sampling": config.sampling.attempt.model_dump(),
+        "seed": config.seed,
+        "feedback": config.feedback,
+        "mine": config.mine.model_dump(mode="json", exclude={"failures"}),
+        "counts": counts,
+        "environment": {key: value for key, value in environment().items() if key != "command"},
+    }
+
+
+def write_failures(folder: Path, failures: Sequence[Failure], provenance: dict[str, Any]) -> None:
+    """Write a set of failures: `failures.jsonl`, `card.json`, and a README.md that `datasets` reads as its card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = "".join(failure.model_dump_json() + "\n" for failure in failures)
+    text = json.dumps(provenance, indent=2, ensure_ascii=False)
+    readme = (
+        "---\nconfigs:\n- config_name: default\n  data_files: failures.jsonl\ntags: [r3, failures]\n---\n\n"
+        f"# Failures of {provenance['model']} on {provenance['task']}\n\n"
+        "Failed attempts, one a problem. `prompt` is the conversation that `attempt` continued; `passed` of `samples` "
+        "attempts at the problem passed.\n\n"
+        f"```json\n{text}\n```\n"
+    )
+    for name, content in (("failures.jsonl", rows), ("README.md", readme), ("card.json", text + "\n")):
+        partial = folder / f".{name}.partial"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(folder / name)
+
+
+def read_failures(folder: Path) -> tuple[list[Failure], dict[str, Any]]:
+    """Return a set of failures and its provenance; UsageError when the folder holds none."""
+    rows, provenance = folder / "failures.jsonl", folder / "card.json"
+    if not rows.exists() and (folder / "failures").is_dir():
+        return read_failures(folder / "failures")
+    if not rows.exists() or not provenance.exists():
+        raise UsageError(
+            f"`{folder}` holds no set of failures: failures.jsonl and card.json should be in it",
+            "make one with `r3 mine`, and name its folder or the run directory",
+        )
+    try:
+        failures = [Failure.model_validate_json(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    except ValidationError as error:
+        raise UsageError(f"`{rows}` has a row that is no failure: {error.errors()[0]['msg']}") from None
+    return failures, json.loads(provenance.read_text(encoding="utf-8"))
+
+
+def rescore(task: Task, failures: Sequence[Failure]) -> list[Failure]:
+    """Return the same failures, each judged by the verifier as it is now; some may no longer be failures."""
+    with Judge(task) as judge:
+        verdicts = judge.judge([(failure.episode().example, failure.attempt.text) for failure in failures])
+    return [
+        failure.model_copy(update={"attempt": failure.attempt.model_copy(update={"verdict": verdict})})
+        for failure, verdict in zip(failures, verdicts, strict=True)
+    ]
+
+
+def forecast(run: Run, protocol: Protocol, failures: Sequence[Failure], generator: Generator) -> Forecast | None:
+    """Reflect a few times on some of the failures, and tell what training on them may bring; None without a probe."""
+    from time import perf_counter
+
+    probed = [failure.episode() for failure in failures[: protocol.config.mine.probe]]
+    if not probed:
+        return None
+    began = perf_counter()
+    with run.clock("forecast"):
+        episodes = [episode for episode in probed for _ in range(_PROBE_SAMPLES)]
+        seed = protocol.config.seed
+        episodes = protocol.reflect(episodes, generator, seed=seed_of(seed, "probe", "reflect"))
+        episodes = protocol.retry(episodes, generator, seed=seed_of(seed, "probe", "retry"))
+    counts: dict[str, tuple[int, int]] = {}
+    tokens = 0
+    for episode in episodes:
+        retried = episode.retries["reflect"]
+        tokens += retried.tokens + (episode.reflection.tokens if episode.reflection else 0)
+        passed, total = counts.get(episode.example.id, (0, 0))
+        if retried.verdict.outcome != "error":
+            counts[episode.example.id] = (passed + (retried.verdict.outcome == "pass"), total + 1)
+    passed, total = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
+    result = Forecast(
+        probed=len(probed),
+        fix_rate=passed / total if total else 0.0,
+        signal={group: stats.expected_signal(list(counts.values()), group) for group in GROUPS},
+        tokens=tokens / len(episodes),
+        seconds=(perf_counter() - began) / len(episodes),
+    )
+    run.write_json("forecast", result)
+    return result
+
+
+def _counts(episodes: Sequence[Episode], failures: Sequence[Failure]) -> dict[str, Any]:
+    outcomes = [episode.attempt.verdict.outcome for episode in episodes]
+    return {
+        "problems": len({episode.example.id for episode in episodes}),
+        "attempts": len(episodes),
+        **{kind: outcomes.count(kind) for kind in ("pass", "fail", "error")},
+        "failures": len(failures),
+    }

@@ -1,0 +1,146 @@
+"""The protocol: attempt, verify, reflect, retry, verify, over batches of episodes.
+
+Mining, training and evaluation all come through here, so none of them can differ from the others in what the model is
+shown or how it is judged. Nothing here knows what generates the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r3core import prompts
+from r3core.config import Config, Turn
+from r3core.episode import Answer, Arm, Episode, Reflection
+from r3core.generation import Completion, Conversation, Generator, Sampling
+from r3core.prompts import Feedback
+from r3core.task import Example, Task, Wording
+from r3core.verification import Judge
+
+
+def seed_of(*parts: object) -> int:
+    """Return a seed that follows from the parts alone: a run's seed, a stage, a batch."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One task's protocol: what is said to the model, how its tokens are drawn, who judges."""
+
+    task: Task
+    judge: Judge
+    config: Config
+
+    @property
+    def wording(self) -> Wording:
+        return self.config.wording_for(self.task)
+
+    @property
+    def feedback(self) -> Feedback:
+        return self.config.feedback
+
+    def attempt(self, examples: Sequence[Example], generator: Generator, *, seed: int, samples: int = 1) -> list[Episode]:
+        """Return `samples` judged attempts at each example, those of one example side by side."""
+        asked = [(example, sample) for example in examples for sample in range(samples)]
+        conversations = [prompts.attempt(self.task, example) for example, _ in asked]
+        answers = self._answers([example for example, _ in asked], conversations, generator, "attempt", seed=seed)
+        return [
+            Episode(example=example, sample=sample, attempt=answer)
+            for (example, sample), answer in zip(asked, answers, strict=True)
+        ]
+
+    def reflect(self, episodes: Sequence[Episode], generator: Generator, *, seed: int) -> list[Episode]:
+        """Return the episodes with a reflection on every attempt that failed; the others are as they were."""
+        failed = [episode for episode in episodes if episode.failed]
+        sampling = _sampling(self.config.sampling.reflection, seed)
+        written = generator.generate([self.reflection_request(episode) for episode in failed], sampling)
+        reflected = iter(self.with_reflections(failed, written))
+        return [next(reflected) if episode.failed else episode for episode in episodes]
+
+    def with_reflections(self, failed: Sequence[Episode], written: Sequence[Completion]) -> list[Episode]:
+        """Return failed episodes with the reflections that were written on them, each tested for a leak."""
+        leaks = self.judge.leaks([(e.example, c.text) for e, c in zip(failed, written, strict=True)])
+        return [
+            episode.model_copy(update={"reflection": Reflection(**_text(completion), leaked=leaked), "retries": {}})
+            for episode, completion, leaked in zip(failed, written, leaks, strict=True)
+        ]
+
+    def retry(
+        self, episodes: Sequence[Episode], generator: Generator, *, seed: int, arm: Arm = "reflect"
+    ) -> list[Episode]:
+        """Return the episodes with a judged retry after every failure; `arm` says what comes before the retry.
+
+        A failure that the arm cannot serve (another problem's reflection, where there is no other) gets none.
+        """
+        requests = [self._retry_request(e, arm, other) for e, other in zip(episodes, _others(episodes), strict=True)]
+        served = [(e.example, request) for e, request in zip(episodes, requests, strict=True) if request is not None]
+        answers = iter(self._answers([e for e, _ in served], [r for _, r in served], generator, "retry", seed=seed))
+        return [
+            episode
+            if request is None
+            else episode.model_copy(update={"retries": episode.retries | {arm: next(answers)}})
+            for episode, request in zip(episodes, requests, strict=True)
+        ]
+
+    def attempt_request(self, example: Example) -> Conversation:
+        """Return the conversation that an attempt continues."""
+        return prompts.attempt(self.task, example)
+
+    def reflection_request(self, episode: Episode) -> Conversation:
+        """Return the conversation that a reflection continues."""
+        said = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
+        return prompts.reflect(prompts.attempt(self.task, episode.example), episode.attempt.text, said, self.wording)
+
+    def retry_request(self, episode: Episode, reflection: str | None) -> Conversation:
+        """Return the conversation that a retry continues; without a reflection it follows the failure at once."""
+        said = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
+        asked = prompts.attempt(self.task, episode.example)
+        return prompts.retry(asked, episode.attempt.text, said, reflection, self.wording)
+
+    def _retry_request(self, episode: Episode, arm: Arm, other: Episode | None) -> Conversation | None:
+        if not episode.failed:
+            return None
+        if arm == "resample":
+            return self.attempt_request(episode.example)
+        if arm == "none":
+            return self.retry_request(episode, None)
+        if arm == "generic":
+            return self.retry_request(episode, self.wording.generic)
+        source = episode if arm == "reflect" else other
+        return self.retry_request(episode, source.reflection.text) if source and source.reflection else None
+
+    def _answers(
+        self,
+        examples: Sequence[Example],
+        conversations: Sequence[Conversation],
+        generator: Generator,
+        turn: str,
+        *,
+        seed: int,
+    ) -> list[Answer]:
+        sampling = _sampling(getattr(self.config.sampling, turn), seed)
+        written = generator.generate(conversations, sampling) if conversations else []
+        verdicts = self.judge.judge([(e, c.text) for e, c in zip(examples, written, strict=True)])
+        self.judge.check_errors()
+        return [Answer(**_text(c), verdict=verdict) for c, verdict in zip(written, verdicts, strict=True)]
+
+
+def _sampling(turn: Turn, seed: int) -> Sampling:
+    return Sampling(**turn.model_dump(), seed=seed)
+
+
+def _text(completion: Completion) -> dict[str, object]:
+    return {"text": completion.text, "tokens": len(completion.token_ids), "stopped": completion.stopped}
+
+
+def _others(episodes: Sequence[Episode]) -> list[Episode | None]:
+    """Return, for each episode, the next failure in the list (from its end on, the first) about another problem."""
+    failed = [(index, episode) for index, episode in enumerate(episodes) if episode.failed]
+    found: list[Episode | None] = []
+    for place, episode in enumerate(episodes):
+        after = bisect_right(failed, place, key=lambda pair: pair[0])
+        later = (other for _, other in failed[after:] + failed[:after])
+        found.append(next((other for other in later if other.example.id != episode.example.id), None))
+    return found

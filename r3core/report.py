@@ -1,0 +1,123 @@
+"""The report: one table for the terminal and the model card, and what a reader should know beside it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TextIO
+
+from r3core.config import Config
+from r3core.evaluate import Result
+from r3core.mine import Forecast
+from r3core.runs import RunRecord
+from r3core.stats import Difference, Rate
+
+HEADINGS = ("", "base", "trained", "trained - base")
+_CONTROLS = {
+    "none": "retry, no reflection",
+    "generic": "retry, generic sentence",
+    "shuffled": "retry, another's reflection",
+    "resample": "plain resampling",
+}
+
+
+def rows(result: Result) -> list[tuple[str, ...]]:
+    """Return the table's rows as text: a label, base, trained, and the paired difference where there is one."""
+    sides = [side for side in (result.base, result.trained) if side]
+    paired = result.paired
+    table = [
+        ("first try", *(_rate(side.first) for side in sides), _difference(paired.first) if paired else ""),
+        ("second try", *(_rate(side.second) for side in sides), _difference(paired.second) if paired else ""),
+        ("fix rate", *(_rate(side.fix) for side in sides), ""),
+        *((f"  {_CONTROLS[arm]}", *(_rate(s.controls[arm]) for s in sides), "") for arm in result.base.controls),
+        ("  reflection without the answer", *(_rate(side.fix_without_leak) for side in sides), ""),
+        ("reflections with the answer", *(_rate(side.leaks) for side in sides), ""),
+    ]
+    for by, cells in (result.cross or {}).items():
+        table.append((f"fix rate, reflections by {by}: retry by", _rate(cells["base"]), _rate(cells["trained"]), ""))
+    return [row if len(row) == len(HEADINGS) else (*row[:2], "", row[2]) for row in table]
+
+
+def notes(result: Result, config: Config) -> list[str]:
+    """Return what has to be said beside the table."""
+    said = [
+        f"{config.evaluate.split} split, {result.base.first.total} attempts at "
+        f"{config.evaluate.limit or 'all'} problems at most, seed {config.seed}; 95% intervals (Wilson), "
+        "paired test over problems (exact McNemar, or permutation with several samples)",
+        "second try = solved by the attempt or the retry; fix rate = retries right, of the first attempts that failed; "
+        "each model on its own failures, in the rows of `reflections by` on the base's",
+    ]
+    for name, side in (("base", result.base), ("trained", result.trained)):
+        if side and side.errors:
+            said.append(f"{name}: the verifier could not judge {side.errors} answers; they count in no rate")
+    return said
+
+
+def print_table(result: Result, config: Config, to: TextIO) -> None:
+    """Print the table and its notes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=to, highlight=False, width=None if to.isatty() else 120)
+    table = Table(title=f"{config.task}, {config.model or 'built-in model'}", title_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, no_wrap=True)
+    for row in rows(result):
+        table.add_row(*row)
+    console.print(table)
+    for note in notes(result, config):
+        console.print(f"- {note}", markup=False)
+
+
+def print_forecast(forecast: Forecast, config: Config, *, group: int, to: TextIO) -> None:
+    """Print what training on the mined failures may bring, and which group size would do better."""
+    per_step = max(1, int(config.grpo_options().get("per_device_train_batch_size", 8)))
+    per_step *= int(config.grpo_options().get("gradient_accumulation_steps", 1))
+    share = forecast.signal.get(group) or _nearest(forecast.signal, group)
+    lines = [
+        f"forecast from {forecast.probed} failures: a retry after the base's reflection passes in "
+        f"{forecast.fix_rate:.1%}; with num_generations {group}, {share:.0%} of the groups will hold both kinds",
+        "  other group sizes: " + ", ".join(f"{size}: {value:.0%}" for size, value in forecast.signal.items()),
+        f"  a step generates about {forecast.tokens * per_step:,.0f} tokens in about {forecast.seconds * per_step:.1f} s; "
+        "the update comes on top",
+    ]
+    better = [size for size, value in forecast.signal.items() if size > group and value > share + 0.1]
+    if better:
+        lines.append(f"  num_generations {better[0]} would give {forecast.signal[better[0]]:.0%}")
+    print("\n".join(lines), file=to)
+
+
+def as_json(result: Result, run: RunRecord | None) -> dict[str, Any]:
+    """Return what `--json` prints; without a run, nothing is known of seconds."""
+    return {**result.model_dump(mode="json"), "seconds": run.seconds() if run else {}}
+
+
+def model_card(result: Result, config: Config) -> str:
+    """Return the README.md of a trained model: what it is, how it was made, and the table."""
+    table = [HEADINGS, ("---",) * len(HEADINGS), *rows(result)]
+    settings = json.dumps(config.record(), indent=2, ensure_ascii=False)
+    return "\n".join(
+        [
+            "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [r3core, grpo, reflection]\n---",
+            f"\n# {config.model or 'The built-in model'}, trained to reflect on {config.task}\n",
+            "Only the tokens of its reflections were rewarded (GRPO; the method of arXiv 2505.24726).\n",
+            *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in table),
+            "",
+            *(f"- {note}" for note in notes(result, config)),
+            f"\n## Settings\n\n```json\n{settings}\n```\n",
+        ]
+    )
+
+
+def _rate(rate: Rate) -> str:
+    return f"{rate.rate:6.1%} [{rate.low:.1%}, {rate.high:.1%}]" if rate.total else "-"
+
+
+def _difference(difference: Difference) -> str:
+    p = "p < 0.001" if difference.p < 0.001 else f"p = {difference.p:.3f}"
+    return f"{100 * difference.difference:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}] {p}"
+
+
+def _nearest(signal: dict[int, float], group: int) -> float:
+    return signal[min(signal, key=lambda size: abs(size - group))]
+
+

@@ -1,0 +1,154 @@
+"""A run: mine, train, evaluate, report, one after the other or each for itself, on one run directory."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r3core import report
+from r3core.config import Config, model_of
+from r3core.errors import RunError, UsageError
+from r3core.evaluate import Result, evaluate
+from r3core.generation.local import TransformersGenerator, load_model
+from r3core.mine import Failure, examples_of, forecast, mine, read_failures, write_failures
+from r3core.protocol import Protocol
+from r3core.runs import Run
+from r3core.task import Task
+from r3core.verification import Judge, verifier_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ORIGIN = "r3.json"
+"""The file in a trained model's folder that says what it was trained from."""
+
+
+class Stages:
+    """The stages of one run. Each goes on where it was stopped, and is over at once when it was finished."""
+
+    def __init__(self, run: Run, task: Task, config: Config) -> None:
+        self.run = run
+        self.task = task
+        self.config = config
+        self.protocol = Protocol(task, Judge(task), config)
+
+    @classmethod
+    @contextmanager
+    def open(cls, task: Task, config: Config) -> Iterator[Stages]:
+        """Lock the run directory of a configuration for the block."""
+        with Run.open(config.directory, config.record()) as run:
+            yield cls(run, task, config)
+
+    def mine(self) -> list[Failure]:
+        """Return the run's failures: mined, or taken from the set that the configuration names."""
+        if self.run.done("mine") is not None:
+            return read_failures(self.run.path / "failures")[0]
+        if self.config.mine.failures is not None:
+            return self._adopt(self.config.mine.failures)
+        failures = mine(self.run, self.protocol, self._base)
+        self._forecast(failures)
+        return failures
+
+    def train(self) -> Path:
+        """Return the folder of the trained model, after training on the run's failures."""
+        folder = self.run.path / "model"
+        if self.run.done("train") is not None:
+            return folder
+        if self.run.done("mine") is None:
+            raise UsageError(
+                f"there are no failures in `{self.run.path}` yet", "run `r3 mine` first, or name a set with --failures"
+            )
+        from r3core.train import train
+
+        model, tokenizer = self._load(model_of(self.config, self.task))
+        failures = read_failures(self.run.path / "failures")[0]
+        train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer)
+        origin = {"base": self.config.model, "task": self.config.task, "task_options": self.config.task_options}
+        (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        return folder
+
+    def evaluate(self) -> Result:
+        """Return the comparison of base and trained model, or the base's scores where nothing was trained."""
+        known = self.run.read_json("result")
+        if self.run.done("evaluate") is not None and known is not None:
+            return Result.model_validate(known)
+        trained = self.run.path / "model"
+        return self._compare(trained if self.run.done("train") is not None else None)
+
+    def compare(self, trained: Path | None) -> Result:
+        """Return the comparison of the base model with a trained one that is named."""
+        return self.evaluate() if self.run.done("evaluate") is not None else self._compare(trained)
+
+    def report(self) -> Result:
+        """Write the model card and return the result; RunError when the run was not evaluated."""
+        if self.run.done("evaluate") is None:
+            raise RunError(f"`{self.run.path}` was not evaluated yet", "run `r3 eval` first")
+        result = self.evaluate()
+        if result.trained is not None and (self.run.path / "model").is_dir():
+            card = report.model_card(result, self.config)
+            (self.run.path / "model" / "README.md").write_text(card, encoding="utf-8")
+        return result
+
+    def _compare(self, trained: Path | None) -> Result:
+        settings = self.config.evaluate
+        examples = examples_of(self.task, settings.split, settings.limit)
+        result = evaluate(
+            self.run,
+            self.protocol,
+            examples,
+            base=lambda: self._base,
+            trained=self._loader(trained) if trained else None,
+        )
+        self.run.write_json("result", result)
+        self.run.finish("evaluate", {"problems": len(examples)})
+        return result
+
+    def _adopt(self, source: Path) -> list[Failure]:
+        """Copy a set of failures into the run, with its provenance; warns when its verdicts may be out of date."""
+        failures, provenance = read_failures(source)
+        if provenance["task"] != self.config.task:
+            raise UsageError(f"`{source}` holds failures of task `{provenance['task']}`, not of `{self.config.task}`")
+        if provenance["verifier_hash"] != verifier_hash(self.task):
+            print(f"warning: the verifier has changed since `{source}` was made", file=sys.stderr)
+            print(f"hint: r3 rescore {source} --output-dir NEW judges them again", file=sys.stderr)
+        if not failures:
+            raise UsageError(f"`{source}` is an empty set of failures")
+        write_failures(self.run.path / "failures", failures, provenance)
+        self._forecast(failures)
+        self.run.finish("mine", {"failures": len(failures), "from": str(source)})
+        return failures
+
+    def _forecast(self, failures: list[Failure]) -> None:
+        told = forecast(self.run, self.protocol, failures, self._base)
+        if told is not None:
+            group = int(self.config.grpo.get("num_generations", 8))
+            report.print_forecast(told, self.config, group=group, to=sys.stderr)
+
+    @cached_property
+    def _base(self) -> TransformersGenerator:
+        return self._loader(model_of(self.config, self.task))()
+
+    def _loader(self, name: str | Path) -> Callable[[], TransformersGenerator]:
+        def load() -> TransformersGenerator:
+            model, tokenizer = self._load(name)
+            return TransformersGenerator(model, tokenizer, batch_size=self.config.batch_size)
+
+        return load
+
+    def _load(self, name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        config = self.config
+        return load_model(
+            name, revision=config.revision, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+        )
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """Return what a trained model's folder says of its making; empty for a model of another kind."""
+    path = folder / ORIGIN
+    origin: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return origin

@@ -1,0 +1,323 @@
+"""Training: GRPO on the reflections alone. This is the only module that touches TRL.
+
+Prompt = [task, failed attempt, request to reflect]; completion = the reflection; a group = G reflections on one
+failure. The retry is generated inside the reward, with the current policy, and its verdict is the reward. So the
+reflection's tokens are the only ones in the completion, and the only ones that are trained.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from r3core.episode import Episode, Reflection
+from r3core.errors import RunError, UsageError
+from r3core.generation import Completion, Conversation, Progress, Sampling
+from r3core.generation.local import TransformersGenerator
+from r3core.grpo import check_grpo, explain_batch
+from r3core.mine import Failure
+from r3core.progress import progress_bar
+from r3core.protocol import Protocol, seed_of
+from r3core.runs import Run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_COMPLETE = "complete"  # an empty file in a checkpoint that was written to its end
+_TRL_SAMPLING = ("min_p", "generation_kwargs", "use_transformers_continuous_batching")
+
+
+class Policy:
+    """A generator that samples from the weights a trainer has at this moment."""
+
+    def __init__(self, trainer: GRPOTrainer, batch_size: int) -> None:
+        self.trainer = trainer
+        self.batch_size = batch_size
+
+    def generate(
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, progress: Progress | None = None
+    ) -> list[Completion]:
+        """Return one completion a conversation, in the same order."""
+        with self._generator() as generator:
+            return generator.generate(conversations, sampling, progress=progress)
+
+    def continue_ids(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
+        """Return the generated ids for each prompt of token ids, with the end token where there is one."""
+        with self._generator() as generator:
+            return [ids for ids, _ in generator.continue_ids(prompts, sampling)]
+
+    @contextmanager
+    def _generator(self) -> Iterator[TransformersGenerator]:
+        trainer = self.trainer
+        with unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+        ) as model:
+            yield TransformersGenerator(model, trainer.processing_class, batch_size=self.batch_size)
+
+
+class ReflectionTrainer(GRPOTrainer):  # type: ignore[misc]
+    """TRL's trainer, whose completions are reflections and whose one reward is the verdict of the retry."""
+
+    def __init__(
+        self,
+        run: Run,
+        protocol: Protocol,
+        failures: Sequence[Failure],
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        args: GRPOConfig,
+    ) -> None:
+        self.run = run
+        self.protocol = protocol
+        self.failures = failures
+        self.generation_seconds = 0.0
+        self._drawn = 0  # generations so far in this step, so that each has a seed of its own
+        super().__init__(
+            model=model,
+            processing_class=tokenizer,
+            reward_funcs=self.reward_retries,
+            args=args,
+            train_dataset=dataset_of(protocol, failures),
+        )
+        self.policy = Policy(self, protocol.config.batch_size)
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, fields: Any, num_generations: int, *rest: Any, **named: Any
+    ) -> tuple[list[list[int]], Any]:
+        """Sample reflections with the project's own generator; TRL's is for sampling options that only it has."""
+        began = perf_counter()
+        try:
+            if any(getattr(self.args, name, None) for name in _TRL_SAMPLING) or self.args.repetition_penalty != 1.0:
+                ids, logprobs = super()._generate_single_turn(
+                    prompt_ids, images, fields, num_generations, *rest, **named
+                )
+                return ids, logprobs
+            sampling = Sampling(
+                temperature=self.args.temperature,
+                top_p=self.args.top_p,
+                top_k=self.args.top_k or 0,
+                max_tokens=self.args.max_completion_length,
+                seed=self._seed("reflect"),
+            )
+            return self.policy.continue_ids(prompt_ids, sampling), None
+        finally:
+            self.generation_seconds += perf_counter() - began
+
+    def reward_retries(
+        self, completions: list[Any], completion_ids: list[list[int]], failure: list[int], log_metric: Any, **_: Any
+    ) -> list[float | None]:
+        """Return the share of passed retries after each reflection; None where none could be judged."""
+        config = self.protocol.config.train
+        judged_before, began = self.protocol.judge.seconds, perf_counter()
+        written = [
+            Completion(text=_said(completion), token_ids=ids, stopped="end" if self._ended(ids) else "length")
+            for completion, ids in zip(completions, completion_ids, strict=True)
+        ]
+        episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], written)
+        repeated = [episode for episode in episodes for _ in range(config.retries)]
+        retried = self.protocol.retry(repeated, self.policy, seed=self._seed("retry"))
+        groups = [retried[i : i + config.retries] for i in range(0, len(retried), config.retries)]
+        rewards = [reward_of(group, reward_leaks=config.reward_leaks) for group in groups]
+        if config.shuffle_rewards:
+            random.Random(self._seed("shuffle")).shuffle(rewards)
+        self.generation_seconds += perf_counter() - began - (self.protocol.judge.seconds - judged_before)
+        self._drawn += 1
+        for name, value in measures(rewards, failure, groups).items():
+            log_metric(name, value)
+        self._record(failure, groups, rewards)
+        return rewards
+
+    def _record(
+        self, failure: Sequence[int], groups: Sequence[Sequence[Episode]], rewards: Sequence[float | None]
+    ) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        rows = [
+            {
+                "step": self.state.global_step + 1,
+                "id": self.failures[index].id,
+                "reflection": group[0].reflection,
+                "retries": [episode.retries["reflect"] for episode in group],
+                "reward": reward,
+            }
+            for index, group, reward in zip(failure, groups, rewards, strict=True)
+        ]
+        self.run.append("train-episodes", rows)
+
+    def _ended(self, ids: Sequence[int]) -> bool:
+        return bool(ids) and ids[-1] in self.eos_token_ids
+
+    def _seed(self, what: str) -> int:
+        place = (self.state.global_step, self._drawn, self.accelerator.process_index)
+        return seed_of(self.protocol.config.seed, "train", what, *place)
+
+
+class Steps(TrainerCallback):  # type: ignore[misc]
+    """Times every step, records what TRL logs, and marks checkpoints that are complete."""
+
+    def __init__(self, run: Run, trainer: ReflectionTrainer, *, advance: Any, tick: Any) -> None:
+        self.run = run
+        self.trainer = trainer
+        self.advance = advance
+        self.tick = tick
+        self.ended = perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the step's clocks."""
+        self.rest = perf_counter() - self.ended
+        self.began = perf_counter()
+        self.trainer._drawn = 0
+        self.generated = self.trainer.generation_seconds
+        self.judged = self.trainer.protocol.judge.seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put the seconds of the step among TRL's metrics."""
+        self.ended = perf_counter()
+        generation = self.trainer.generation_seconds - self.generated
+        verification = self.trainer.protocol.judge.seconds - self.judged
+        seconds = {
+            "generation": generation,
+            "verification": verification,
+            "training": self.ended - self.began - generation - verification,
+            "rest": self.rest,
+        }
+        for name, value in seconds.items():
+            self.trainer._metrics["train"][f"seconds/{name}"].append(value)
+        self.advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Append one row of metrics to the run."""
+        if state.is_world_process_zero and logs:
+            self.run.append("train", [{"step": state.global_step, **logs}])
+            self.tick()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark the checkpoint that has just been written as complete."""
+        if state.is_world_process_zero:
+            Path(args.output_dir, f"checkpoint-{state.global_step}", _COMPLETE).touch()
+
+
+def train(
+    run: Run,
+    protocol: Protocol,
+    failures: Sequence[Failure],
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Path:
+    """Train the reflections on the failures and return the folder of the trained model; resumes after a kill."""
+    args = arguments(protocol, run.path / "checkpoints", on_cpu=model.device.type == "cpu")
+    trainer = ReflectionTrainer(run, protocol, failures, model=model, tokenizer=tokenizer, args=args)
+    last = last_checkpoint(Path(args.output_dir))
+    done = int(last.name.rpartition("-")[2]) if last else 0
+    for callback in [callback for callback in trainer.callback_handler.callbacks if _prints(callback)]:
+        trainer.remove_callback(callback)
+    with run.clock("train") as tick, progress_bar("train", args.max_steps, done=done) as advance:
+        trainer.add_callback(Steps(run, trainer, advance=advance, tick=tick))
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    folder = run.path / "model"
+    partial = run.path / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    trainer.save_model(str(partial))
+    tokenizer.save_pretrained(partial)
+    (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing that a model needs
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    run.finish("train", {"steps": trainer.state.global_step, "failures": len(failures)})
+    return folder
+
+
+def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
+    """Return TRL's arguments: what the configuration sets under `grpo`, and the few that r3 owns."""
+    config = protocol.config
+    check_grpo(config.grpo)
+    options = config.grpo_options()
+    if options.get("use_vllm"):
+        raise UsageError("`grpo.use_vllm` is not supported yet", "leave it out: transformers generates")
+    explain_batch(options)  # refuses batch sizes that do not fit together
+    if options.get("max_steps", -1) <= 0:
+        raise UsageError("`grpo.max_steps` is not set", "say how long to train: --set grpo.max_steps=100")
+    options = {"logging_steps": 1, "save_steps": 1, "save_total_limit": 2, "report_to": "none"} | options
+    if on_cpu:
+        options = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False} | options
+    try:
+        return GRPOConfig(output_dir=str(folder), disable_tqdm=True, remove_unused_columns=False, **options)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"TRL does not take these options under `grpo`: {error}") from error
+
+
+def dataset_of(protocol: Protocol, failures: Sequence[Failure]) -> Dataset:
+    """Return the rows that TRL samples from: the request to reflect, and which failure it is about."""
+    from datasets import Dataset
+
+    if not failures:
+        raise RunError("there is no failure to train on")
+    requests = [list(protocol.reflection_request(failure.episode())) for failure in failures]
+    return Dataset.from_dict({"prompt": requests, "failure": list(range(len(failures)))})
+
+
+def reward_of(group: Sequence[Episode], *, reward_leaks: bool = True) -> float | None:
+    """Return the reward of one reflection: the share of its judged retries that passed; None when none was judged."""
+    outcomes = [episode.retries["reflect"].verdict.outcome for episode in group]
+    judged = [outcome == "pass" for outcome in outcomes if outcome != "error"]
+    reflection = group[0].reflection
+    leaked = reflection.leaked if reflection else None
+    if not judged or (not reward_leaks and leaked is None):
+        return None
+    return 0.0 if leaked and not reward_leaks else sum(judged) / len(judged)
+
+
+def measures(
+    rewards: Sequence[float | None], failure: Sequence[int], groups: Sequence[Sequence[Episode]]
+) -> dict[str, float]:
+    """Return what is logged of one batch beside TRL's own metrics; `failure` tells which rows form a group."""
+    kinds = []
+    for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
+        judged = {reward for _, reward in rows if reward is not None}
+        if judged:
+            kinds.append("mixed" if len(judged) > 1 else {1.0: "all_right", 0.0: "all_wrong"}.get(*judged, "all_equal"))
+    reflections: list[Reflection] = [group[0].reflection for group in groups if group[0].reflection]
+    tested = [reflection.leaked for reflection in reflections if reflection.leaked is not None]
+    outcomes = [episode.retries["reflect"].verdict.outcome for group in groups for episode in group]
+    shares = {f"groups/{kind}": kinds.count(kind) / max(1, len(kinds)) for kind in ("mixed", "all_right", "all_wrong")}
+    return shares | {
+        "reflections/leak_rate": sum(tested) / max(1, len(tested)),
+        "reflections/truncated": sum(r.stopped == "length" for r in reflections) / max(1, len(reflections)),
+        "retries/unjudged": outcomes.count("error") / len(outcomes),
+    }
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the latest checkpoint that was written to its end, and remove those that were not."""
+    complete = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / _COMPLETE).exists():
+            complete.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _said(completion: Any) -> str:
+    """Return the text of a completion, which TRL gives as one assistant message."""
+    return completion if isinstance(completion, str) else str(completion[0]["content"])
+
+
+def _prints(callback: TrainerCallback) -> bool:
+    """Tell whether a callback writes to standard output, which belongs to --json."""
+    return type(callback).__name__ in ("PrinterCallback", "ProgressCallback")

@@ -1,0 +1,289 @@
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r3core import ConfigError, Demo, Example, Split, Task, Wording
+from r3core.config import (
+    OWNED,
+    PRESETS,
+    Config,
+    Phrases,
+    check_grpo,
+    chosen_task,
+    explain_batch,
+    known_keys,
+    model_of,
+    resolve,
+)
+
+
+class Toy(Task):
+    """A task without problems."""
+
+    name = "toy"
+    wording = Wording(retry="Once more.")
+    size: int = 3
+
+    def load(self, split: Split) -> Iterable[Example]:
+        return []
+
+    def verify(self, example: Example, response: str) -> bool:
+        return True
+
+
+class ToyWithModel(Toy):
+    """The same task, with a model of its own."""
+
+    demo = Demo(model=Path("built-in"), settings={"mine.limit": 7, "mine.samples": 2, "evaluate.controls": True})
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_enough() -> None:
+    config = resolve(Toy())
+    assert (config.task, config.task_options, config.mine.limit) == ("toy", {"size": 3}, 512)
+
+
+def test_each_layer_is_stronger_than_the_one_before(tmp_path: Path) -> None:
+    task = ToyWithModel()
+    file = written(tmp_path, "preset: paper\nmine: {samples: 5}\n")
+    override, flags = ["mine.samples=6"], {"mine.samples": 8, "seed": None}
+    assert resolve(task).mine.samples == 2
+    assert resolve(task, overrides=["preset=paper"]).mine.samples == 64
+    assert resolve(task, file).mine.samples == 5
+    assert resolve(task, file, overrides=override).mine.samples == 6
+    assert resolve(task, file, overrides=override, flags=flags).mine.samples == 8
+
+
+def test_settings_of_the_built_in_model_are_not_used_for_another_model() -> None:
+    assert resolve(ToyWithModel()).evaluate.controls is True
+    other = resolve(ToyWithModel(), flags={"model": "some/model"})
+    assert (other.mine.limit, other.evaluate.controls) == (512, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("grpo.learning_rate=5e-7", "learning_rate", 5e-7),
+        ("grpo.report_to=[tensorboard,wandb]", "report_to", ["tensorboard", "wandb"]),
+        ("grpo.run_name='a=b'", "run_name", "a=b"),
+        ("grpo.bf16=false", "bf16", False),
+        ("grpo.delta=null", "delta", None),
+    ],
+)
+def test_overrides_are_read_as_yaml(override: str, key: str, value: object) -> None:
+    assert resolve(Toy(), overrides=[override]).grpo == {key: value}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("mine.limt=3", "no configuration key `mine.limt`\nhint: did you mean `mine.limit`?"),
+        ("mien.limit=3", "no configuration key `mien`\nhint: did you mean `mine`?"),
+        ("learning_rate=1", "an option of TRL's GRPOConfig is set as `grpo.NAME`"),
+        ("mine.keep=some-failed", "`mine.keep` cannot be 'some-failed': it should be 'any-failed' or 'all-failed'"),
+        ("mine.samples=0", "`mine.samples` cannot be 0: it should be greater than 0"),
+        ("mine.limit=many", "`mine.limit` cannot be 'many': it should be a valid integer"),
+        ("mine=3", "`mine` cannot be 3: it should be a section with keys of its own"),
+        ("engine=vllm", "`engine` cannot be 'vllm': it should be 'transformers'"),
+        ("preset=papper", "no preset is called `papper`; known: paper\nhint: did you mean `paper`?"),
+        ("seed", "`--set seed` is not of the form key=value"),
+        ("=3", "is not of the form key=value"),
+        ("seed=[1", "--set seed=[1 cannot be read"),
+    ],
+)
+def test_an_error_names_key_value_and_what_is_allowed(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(Toy(), overrides=[override])
+    assert said in str(caught.value)
+
+
+def test_bounds_on_the_pass_rate_must_be_in_order() -> None:
+    with pytest.raises(ConfigError, match=r"`mine.max_pass_rate` cannot be 0.1: .* which is 0.5"):
+        resolve(Toy(), overrides=["mine.min_pass_rate=0.5", "mine.max_pass_rate=0.1"])
+    assert resolve(Toy(), overrides=["mine.min_pass_rate=0.5", "mine.max_pass_rate=0.5"]).mine.max_pass_rate == 0.5
+
+
+@pytest.mark.parametrize("text", ["mine: [", "- a list", "a: 1\na: 2", "model: ${nowhere}"])
+def test_a_file_that_cannot_be_read_is_a_configuration_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError):
+        resolve(Toy(), written(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no file .*absent.yaml"):
+        resolve(Toy(), tmp_path / "absent.yaml")
+
+
+def test_the_task_is_known_before_the_rest(tmp_path: Path) -> None:
+    file = written(tmp_path, "task: countdown\ntask_options: {numbers: [3], largest: 20}\nunknown: 1\n")
+    assert chosen_task(file, ["task_options.numbers=[3,4]"], flags={"task_options": {"data_seed": 1}}) == (
+        "countdown",
+        {"numbers": [3, 4], "largest": 20, "data_seed": 1},
+    )
+    assert chosen_task(file, flags={"task": "other"})[0] == "other"
+    with pytest.raises(ConfigError, match="no task is named"):
+        chosen_task()
+
+
+def test_task_options_are_those_of_the_task_itself() -> None:
+    config = resolve(Toy(size=5), flags={"task": "some/file.py:Toy", "task_options": {"size": "5"}})
+    assert (config.task, config.task_options) == ("some/file.py:Toy", {"size": 5})
+
+
+def test_the_run_directory_follows_from_the_configuration() -> None:
+    first, same, other = resolve(Toy()), resolve(Toy()), resolve(Toy(), flags={"seed": 1})
+    assert first.directory == same.directory != other.directory
+    assert first.directory.parent == Path("runs")
+    assert first.directory.name.startswith("toy-")
+    assert resolve(Toy(), flags={"task": "../a file.py:Toy"}).directory.parent == Path("runs")
+
+
+def test_where_a_run_is_written_is_no_part_of_its_record(tmp_path: Path) -> None:
+    there = resolve(Toy(), flags={"output_dir": tmp_path})
+    assert there.directory == tmp_path
+    assert there.record() == resolve(Toy()).record()
+
+
+def test_a_record_makes_the_same_configuration_again() -> None:
+    config = resolve(ToyWithModel(), overrides=["preset=paper", "mine.failures=a/b"])
+    assert Config.model_validate(config.record()) == config
+
+
+def test_wording_replaces_only_what_is_set() -> None:
+    wording = resolve(Toy(), overrides=["wording.reflect=Why?"]).wording_for(Toy())
+    assert (wording.reflect, wording.retry, wording.failed) == ("Why?", "Once more.", Wording().failed)
+
+
+def test_every_sentence_of_a_task_can_be_replaced() -> None:
+    assert Phrases.model_fields.keys() == Wording.model_fields.keys()
+
+
+def test_reflections_are_sampled_alike_in_training_unless_grpo_says_otherwise() -> None:
+    overrides = ["sampling.reflection.max_tokens=32", "sampling.reflection.temperature=0.7", "seed=3"]
+    options = resolve(Toy(), overrides=[*overrides, "grpo.temperature=0.9"]).grpo_options()
+    assert options == {"temperature": 0.9, "top_p": 1.0, "top_k": 0, "max_completion_length": 32, "seed": 3}
+
+
+def test_a_model_must_come_from_somewhere() -> None:
+    assert model_of(resolve(ToyWithModel()), ToyWithModel()) == "built-in"
+    assert model_of(resolve(Toy(), flags={"model": "a/b"}), Toy()) == "a/b"
+    with pytest.raises(ConfigError, match="ships no model of its own"):
+        model_of(resolve(Toy()), Toy())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_fit_the_configuration_and_trl(preset: str) -> None:
+    grpo = resolve(Toy(), overrides=[f"preset={preset}"]).grpo
+    check_grpo(grpo)
+    assert explain_batch(grpo)
+
+
+def test_the_paper_s_batch_is_256() -> None:
+    assert "a step trains on 256 reflections" in explain_batch(resolve(Toy(), overrides=["preset=paper"]).grpo)[0]
+
+
+def test_every_key_is_described() -> None:
+    described = Config.model_fields["mine"].annotation
+    assert described is not None
+    assert Config.model_fields["seed"].description == "The one seed that everything random follows from."
+    assert {"mine", "mine.limit", "sampling.retry.top_k", "grpo"} <= set(known_keys())
+
+
+@pytest.mark.parametrize(
+    ("grpo", "said"),
+    [
+        ({"num_generation": 4}, "no option `num_generation`\nhint: did you mean `num_generations`?"),
+        ({"output_dir": "x"}, "`grpo.output_dir` is not set here\nhint: set `output_dir`"),
+        ({"learning_rate": "fast"}, "`grpo.learning_rate` cannot be 'fast': it should be a valid number"),
+        ({"max_steps": 1.5}, "`grpo.max_steps` cannot be 1.5: it should be a valid integer"),
+        ({"bf16": "yes"}, "`grpo.bf16` cannot be 'yes': it should be a valid boolean"),
+    ],
+)
+def test_options_of_trl_are_checked(grpo: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_grpo(grpo)
+    assert said in str(caught.value)
+
+
+def test_options_that_trl_takes_pass() -> None:
+    check_grpo({"warmup_steps": 0.03, "learning_rate": 1, "scale_rewards": False, "report_to": "none", "bf16": None})
+
+
+def test_owned_options_are_options_of_trl() -> None:
+    from trl.trainer.grpo_config import GRPOConfig
+
+    assert OWNED.keys() <= GRPOConfig.__dataclass_fields__.keys()
+
+
+def test_the_batch_is_explained_in_words() -> None:
+    grpo = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "num_generations": 4, "max_steps": 10}
+    assert explain_batch(grpo, 2) == [
+        "a step trains on 64 reflections = per_device_train_batch_size 8 x gradient_accumulation_steps 4 x 2 processes",
+        "64 reflections are generated at a time = 16 failures x num_generations 4",
+        "max_steps 10 use 160 failures, 16 a step",
+    ]
+
+
+def test_a_generation_may_serve_several_steps() -> None:
+    lines = explain_batch({"per_device_train_batch_size": 8, "steps_per_generation": 4, "num_iterations": 2})
+    assert lines[1:] == [
+        "32 reflections are generated at a time = 4 failures x num_generations 8",
+        "each generation serves 8 steps",
+        "num_train_epochs 3 over the failures, 0.5 a step",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grpo", "said"),
+    [
+        (
+            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "num_generations": 6},
+            "16 reflections are generated at a time, and that is no multiple of `grpo.num_generations` = 6\n"
+            "hint: num_generations can be 2, 4, 8 or 16\n"
+            "hint: gradient_accumulation_steps can be 3 or 6",
+        ),
+        (
+            {"per_device_train_batch_size": 4, "generation_batch_size": 20, "num_generations": 8},
+            "hint: num_generations can be 2, 4, 5 or 10\nhint: generation_batch_size can be 16 or 24",
+        ),
+        ({"per_device_train_batch_size": 4, "generation_batch_size": 6}, "hint: it can be 4 or 8"),
+        ({"generation_batch_size": 8, "steps_per_generation": 1}, "exclude each other"),
+        ({"num_generations": 1}, "a group has at least 2 reflections"),
+        ({"per_device_train_batch_size": 0}, "it should be a whole number of at least 1"),
+    ],
+)
+def test_a_batch_that_trl_would_refuse_comes_with_values_that_fit(grpo: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        explain_batch(grpo)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("batch", range(1, 9))
+@pytest.mark.parametrize("accumulation", [1, 3, 4])
+@pytest.mark.parametrize("group", [2, 3, 8])
+def test_the_batch_arithmetic_agrees_with_trl(tmp_path: Path, batch: int, accumulation: int, group: int) -> None:
+    from trl.trainer.grpo_config import GRPOConfig
+
+    grpo: dict[str, Any] = {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "num_generations": group,
+    }
+    refused = {"trl": False, "r3": False}
+    try:
+        # TRL's default for gradient_checkpointing is a deprecated name to transformers, which then warns.
+        GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, activation_checkpointing=False, **grpo)
+    except ValueError:
+        refused["trl"] = True
+    try:
+        explain_batch(grpo)
+    except ConfigError:
+        refused["r3"] = True
+    assert refused["trl"] == refused["r3"]

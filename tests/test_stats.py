@@ -1,0 +1,207 @@
+import random
+from math import comb
+
+import pytest
+from scipy.stats import binom
+
+from r3core.stats import Difference, Rate, clustered, paired, pass_at_k, signal, wilson
+
+
+def once(table: dict[tuple[int, int], int]) -> tuple[dict[str, list[bool]], dict[str, list[bool]]]:
+    """Return one outcome a problem before and after, from (before, after) -> how many problems."""
+    pairs = [pair for pair, count in table.items() for _ in range(count)]
+    before = {str(index): [bool(pair[0])] for index, pair in enumerate(pairs)}
+    return before, {str(index): [bool(pair[1])] for index, pair in enumerate(pairs)}
+
+
+# Newcombe 1998, Two-sided confidence intervals for the single proportion, table I, method 3
+@pytest.mark.parametrize(
+    ("passed", "total", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_gives_the_published_intervals(passed: int, total: int, low: float, high: float) -> None:
+    rate = wilson(passed, total)
+    assert (rate.low, rate.high) == pytest.approx((low, high), abs=5e-5)
+    other = wilson(total - passed, total)
+    assert (other.low, other.high) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_a_rate_of_nothing_can_be_anything() -> None:
+    assert wilson(0, 0).model_dump() == {"passed": 0, "total": 0, "rate": 0.0, "low": 0.0, "high": 1.0}
+    assert clustered([]) == wilson(0, 0)
+
+
+@pytest.mark.parametrize(("passed", "total"), [(-1, 3), (4, 3)])
+def test_a_rate_must_be_between_0_and_1(passed: int, total: int) -> None:
+    with pytest.raises(ValueError, match="between 0 and the total"):
+        wilson(passed, total)
+
+
+@pytest.mark.parametrize("passed", [0, 1, 7, 20])
+def test_one_sample_a_problem_is_plain_wilson(passed: int) -> None:
+    assert clustered([(str(index), index < passed) for index in range(20)]) == wilson(passed, 20)
+
+
+def test_copies_of_one_sample_tell_nothing_new() -> None:
+    outcomes = [(str(index), index < 30) for index in range(100) for _ in range(8)]
+    copied, honest = clustered(outcomes), wilson(30, 100)
+    assert (copied.passed, copied.total) == (240, 800)
+    # The design effect is estimated from 100 problems: 800 samples are worth 99.1, not exactly 100.
+    assert (copied.low, copied.high) == pytest.approx((honest.low, honest.high), abs=1e-3)
+
+
+def test_the_effective_sample_size_is_the_one_computed_by_hand() -> None:
+    # Problems pass 2/2, 1/2, 0/2: rate 1/2, deviations 1, 0, -1; variance of the ratio 3/2 x 2/36 = 1/12,
+    # of a simple sample 1/4 / 5 = 1/20, so six samples are worth 6 x 12/20 = 3.6.
+    rate = clustered([("a", True), ("a", True), ("b", True), ("b", False), ("c", False), ("c", False)])
+    z2 = 1.959964**2
+    margin = (z2 / (4 * 3.6) + z2**2 / (4 * 3.6**2)) ** 0.5 / (1 + z2 / 3.6)
+    assert (rate.low, rate.high) == pytest.approx((0.5 - margin, 0.5 + margin), abs=1e-6)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_when_all_samples_agree_problems_are_counted(passed: bool) -> None:
+    rate = clustered([(str(index), passed) for index in range(10) for _ in range(5)])
+    plain = wilson(10 if passed else 0, 10)
+    assert (rate.low, rate.high) == (plain.low, plain.high)
+
+
+def test_samples_of_one_problem_are_worth_one() -> None:
+    rate = clustered([("only", True), ("only", False)])
+    assert rate.low < 0.1
+    assert rate.high > 0.9
+
+
+def test_the_interval_of_clustered_samples_covers_and_the_plain_one_does_not() -> None:
+    rng = random.Random(1)
+    covered, plain, repeats = 0, 0, 400
+    for _ in range(repeats):
+        rates = [rng.betavariate(0.4, 0.6) for _ in range(60)]  # the true rate is 0.4
+        outcomes = [(str(index), rng.random() < rate) for index, rate in enumerate(rates) for _ in range(8)]
+        rate = clustered(outcomes)
+        covered += rate.low <= 0.4 <= rate.high
+        naive = wilson(rate.passed, rate.total)
+        plain += naive.low <= 0.4 <= naive.high
+    assert covered / repeats == pytest.approx(0.95, abs=0.03)
+    assert plain / repeats < 0.8
+
+
+# Airway hyper-responsiveness before and after (Bentur et al. 2009): 1, 1, 7, 12; exact p in Fagerland et al. 2013.
+# Altman et al. 2000, Statistics with confidence, page 52: 14, 5, 0, 22. Newcombe 1998, paired data: 20, 12, 2, 16.
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [
+        ({(1, 1): 1, (0, 1): 7, (1, 0): 1, (0, 0): 12}, 0.026, 0.507),
+        ({(1, 1): 14, (0, 1): 5, (1, 0): 0, (0, 0): 22}, 0.011, 0.226),
+        ({(1, 1): 20, (0, 1): 12, (1, 0): 2, (0, 0): 16}, 0.056, 0.329),
+    ],
+)
+def test_paired_intervals_are_the_published_ones(table: dict[tuple[int, int], int], low: float, high: float) -> None:
+    result = paired(*once(table))
+    assert (result.low, result.high) == pytest.approx((low, high), abs=6e-4)
+    after, before = once(table)
+    back = paired(before, after)
+    assert (back.difference, back.low, back.high) == pytest.approx((-result.difference, -result.high, -result.low))
+    assert back.p == result.p
+
+
+def test_mcnemar_s_test_is_exact() -> None:
+    assert paired(*once({(1, 1): 1, (0, 1): 7, (1, 0): 1, (0, 0): 12})).p == pytest.approx(2 * 9 / 2**8)
+    assert paired(*once({(1, 1): 5, (0, 1): 12, (1, 0): 2})).p == pytest.approx(
+        2 * sum(comb(14, k) for k in range(3)) / 2**14
+    )
+    assert paired(*once({(0, 1): 3, (1, 0): 3})).p == 1.0
+
+
+def test_when_nothing_changed_the_interval_still_has_a_width() -> None:
+    result = paired(*once({(1, 1): 10, (0, 0): 10}))
+    assert (result.difference, result.p) == (0.0, 1.0)
+    assert result.low < 0 < result.high
+
+
+@pytest.mark.parametrize("all_passed", [0, 1])
+def test_a_table_with_one_cell_is_no_division_by_zero(all_passed: int) -> None:
+    result = paired(*once({(all_passed, all_passed): 10}))
+    assert result.low < 0 < result.high
+
+
+def test_the_paired_interval_covers() -> None:
+    rng = random.Random(2)
+    covered, repeats = 0, 400
+    for _ in range(repeats):
+        table = {(0, 1): 0, (1, 0): 0, (1, 1): 0, (0, 0): 0}
+        for cell in rng.choices(list(table), weights=[0.25, 0.1, 0.2, 0.45], k=120):
+            table[cell] += 1
+        result = paired(*once(table))
+        covered += result.low <= 0.15 <= result.high
+    assert covered / repeats == pytest.approx(0.95, abs=0.03)
+
+
+def test_no_problems_show_no_difference() -> None:
+    assert paired({}, {}) == Difference(difference=0.0, low=-1.0, high=1.0, p=1.0)
+
+
+def test_different_problems_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="2 problems are on one side only, for example 'a'"):
+        paired({"a": [True], "c": [True]}, {"b": [True], "c": [True]})
+    with pytest.raises(ValueError, match="problem 'a' has no outcome"):
+        paired({"a": []}, {"a": [True]})
+
+
+def test_with_several_samples_problems_count_and_not_samples() -> None:
+    # Five problems that all gain: of the 32 ways to flip their signs, 2 are as extreme, however many samples.
+    before = {str(index): [False] * 50 for index in range(5)}
+    after = {str(index): [True] * 50 for index in range(5)}
+    result = paired(before, after)
+    assert result.difference == 1.0
+    assert result.p == pytest.approx(2 / 32, abs=0.01)
+
+
+def test_a_repeated_comparison_gives_the_same_numbers() -> None:
+    rng = random.Random(3)
+    before = {str(index): [rng.random() < 0.3 for _ in range(4)] for index in range(50)}
+    after = {str(index): [rng.random() < 0.5 for _ in range(4)] for index in range(50)}
+    result = paired(before, after)
+    assert result == paired(before, after)
+    assert result.low < result.difference < result.high
+    assert result.p < 0.01
+    assert paired(before, before) == Difference(difference=0.0, low=0.0, high=0.0, p=1.0)
+
+
+def test_the_permutation_test_is_rarely_wrong_when_nothing_changed() -> None:
+    rng = random.Random(4)
+    p_values, covered = [], 0
+    for _ in range(100):
+        rates = [rng.random() for _ in range(40)]
+        before = {str(index): [rng.random() < rate for _ in range(3)] for index, rate in enumerate(rates)}
+        after = {str(index): [rng.random() < rate for _ in range(3)] for index, rate in enumerate(rates)}
+        result = paired(before, after)
+        p_values.append(result.p)
+        covered += result.low <= 0 <= result.high
+    # 100 tests at 5%: more than 11 rejections, or fewer than 88 intervals that cover, would be a 1-in-100 accident.
+    assert sum(p < 0.05 for p in p_values) <= binom.ppf(0.99, 100, 0.05)
+    assert covered >= binom.ppf(0.01, 100, 0.95) - 2
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "expected"), [(10, 3, 1, 0.3), (10, 0, 5, 0.0), (10, 6, 5, 1.0), (5, 2, 2, 0.7), (4, 4, 4, 1.0)]
+)
+def test_pass_at_k(n: int, c: int, k: int, expected: float) -> None:
+    assert pass_at_k(n, c, k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(3, 4, 1), (3, -1, 1), (3, 1, 4), (3, 1, 0)])
+def test_pass_at_k_needs_enough_samples(n: int, c: int, k: int) -> None:
+    with pytest.raises(ValueError, match="it should be that"):
+        pass_at_k(n, c, k)
+
+
+def test_signal_is_the_share_of_mixed_groups() -> None:
+    assert signal([0.5], 2) == pytest.approx(0.5)
+    assert signal([0.0, 1.0, 0.5], 3) == pytest.approx(0.25)
+    assert signal([], 8) == 0.0
+
+
+def test_a_rate_is_five_numbers() -> None:
+    assert list(Rate.model_fields) == ["passed", "total", "rate", "low", "high"]
+    assert list(Difference.model_fields) == ["difference", "low", "high", "p"]
