@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r3core import __version__
+from r3core import __version__, commands
 from r3core.errors import R3Error
 
 if TYPE_CHECKING:
@@ -51,9 +51,6 @@ def options(
     ] = False,
 ) -> None:
     """Hold the options that come before the command."""
-
-
-# Commands, in the order of `r3 --help`. A new one is a function here, with `@app.command()`.
 
 
 @app.command()
@@ -105,3 +102,6 @@ def _option_text(option: Option) -> str:
 def _summary(installed: Installed) -> str:
     """Return the first line of the task's own docstring."""
     return (installed.task.__dict__.get("__doc__") or "").strip().partition("\n")[0]
+
+
+commands.register(app)

@@ -190,14 +190,27 @@ def read_failures(folder: Path) -> tuple[list[Failure], dict[str, Any]]:
     return failures, json.loads(provenance.read_text(encoding="utf-8"))
 
 
-def rescore(task: Task, failures: Sequence[Failure]) -> list[Failure]:
-    """Return the same failures, each judged by the verifier as it is now; some may no longer be failures."""
+def rescore_failures(
+    task: Task, failures: Sequence[Failure], provenance: dict[str, Any], *, output: Path | None
+) -> dict[str, Any]:
+    """Judge failures by the verifier as it is now, and return what changed; what still fails is written to `output`."""
     with Judge(task) as judge:
         verdicts = judge.judge([(failure.episode().example, failure.attempt.text) for failure in failures])
-    return [
-        failure.model_copy(update={"attempt": failure.attempt.model_copy(update={"verdict": verdict})})
+    changed = [
+        {"id": failure.id, "answer": failure.attempt.text, "now": verdict.outcome, "reason": verdict.reason}
         for failure, verdict in zip(failures, verdicts, strict=True)
+        if verdict.outcome != "fail"
     ]
+    if output is not None:
+        still = [
+            failure.model_copy(update={"attempt": failure.attempt.model_copy(update={"verdict": verdict})})
+            for failure, verdict in zip(failures, verdicts, strict=True)
+            if verdict.outcome == "fail"
+        ]
+        judged_by = {"verifier_version": task.version, "verifier_hash": verifier_hash(task)}
+        counts = provenance["counts"] | {"failures": len(still), "no longer failures": len(changed)}
+        write_failures(output, still, provenance | judged_by | {"counts": counts})
+    return {"judged": len(failures), "unchanged": len(failures) - len(changed), "changed": changed}
 
 
 def forecast(run: Run, protocol: Protocol, failures: Sequence[Failure], generator: Generator) -> Forecast | None:

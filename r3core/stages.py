@@ -39,9 +39,10 @@ class Stages:
 
     @classmethod
     @contextmanager
-    def open(cls, task: Task, config: Config) -> Iterator[Stages]:
-        """Lock the run directory of a configuration for the block."""
-        with Run.open(config.directory, config.record()) as run:
+    def open(cls, task: Task, config: Config, *, trained: Path | None = None) -> Iterator[Stages]:
+        """Lock the run directory of a configuration for the block; `trained` names a model from elsewhere."""
+        record = config.record() | ({"trained": str(trained)} if trained else {})
+        with Run.open(config.directory, record) as run:
             yield cls(run, task, config)
 
     def mine(self) -> list[Failure]:

@@ -9,7 +9,9 @@ from typing import Annotated, Any, ClassVar, cast
 from pydantic import Field, field_validator, model_validator
 
 from r3_plugin_countdown import data, expression, hub, leaks
-from r3core import Example, Split, Task, Verdict, hookimpl
+from r3_plugin_countdown.demo import DEMO
+from r3_plugin_countdown.demo import DEMO
+from r3core import Demo, Example, Split, Task, Verdict, hookimpl
 
 
 class Countdown(Task):
@@ -17,6 +19,7 @@ class Countdown(Task):
 
     name = "countdown"
     fixtures: ClassVar[Path | None] = Path(__file__).with_name("fixtures.jsonl")
+    demo: ClassVar[Demo | None] = DEMO
 
     source: str = "generated"
     """`generated`, `hub`, or a .parquet, .json or .jsonl file with the columns `nums` and `target`."""

@@ -1,0 +1,299 @@
+"""The commands that work on a run: each collects what was asked for, calls one function and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from r3core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from r3core.config import Config
+    from r3core.evaluate import Result
+    from r3core.stages import Stages
+    from r3core.task import Task
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, all else elsewhere.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="An installed task, path/to/file.py:Class or module:Class.")
+]
+TaskOptions = Annotated[
+    list[str] | None, typer.Option("--task-option", help="An option of the task, as name=value; may be repeated.")
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="A folder or a model of the hub; the task's built-in one by default.")
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks of a run."""
+
+    task: str | None
+    task_options: list[str]
+    config: Path | None
+    overrides: list[str]
+    flags: dict[str, Any]
+    """Dotted configuration keys and their values; None was not given."""
+    dry_run: bool
+    as_json: bool
+
+    def resolve(self) -> tuple[Task, Config]:
+        """Return the task and the configuration; those of an existing run directory when nothing else is named."""
+        from r3core.config import Config, chosen_task, resolve
+        from r3core.plugins import get_task
+
+        folder = self.flags["output_dir"]
+        given = self.config or self.overrides or any(v for k, v in self.flags.items() if k != "output_dir")
+        if self.task is None and not given and folder is not None and (folder / "config.json").exists():
+            stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            stored.pop("trained", None)
+            config = Config.model_validate(stored | {"output_dir": folder})
+            return get_task(config.task, **config.task_options), config
+        flags = self.flags | {"task": self.task, **_task_options(self.task_options)}
+        name, options = chosen_task(self.config, self.overrides, flags=flags)
+        task = get_task(name, **options)
+        return task, resolve(task, self.config, overrides=self.overrides, flags=flags | {"task": name})
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for work in (run, mine, train, evaluate, report):
+        app.command("eval" if work is evaluate else work.__name__)(_with_options(work))
+    app.command()(show)
+    app.command()(rescore)
+
+
+def run(asked: Asked) -> None:
+    """Mine failures, train the reflections, evaluate and report; goes on where it was stopped."""
+    task, config = asked.resolve()
+    if asked.dry_run:
+        return _explain(task, config)
+    with _stages(task, config) as stages:
+        stages.mine()
+        stages.train()
+        stages.evaluate()
+        _print_result(stages, stages.report(), as_json=asked.as_json)
+
+
+def mine(asked: Asked) -> None:
+    """Attempt the task's problems, keep the failures, and forecast what training on them may bring."""
+    task, config = asked.resolve()
+    if asked.dry_run:
+        return _explain(task, config)
+    with _stages(task, config) as stages:
+        stages.mine()
+        facts = stages.run.done("mine") or {}
+        _print_facts({"failures": str(stages.run.path / "failures"), "counts": facts}, as_json=asked.as_json)
+
+
+def train(asked: Asked) -> None:
+    """Train the reflections on the run's failures."""
+    task, config = asked.resolve()
+    if asked.dry_run:
+        return _explain(task, config)
+    with _stages(task, config) as stages:
+        if config.mine.failures is not None:
+            stages.mine()
+        _print_facts({"model": str(stages.train())}, as_json=asked.as_json)
+
+
+def evaluate(asked: Asked) -> None:
+    """Evaluate a run's base and trained model, or with --model a model and what it was trained from."""
+    folder = asked.flags["model"]
+    if folder is None or not Path(folder).is_dir():
+        task, config = asked.resolve()
+        trained = None
+    else:
+        asked, task, config, trained = _of_a_folder(asked, Path(folder))
+    if asked.dry_run:
+        return _explain(task, config)
+    with _stages(task, config, trained=trained) as stages:
+        result = stages.compare(trained) if trained else stages.evaluate()
+        _print_result(stages, result, as_json=asked.as_json)
+
+
+def report(asked: Asked) -> None:
+    """Print the table of a run that was evaluated, and write its model card."""
+    task, config = asked.resolve()
+    with _stages(task, config) as stages:
+        _print_result(stages, stages.report(), as_json=asked.as_json)
+
+
+def show(
+    task: TaskName = None,
+    task_option: TaskOptions = None,
+    model: ModelName = None,
+    count: Annotated[int, typer.Option("-n", help="How many failures.", min=1)] = 3,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="A configuration key, as a.b=value.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed.")] = None,
+) -> None:
+    """Print attempt, reflection and retry as the model sees them, with the trained tokens marked."""
+    from r3core.show import print_conversations
+
+    asked = Asked(
+        task, task_option or [], None, overrides or [], {"model": model, "seed": seed, "output_dir": None}, False, False
+    )
+    print_conversations(*asked.resolve(), count=count)
+
+
+def rescore(
+    source: Annotated[Path, typer.Argument(help="A run directory or a set of failures.")],
+    output_dir: Annotated[Path | None, typer.Option(help="Where the judged set is written; nowhere by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a set of failures again, with the verifier as it is now, and show what changed."""
+    from r3core.mine import read_failures, rescore_failures
+    from r3core.plugins import get_task
+
+    failures, provenance = read_failures(source)
+    task = get_task(provenance["task"], **provenance["task_options"])
+    facts = rescore_failures(task, failures, provenance, output=output_dir)
+    _print_facts(facts, as_json=as_json)
+
+
+def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
+    """Return the command that collects the options which all stages share, and hands them to `work`."""
+
+    def command(
+        task: TaskName = None,
+        task_option: TaskOptions = None,
+        model: ModelName = None,
+        preset: Annotated[str | None, typer.Option(help="A named set of values, for example `paper`.")] = None,
+        config: Annotated[Path | None, typer.Option(help="A YAML file of configuration keys.")] = None,
+        overrides: Annotated[
+            list[str] | None, typer.Option("--set", help="A configuration key, as a.b=value; may be repeated.")
+        ] = None,
+        failures: Annotated[Path | None, typer.Option(help="A set of failures to use instead of mining.")] = None,
+        engine: Annotated[str | None, typer.Option(help="What generates text.")] = None,
+        limit: Annotated[int | None, typer.Option(help="At most so many problems in mining and evaluation.")] = None,
+        seed: Annotated[int | None, typer.Option(help="The one seed that everything random follows from.")] = None,
+        output_dir: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Only explain what would be done.")] = False,
+        as_json: Json = False,
+    ) -> None:
+        flags = {
+            "model": model,
+            "preset": preset,
+            "engine": engine,
+            "seed": seed,
+            "output_dir": output_dir,
+            "mine.failures": failures,
+            "mine.limit": limit,
+            "evaluate.limit": limit,
+        }
+        work(Asked(task, task_option or [], config, overrides or [], flags, dry_run, as_json))
+
+    command.__doc__ = work.__doc__
+    return command
+
+
+def _task_options(given: list[str]) -> dict[str, Any]:
+    import yaml
+
+    options = {}
+    for option in given:
+        name, separator, value = option.partition("=")
+        if not separator or not name:
+            raise ConfigError(f"`--task-option {option}` is not of the form name=value", "for example numbers=4")
+        try:
+            options[f"task_options.{name}"] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            options[f"task_options.{name}"] = value
+    return options
+
+
+def _stages(task: Task, config: Config, *, trained: Path | None = None) -> Any:
+    from r3core.stages import Stages
+
+    _quiet()
+    return Stages.open(task, config, trained=trained)
+
+
+def _quiet() -> None:
+    """Leave the screen to r3's own progress bars and messages."""
+    import logging
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def _of_a_folder(asked: Asked, folder: Path) -> tuple[Asked, Task, Config, Path | None]:
+    """Return what evaluating a folder means: against what it was trained from, where it says so."""
+    from dataclasses import replace
+
+    from r3core.stages import origin_of
+
+    origin = origin_of(folder)
+    if not origin:
+        return asked, *asked.resolve(), None
+    asked = replace(asked, task=asked.task or origin["task"], flags=asked.flags | {"model": origin["base"]})
+    if asked.task == origin["task"] and not asked.task_options:
+        options = [f"{name}={json.dumps(value)}" for name, value in origin["task_options"].items()]
+        asked = replace(asked, task_options=options)
+    task, config = asked.resolve()
+    if config.output_dir is None:
+        name = config.directory.name
+        config = config.model_copy(update={"output_dir": Path("runs") / f"eval-{name}-{_fingerprint(folder)}"})
+    return asked, task, config, folder.resolve()
+
+
+def _fingerprint(folder: Path) -> str:
+    """Return a short name for the state of a model's folder: its files with their sizes and times."""
+    import hashlib
+
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256(repr((folder.resolve(), files)).encode()).hexdigest()[:8]
+
+
+def _explain(task: Task, config: Config) -> None:
+    import yaml
+
+    from r3core.config import model_of
+    from r3core.grpo import check_grpo, explain_batch
+
+    check_grpo(config.grpo)
+    model = model_of(config, task)
+    typer.echo(yaml.safe_dump(config.record(), sort_keys=False, allow_unicode=True).rstrip())
+    typer.echo(f"\nrun directory: {config.directory}\nmodel: {model}")
+    mining = f"{config.mine.limit or 'all'} problems x {config.mine.samples} attempts"
+    mined = config.mine.failures if config.mine.failures else mining
+    typer.echo(f"mine: {mined}")
+    for line in explain_batch(config.grpo_options()):
+        typer.echo(f"train: {line}")
+    controls = "with" if config.evaluate.controls else "without"
+    typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
+
+
+def _print_result(stages: Stages, result: Result, *, as_json: bool) -> None:
+    from r3core.report import as_json as as_object
+    from r3core.report import print_table
+
+    if as_json:
+        typer.echo(json.dumps(as_object(result, stages.run), indent=2))
+        return
+    print_table(result, stages.config, sys.stdout)
+    seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in stages.run.seconds().items())
+    typer.echo(f"- {seconds}; everything is in {stages.run.path}")
+
+
+def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{name}: {shown}")
