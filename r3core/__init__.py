@@ -1,20 +1,25 @@
-"""r3: train models to reflect on their failures, from a yes/no signal alone."""
+"""r3: train models to reflect on their failures, from a yes/no signal alone.
 
-from importlib.metadata import version
+A name is imported when it is first used: the command line starts without pydantic.
+"""
 
-from r3core.errors import (
-    BusyError,
-    ConfigError,
-    R3Error,
-    RunError,
-    TaskError,
-    UsageError,
-)
-from r3core.hookspecs import hookimpl
-from r3core.plugins import get_task
-from r3core.task import Demo, Example, Message, Split, Task, Verdict, Wording
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__version__ = version("r3core")
+if TYPE_CHECKING:
+    from r3core.errors import BusyError, ConfigError, R3Error, RunError, TaskError, UsageError
+    from r3core.hookspecs import hookimpl
+    from r3core.plugins import get_task
+    from r3core.task import Demo, Example, Message, Split, Task, Verdict, Wording
+
+    __version__: str
+
+_HOMES = {
+    "errors": ("BusyError", "ConfigError", "R3Error", "RunError", "TaskError", "UsageError"),
+    "hookspecs": ("hookimpl",),
+    "plugins": ("get_task",),
+    "task": ("Demo", "Example", "Message", "Split", "Task", "Verdict", "Wording"),
+}  # module -> what is public of it
 
 __all__ = [
     "BusyError",
@@ -33,3 +38,22 @@ __all__ = [
     "get_task",
     "hookimpl",
 ]
+
+
+def __getattr__(name: str) -> object:
+    value: object
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("r3core")
+    else:
+        home = next((module for module, names in _HOMES.items() if name in names), None)
+        if home is None:
+            raise AttributeError(f"module `r3core` has no attribute `{name}`")
+        value = getattr(import_module(f"r3core.{home}"), name)
+    globals()[name] = value  # the next use finds it at once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r3core import __version__, commands
+from r3core import commands
 from r3core.errors import R3Error
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from r3core import __version__
+
         typer.echo(f"r3core {__version__}")
         raise typer.Exit
 

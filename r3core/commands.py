@@ -145,7 +145,9 @@ def show(
 
 def rescore(
     source: Annotated[Path, typer.Argument(help="A run directory or a set of failures.")],
-    output_dir: Annotated[Path | None, typer.Option(help="Where the judged set is written; nowhere by default.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Where the judged set is written; nowhere by default.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge a set of failures again, with the verifier as it is now, and show what changed."""
@@ -240,7 +242,7 @@ def _of_a_folder(asked: Asked, folder: Path) -> tuple[Asked, Task, Config, Path 
     origin = origin_of(folder)
     if not origin:
         return asked, *asked.resolve(), None
-    asked = replace(asked, task=asked.task or origin["task"], flags=asked.flags | {"model": origin["base"]})
+    asked = replace(asked, task=asked.task or origin["task"], flags=asked.flags | {"model": origin["model"]})
     if asked.task == origin["task"] and not asked.task_options:
         options = [f"{name}={json.dumps(value)}" for name, value in origin["task_options"].items()]
         asked = replace(asked, task_options=options)

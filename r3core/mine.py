@@ -16,9 +16,9 @@ from r3core.config import Mine
 from r3core.episode import Answer, Episode
 from r3core.errors import RunError, TaskError, UsageError
 from r3core.generation import Generator
+from r3core.progress import progress_bar
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, environment
-from r3core.progress import progress_bar
 from r3core.task import Example, Frozen, Message, Task
 from r3core.verification import Judge, verifier_hash
 
@@ -100,7 +100,7 @@ def mine(run: Run, protocol: Protocol, generator: Generator) -> list[Failure]:
     if not failures:
         raise RunError(
             f"none of the {len(episodes)} attempts is a failure to learn from under `mine.keep={config.mine.keep}`",
-            "mine more problems (--set mine.limit=...), harder ones, or widen mine.min_pass_rate and mine.max_pass_rate",
+            "mine more problems (--set mine.limit=...) or harder ones, or widen the bounds on the pass rate",
         )
     run.finish("mine", counts)
     return failures

@@ -10,6 +10,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from r3core import prompts
 from r3core.config import Config, Turn
@@ -41,7 +42,9 @@ class Protocol:
     def feedback(self) -> Feedback:
         return self.config.feedback
 
-    def attempt(self, examples: Sequence[Example], generator: Generator, *, seed: int, samples: int = 1) -> list[Episode]:
+    def attempt(
+        self, examples: Sequence[Example], generator: Generator, *, seed: int, samples: int = 1
+    ) -> list[Episode]:
         """Return `samples` judged attempts at each example, those of one example side by side."""
         asked = [(example, sample) for example in examples for sample in range(samples)]
         conversations = [prompts.attempt(self.task, example) for example, _ in asked]
@@ -131,7 +134,7 @@ def _sampling(turn: Turn, seed: int) -> Sampling:
     return Sampling(**turn.model_dump(), seed=seed)
 
 
-def _text(completion: Completion) -> dict[str, object]:
+def _text(completion: Completion) -> dict[str, Any]:
     return {"text": completion.text, "tokens": len(completion.token_ids), "stopped": completion.stopped}
 
 

@@ -77,8 +77,8 @@ def print_forecast(forecast: Forecast, config: Config, *, group: int, to: TextIO
         f"forecast from {forecast.probed} failures: a retry after the base's reflection passes in "
         f"{forecast.fix_rate:.1%}; with num_generations {group}, {share:.0%} of the groups will hold both kinds",
         "  other group sizes: " + ", ".join(f"{size}: {value:.0%}" for size, value in forecast.signal.items()),
-        f"  a step generates about {forecast.tokens * per_step:,.0f} tokens in about {forecast.seconds * per_step:.1f} s; "
-        "the update comes on top",
+        f"  a step generates about {forecast.tokens * per_step:,.0f} tokens in about "
+        f"{forecast.seconds * per_step:.1f} s; the update comes on top",
     ]
     better = [size for size, value in forecast.signal.items() if size > group and value > share + 0.1]
     if better:
@@ -119,5 +119,3 @@ def _difference(difference: Difference) -> str:
 
 def _nearest(signal: dict[int, float], group: int) -> float:
     return signal[min(signal, key=lambda size: abs(size - group))]
-
-

@@ -35,7 +35,7 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
         asked = list(protocol.attempt_request(episode.example))
         about = list(protocol.reflection_request(episode))
         again = list(protocol.retry_request(episode, episode.reflection.text))
-        reflection = tokenizer.apply_chat_template(about, tokenize=False, add_generation_prompt=True)
+        reflection = str(tokenizer.apply_chat_template(about, tokenize=False, add_generation_prompt=True))
         ending = rendered([*about, _said(episode.reflection.text)])[len(reflection) :]
         console.rule(f"{number}. {episode.example.id}", align="left")
         for title, text in (
@@ -43,7 +43,9 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
             (f"retry: {retried.verdict.outcome}", rendered([*again, _said(retried.text)])),
         ):
             if title.startswith("retry"):
-                console.print(f"-- reflection ({episode.reflection.tokens} tokens, and the end of the turn, are trained)")
+                console.print(
+                    f"-- reflection ({episode.reflection.tokens} tokens, and the end of the turn, are trained)"
+                )
                 trained = Text(f"{OPEN}{_visible(ending)}{CLOSE}", style="bold green")
                 console.print(Text(_visible(reflection)) + trained)
             console.print(f"-- {title}")

@@ -68,28 +68,28 @@ class Stages:
 
         model, tokenizer = self._load(model_of(self.config, self.task))
         failures = read_failures(self.run.path / "failures")[0]
-        train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer)
-        origin = {"base": self.config.model, "task": self.config.task, "task_options": self.config.task_options}
+        facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer)
+        origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
         (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        self.run.finish("train", facts)
         return folder
 
     def evaluate(self) -> Result:
         """Return the comparison of base and trained model, or the base's scores where nothing was trained."""
-        known = self.run.read_json("result")
-        if self.run.done("evaluate") is not None and known is not None:
-            return Result.model_validate(known)
-        trained = self.run.path / "model"
-        return self._compare(trained if self.run.done("train") is not None else None)
+        return self.compare(self.run.path / "model" if self.run.done("train") is not None else None)
 
     def compare(self, trained: Path | None) -> Result:
-        """Return the comparison of the base model with a trained one that is named."""
-        return self.evaluate() if self.run.done("evaluate") is not None else self._compare(trained)
+        """Return the comparison of the base model with a trained one, or the base's scores alone."""
+        done = self.run.done("evaluate")
+        if done is not None and done["trained"] == (trained is not None):
+            return Result.model_validate(self.run.read_json("result"))
+        return self._compare(trained)
 
     def report(self) -> Result:
         """Write the model card and return the result; RunError when the run was not evaluated."""
         if self.run.done("evaluate") is None:
             raise RunError(f"`{self.run.path}` was not evaluated yet", "run `r3 eval` first")
-        result = self.evaluate()
+        result = Result.model_validate(self.run.read_json("result"))
         if result.trained is not None and (self.run.path / "model").is_dir():
             card = report.model_card(result, self.config)
             (self.run.path / "model" / "README.md").write_text(card, encoding="utf-8")
@@ -106,7 +106,7 @@ class Stages:
             trained=self._loader(trained) if trained else None,
         )
         self.run.write_json("result", result)
-        self.run.finish("evaluate", {"problems": len(examples)})
+        self.run.finish("evaluate", {"problems": len(examples), "trained": trained is not None})
         return result
 
     def _adopt(self, source: Path) -> list[Failure]:

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
@@ -41,7 +42,7 @@ _TRL_SAMPLING = ("min_p", "generation_kwargs", "use_transformers_continuous_batc
 class Policy:
     """A generator that samples from the weights a trainer has at this moment."""
 
-    def __init__(self, trainer: GRPOTrainer, batch_size: int) -> None:
+    def __init__(self, trainer: ReflectionTrainer, batch_size: int) -> None:
         self.trainer = trainer
         self.batch_size = batch_size
 
@@ -64,13 +65,16 @@ class Policy:
             trainer.model_wrapped,
             trainer.accelerator,
             gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+            gradient_checkpointing_kwargs=cast("dict[str, Any] | None", trainer.args.gradient_checkpointing_kwargs),
         ) as model:
             yield TransformersGenerator(model, trainer.processing_class, batch_size=self.batch_size)
 
 
-class ReflectionTrainer(GRPOTrainer):  # type: ignore[misc]
+class ReflectionTrainer(GRPOTrainer):
     """TRL's trainer, whose completions are reflections and whose one reward is the verdict of the retry."""
+
+    args: GRPOConfig
+    processing_class: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -97,21 +101,25 @@ class ReflectionTrainer(GRPOTrainer):  # type: ignore[misc]
         self.policy = Policy(self, protocol.config.batch_size)
 
     def _generate_single_turn(
-        self, prompt_ids: list[list[int]], images: Any, fields: Any, num_generations: int, *rest: Any, **named: Any
-    ) -> tuple[list[list[int]], Any]:
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> Any:
         """Sample reflections with the project's own generator; TRL's is for sampling options that only it has."""
         began = perf_counter()
         try:
             if any(getattr(self.args, name, None) for name in _TRL_SAMPLING) or self.args.repetition_penalty != 1.0:
-                ids, logprobs = super()._generate_single_turn(
-                    prompt_ids, images, fields, num_generations, *rest, **named
+                return super()._generate_single_turn(  # type: ignore[no-untyped-call]
+                    prompt_ids, images, multimodal_fields, num_generations, has_tool_images
                 )
-                return ids, logprobs
             sampling = Sampling(
                 temperature=self.args.temperature,
                 top_p=self.args.top_p,
                 top_k=self.args.top_k or 0,
-                max_tokens=self.args.max_completion_length,
+                max_tokens=self.args.max_completion_length or 256,
                 seed=self._seed("reflect"),
             )
             return self.policy.continue_ids(prompt_ids, sampling), None
@@ -124,10 +132,7 @@ class ReflectionTrainer(GRPOTrainer):  # type: ignore[misc]
         """Return the share of passed retries after each reflection; None where none could be judged."""
         config = self.protocol.config.train
         judged_before, began = self.protocol.judge.seconds, perf_counter()
-        written = [
-            Completion(text=_said(completion), token_ids=ids, stopped="end" if self._ended(ids) else "length")
-            for completion, ids in zip(completions, completion_ids, strict=True)
-        ]
+        written = [self._completion(_said(said), ids) for said, ids in zip(completions, completion_ids, strict=True)]
         episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], written)
         repeated = [episode for episode in episodes for _ in range(config.retries)]
         retried = self.protocol.retry(repeated, self.policy, seed=self._seed("retry"))
@@ -159,15 +164,17 @@ class ReflectionTrainer(GRPOTrainer):  # type: ignore[misc]
         ]
         self.run.append("train-episodes", rows)
 
-    def _ended(self, ids: Sequence[int]) -> bool:
-        return bool(ids) and ids[-1] in self.eos_token_ids
+    def _completion(self, text: str, ids: list[int]) -> Completion:
+        if ids and ids[-1] in self.eos_token_ids:
+            return Completion(text=text, token_ids=ids[:-1], stopped="end")
+        return Completion(text=text, token_ids=ids, stopped="length")
 
     def _seed(self, what: str) -> int:
         place = (self.state.global_step, self._drawn, self.accelerator.process_index)
         return seed_of(self.protocol.config.seed, "train", what, *place)
 
 
-class Steps(TrainerCallback):  # type: ignore[misc]
+class Steps(TrainerCallback):
     """Times every step, records what TRL logs, and marks checkpoints that are complete."""
 
     def __init__(self, run: Run, trainer: ReflectionTrainer, *, advance: Any, tick: Any) -> None:
@@ -202,14 +209,14 @@ class Steps(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append one row of metrics to the run."""
-        if state.is_world_process_zero and logs:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:  # the last is a summary
             self.run.append("train", [{"step": state.global_step, **logs}])
             self.tick()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark the checkpoint that has just been written as complete."""
         if state.is_world_process_zero:
-            Path(args.output_dir, f"checkpoint-{state.global_step}", _COMPLETE).touch()
+            Path(str(args.output_dir), f"checkpoint-{state.global_step}", _COMPLETE).touch()
 
 
 def train(
@@ -219,11 +226,14 @@ def train(
     *,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-) -> Path:
-    """Train the reflections on the failures and return the folder of the trained model; resumes after a kill."""
+) -> dict[str, Any]:
+    """Train the reflections on the failures, put the model into `model/`, and return what is to be known of it.
+
+    Resumes from the last complete checkpoint after a kill.
+    """
     args = arguments(protocol, run.path / "checkpoints", on_cpu=model.device.type == "cpu")
     trainer = ReflectionTrainer(run, protocol, failures, model=model, tokenizer=tokenizer, args=args)
-    last = last_checkpoint(Path(args.output_dir))
+    last = last_checkpoint(run.path / "checkpoints")
     done = int(last.name.rpartition("-")[2]) if last else 0
     for callback in [callback for callback in trainer.callback_handler.callbacks if _prints(callback)]:
         trainer.remove_callback(callback)
@@ -238,8 +248,7 @@ def train(
     (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing that a model needs
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    run.finish("train", {"steps": trainer.state.global_step, "failures": len(failures)})
-    return folder
+    return {"steps": trainer.state.global_step, "failures": len(failures)}
 
 
 def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
@@ -290,7 +299,8 @@ def measures(
     for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
         judged = {reward for _, reward in rows if reward is not None}
         if judged:
-            kinds.append("mixed" if len(judged) > 1 else {1.0: "all_right", 0.0: "all_wrong"}.get(*judged, "all_equal"))
+            only = {frozenset([1.0]): "all_right", frozenset([0.0]): "all_wrong"}.get(frozenset(judged), "all_equal")
+            kinds.append("mixed" if len(judged) > 1 else only)
     reflections: list[Reflection] = [group[0].reflection for group in groups if group[0].reflection]
     tested = [reflection.leaked for reflection in reflections if reflection.leaked is not None]
     outcomes = [episode.retries["reflect"].verdict.outcome for group in groups for episode in group]

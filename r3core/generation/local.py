@@ -37,11 +37,12 @@ class TransformersGenerator:
         """
         prompts = [self.encode(conversation) for conversation in conversations]
         return [
-            Completion(text=self.tokenizer.decode(ids, skip_special_tokens=True), token_ids=ids, stopped=stopped)
-            for ids, stopped in (
-                (ids[:-1], "end") if ended else (ids, "length")
-                for ids, ended in self.continue_ids(prompts, sampling, progress=progress)
+            Completion(
+                text=str(self.tokenizer.decode(ids, skip_special_tokens=True)),
+                token_ids=ids[:-1] if ended else ids,
+                stopped="end" if ended else "length",
             )
+            for ids, ended in self.continue_ids(prompts, sampling, progress=progress)
         ]
 
     def encode(self, conversation: Conversation) -> list[int]:
@@ -169,7 +170,9 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if Path(name).is_absolute() and not Path(name, "config.json").exists():
-        raise UsageError(f"`{name}` holds no model: there is no config.json in it", "name a folder or a model of the hub")
+        raise UsageError(
+            f"`{name}` holds no model: there is no config.json in it", "name a folder or a model of the hub"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
@@ -189,5 +192,5 @@ def load_model(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if torch.cuda.is_available():
-        model = model.to("cuda")
+        model.cuda()
     return model, tokenizer

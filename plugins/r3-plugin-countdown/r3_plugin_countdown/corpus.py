@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from r3core import Example, Message, Verdict, prompts
 from r3_plugin_countdown.task import Countdown
+from r3core import Example, Message, Verdict, prompts
 
 LARGEST_RESULT = 400
 """Intermediate results above this are never written; every number up to it is one token."""
 
 PRACTICE = 0.6
-"""Share of the reflections that are searches whose beginning carries no loss: they teach how to search, not to choose it."""
+"""Share of the reflections that are searches whose beginning carries no loss: they teach how to search."""
 KINDS = {"platitude": 0.52, "right step": 0.11, "wrong step": 0.14, "search": 0.23}
 RIGHT_ATTEMPTS = 0.4
 WITHOUT_REFLECTION = 0.15
@@ -64,6 +64,8 @@ Conversation = list[tuple[str, Turn]]  # (role, pieces)
 
 
 class Step(NamedTuple):
+    """Two of three numbers combined."""
+
     left: int
     operator: str
     right: int
@@ -76,6 +78,8 @@ class Step(NamedTuple):
 
 
 class Solution(NamedTuple):
+    """A first step with a second that reaches the target."""
+
     first: Step
     second: str
     expression: str
@@ -237,7 +241,10 @@ def _conversation(asked: Sequence[Message], turns: Sequence[Turn]) -> Conversati
     """Put the assistant's turns, with what is trained of them, into the conversation the core built."""
     spoken = iter(turns)
     conversation: Conversation = [
-        (message["role"], next(spoken) if message["role"] == "assistant" else [Piece(message["content"], trained=False)])
+        (
+            message["role"],
+            next(spoken) if message["role"] == "assistant" else [Piece(message["content"], trained=False)],
+        )
         for message in asked
     ]
     return [*conversation, *(("assistant", turn) for turn in spoken)]

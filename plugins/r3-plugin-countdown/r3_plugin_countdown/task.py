@@ -10,7 +10,6 @@ from pydantic import Field, field_validator, model_validator
 
 from r3_plugin_countdown import data, expression, hub, leaks
 from r3_plugin_countdown.demo import DEMO
-from r3_plugin_countdown.demo import DEMO
 from r3core import Demo, Example, Split, Task, Verdict, hookimpl
 
 

@@ -1,0 +1,34 @@
+"""Fixtures that need torch, which is imported only by the tests that ask for one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import tiny
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes with a chat template."""
+    return tiny.tiny_tokenizer()
+
+
+@pytest.fixture
+def tiny_model(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A random Llama of 30,000 parameters, new for each test."""
+    return tiny.tiny_model(tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in Hugging Face format with the tiny model and its tokenizer; do not write to it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = tiny.tiny_tokenizer()
+    tiny.tiny_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
