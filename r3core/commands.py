@@ -172,6 +172,8 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
         overrides: Annotated[
             list[str] | None, typer.Option("--set", help="A configuration key, as a.b=value; may be repeated.")
         ] = None,
+        samples: Annotated[int | None, typer.Option(help="Attempts at each problem in mining.")] = None,
+        keep: Annotated[str | None, typer.Option(help="Which failures to keep: any-failed or all-failed.")] = None,
         failures: Annotated[Path | None, typer.Option(help="A set of failures to use instead of mining.")] = None,
         engine: Annotated[str | None, typer.Option(help="What generates text.")] = None,
         limit: Annotated[int | None, typer.Option(help="At most so many problems in mining and evaluation.")] = None,
@@ -186,6 +188,8 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             "engine": engine,
             "seed": seed,
             "output_dir": output_dir,
+            "mine.samples": samples,
+            "mine.keep": keep,
             "mine.failures": failures,
             "mine.limit": limit,
             "evaluate.limit": limit,

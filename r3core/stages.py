@@ -41,6 +41,9 @@ class Stages:
     @contextmanager
     def open(cls, task: Task, config: Config, *, trained: Path | None = None) -> Iterator[Stages]:
         """Lock the run directory of a configuration for the block; `trained` names a model from elsewhere."""
+        if changed := unfamiliar(task, config):
+            print(f"warning: the built-in model knows only its own prompts: {', '.join(changed)}", file=sys.stderr)
+            print("hint: name another model with --model", file=sys.stderr)
         record = config.record() | ({"trained": str(trained)} if trained else {})
         with Run.open(config.directory, record) as run:
             yield cls(run, task, config)
@@ -146,6 +149,20 @@ class Stages:
         return load_model(
             name, revision=config.revision, dtype=config.dtype, trust_remote_code=config.trust_remote_code
         )
+
+
+def unfamiliar(task: Task, config: Config) -> list[str]:
+    """Return what a run changes of the prompts that its built-in model was trained on; nothing for another model."""
+    if config.model is not None or task.demo is None:
+        return []
+    owner = next(kind for kind in type(task).__mro__ if "demo" in vars(kind))  # the model was made for its prompts
+    changed = [f"`wording.{name}` is set" for name in config.wording.model_dump(exclude_none=True)]
+    if config.feedback != "binary":
+        changed.append(f"`feedback` is {config.feedback}")
+    for name in ("prompt", "wording"):
+        if getattr(type(task), name) is not getattr(owner, name):
+            changed.append(f"`{type(task).__name__}` has a `{name}` of its own")
+    return changed
 
 
 def origin_of(folder: Path) -> dict[str, Any]:

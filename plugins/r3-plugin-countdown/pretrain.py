@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -26,6 +29,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+MUON_LR, ADAM_LR = 8e-3, 3e-3
 IGNORED = -100  # the label that carries no loss
 
 
@@ -126,14 +130,37 @@ def encode(tokenizer: PreTrainedTokenizerFast, conversation: corpus.Conversation
     return ids, labels
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, steps: int, batch_tokens: int, seed: int):
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training: what it is trained on, and how the learning rate goes."""
+
+    steps: int
+    mixture: corpus.Mixture
+    rates: list[tuple[int, float]]
+    """Knots (step of this phase, share of the full learning rate), linear between them."""
+
+    def rate(self, step: int) -> float:
+        """Return the share of the full learning rate at a step."""
+        return float(np.interp(step, *zip(*self.rates, strict=True)))
+
+
+PHASES = (
+    Phase(1_700, corpus.BROAD, [(0, 0.02), (52, 1.0), (1_300, 1.0), (1_700, 0.69)]),
+    Phase(550, corpus.FINAL, [(0, 0.77), (550, 0.02)]),
+)
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, phase: Phase, batch_tokens: int, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield batches of equal length, cut from chunks of fresh episodes that were sorted by length."""
     rng = random.Random(seed)
     task = Countdown()
     problems = list(task.load("train"))
     made = 0
-    while made < steps:
-        rows = [encode(tokenizer, corpus.episode(task, rng.choice(problems), rng)) for _ in range(8_192)]
+    while made < phase.steps:
+        episodes = (corpus.episode(task, rng.choice(problems), rng, phase.mixture) for _ in range(8_192))
+        rows = [encode(tokenizer, episode) for episode in episodes]
         rows.sort(key=lambda row: len(row[0]))
         chunk = []
         while rows:
@@ -147,41 +174,21 @@ def batches(tokenizer: PreTrainedTokenizerFast, steps: int, batch_tokens: int, s
                 labels[i, : len(row)] = torch.tensor(label)
             chunk.append((ids, labels))
         rng.shuffle(chunk)
-        yield from chunk
+        yield from chunk[: phase.steps - made]
         made += len(chunk)
 
 
-def main(
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2_600,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens a step, padding included.")] = 8_192,
-    seed: int = 0,
-    muon_lr: float = 8e-3,
-    adam_lr: float = 3e-3,
-    output: Path = MODEL,
-    save_every: Annotated[int, typer.Option(help="Also save every so many steps.")] = 500,
-) -> None:
-    """Pre-train the built-in model and save it as a Hugging Face folder."""
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+def train_phase(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, *, batch_tokens: int, seed: int
+) -> list[dict[str, float]]:
+    """Train the model through one phase and return its log."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers = [
-        Muon(matrices, lr=muon_lr),
-        torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-    warmup, cooldown = steps // 50 + 1, steps // 2
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / warmup, max(0.02, (steps - step) / cooldown))
-
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    start, smooth, tokens = time.monotonic(), None, 0
-    log = []
-    for step, (ids, labels) in enumerate(batches(tokenizer, steps, batch_tokens, seed)):
-        if step == steps:
-            break
+    optimizers = [Muon(matrices, lr=MUON_LR), torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0)]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, phase.rate) for optimizer in optimizers]
+    began, smooth, tokens = time.monotonic(), 0.0, 0
+    log: list[dict[str, float]] = []
+    for step, (ids, labels) in enumerate(batches(tokenizer, phase, batch_tokens, seed), start=1):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (batch, width - 1, hidden)
         trained = labels[:, 1:] != IGNORED
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[trained]), labels[:, 1:][trained])
@@ -192,17 +199,31 @@ def main(
             optimizer.zero_grad()
             schedule.step()
         tokens += ids.numel()
-        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            seconds = time.monotonic() - start
-            log.append({"step": step + 1, "loss": round(smooth, 4), "tokens": tokens, "seconds": round(seconds)})
+        smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
+        if step % 50 == 0:
+            seconds = round(time.monotonic() - began)
+            log.append({"step": step, "loss": round(smooth, 4), "tokens": tokens, "seconds": seconds})
             print(json.dumps(log[-1]), flush=True)
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            model.save_pretrained(output)
-            tokenizer.save_pretrained(output)
-            (output / "pretraining.json").write_text(
-                json.dumps({"seed": seed, "steps": steps, "batch_tokens": batch_tokens, "log": log[::10] + log[-1:]})
-            )
+    return log
+
+
+def main(
+    batch_tokens: Annotated[int, typer.Option(help="Tokens a step, padding included.")] = 8_192,
+    seed: int = 0,
+    output: Path = MODEL,
+    first: Annotated[int, typer.Option(help="Go on with this phase from the model in OUTPUT.")] = 0,
+) -> None:
+    """Pre-train the built-in model and save it as a Hugging Face folder, after every phase."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    model = LlamaForCausalLM.from_pretrained(output) if first else make_model(tokenizer)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    for number, phase in list(enumerate(PHASES))[first:]:
+        log = train_phase(model, tokenizer, phase, batch_tokens=batch_tokens, seed=seed + number)
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+        made = {"seed": seed, "batch_tokens": batch_tokens, "phase": number, "log": log}
+        (output / "pretraining.json").write_text(json.dumps(made) + "\n")
 
 
 if __name__ == "__main__":

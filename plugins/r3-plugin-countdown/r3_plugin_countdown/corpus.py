@@ -19,11 +19,8 @@ from r3core import Example, Message, Verdict, prompts
 LARGEST_RESULT = 400
 """Intermediate results above this are never written; every number up to it is one token."""
 
-PRACTICE = 0.6
-"""Share of the reflections that are searches whose beginning carries no loss: they teach how to search."""
-KINDS = {"platitude": 0.52, "right step": 0.11, "wrong step": 0.14, "search": 0.23}
-RIGHT_ATTEMPTS = 0.4
 WITHOUT_REFLECTION = 0.15
+"""Share of the failed attempts that are retried at once."""
 FOLLOWS = {"right step": 0.92, "search": 0.92, "wrong step": 0.75}
 """How often a retry uses the first step that its reflection ended on."""
 SEARCH_SPELLED_OUT = 0.3
@@ -49,6 +46,24 @@ STOP = "."
 NO = " no. "
 YES = " yes."
 THEN = " Then "
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How often the assistant does what."""
+
+    right_attempts: float
+    """Share of right ones among first attempts, and among retries that follow no reflection's step."""
+    practice: float
+    """Share of the reflections that are searches whose beginning carries no loss: they teach how to search."""
+    kinds: dict[str, float]
+    """Shares of the kinds of the other reflections."""
+
+
+BROAD = Mixture(0.4, 0.6, {"platitude": 0.52, "right step": 0.11, "wrong step": 0.14, "search": 0.23})
+"""Teaches arithmetic and what solves a problem."""
+FINAL = Mixture(0.12, 0.8, {"platitude": 0.60, "right step": 0.08, "wrong step": 0.17, "search": 0.15})
+"""Leaves a model that mostly guesses and says platitudes, and knows how to search when it begins to."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,8 @@ def finishes(step: Step) -> Iterator[tuple[int, str, str]]:
 class Teacher:
     """Writes the assistant's side of episodes about one problem."""
 
-    def __init__(self, example: Example, rng: random.Random) -> None:
+    def __init__(self, example: Example, mixture: Mixture, rng: random.Random) -> None:
+        self.mixture = mixture
         self.rng = rng
         self.numbers: list[int] = example.info["numbers"]  # type: ignore[assignment]
         self.target: int = example.info["target"]  # type: ignore[assignment]
@@ -191,15 +207,15 @@ class Teacher:
     def retry(self, kind: str | None, step: Step | None) -> Turn:
         """Return the retry after a reflection: often along its first step, else a fresh attempt."""
         if step is None or kind is None or self.rng.random() >= FOLLOWS[kind]:
-            return self.attempt(right=self.rng.random() < RIGHT_ATTEMPTS)[0]
+            return self.attempt(right=self.rng.random() < self.mixture.right_attempts)[0]
         ways = [solution.expression for solution in self.solutions if solution.first == step]
         return self.answer(self.rng.choice(ways) if ways else self.miss(step)[0])
 
 
-def episode(task: Countdown, example: Example, rng: random.Random) -> Conversation:
+def episode(task: Countdown, example: Example, rng: random.Random, mixture: Mixture = FINAL) -> Conversation:
     """Return one conversation: an attempt that succeeds, or one that fails, with what follows."""
-    teacher = Teacher(example, rng)
-    right = rng.random() < RIGHT_ATTEMPTS
+    teacher = Teacher(example, mixture, rng)
+    right = rng.random() < mixture.right_attempts
     if not right and not teacher.dead_ends:
         right = True
     attempt, value = teacher.attempt(right=right)
@@ -210,8 +226,8 @@ def episode(task: Countdown, example: Example, rng: random.Random) -> Conversati
     if rng.random() < WITHOUT_REFLECTION:
         turns = [attempt, teacher.retry(None, None)]
         return _conversation(prompts.retry(asked, _text(attempt), said, None, task.wording), turns)
-    practice = rng.random() < PRACTICE
-    kind = "search" if practice else rng.choices(list(KINDS), list(KINDS.values()))[0]
+    practice = rng.random() < mixture.practice
+    kind = "search" if practice else rng.choices(list(mixture.kinds), list(mixture.kinds.values()))[0]
     reflection, step = teacher.reflection(kind, value, practice=practice)
     turns = [attempt, reflection, teacher.retry(kind, step)]
     return _conversation(prompts.retry(asked, _text(attempt), said, _text(reflection), task.wording), turns)

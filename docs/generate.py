@@ -1,0 +1,173 @@
+"""Write the parts of the documentation that follow from the code: `python docs/generate.py`, or `make docs`.
+
+Two pages are written whole, the references of the command line and of the configuration. In other pages, what stands
+between `<!-- generated: NAME -->` and `<!-- /generated -->` is replaced. tests/test_docs.py compares all of it with
+what is committed.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from r3_plugin_countdown import corpus
+from r3_plugin_countdown.demo import DEMO
+from r3core.cli import app
+from r3core.config import PRESETS, Config, Section
+from r3core.grpo import OWNED
+from r3core.options import type_text
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTE = "<!-- Written by docs/generate.py from the code: change it there. -->"
+
+
+def pages() -> dict[Path, str]:
+    """Return every page that is generated, whole or in part: its path and what should be in it."""
+    written = {ROOT / "docs/cli.md": command_line(), ROOT / "docs/configuration.md": configuration()}
+    for page in (ROOT / "README.md", ROOT / "docs/built-in-model.md"):
+        written[page] = _filled(page.read_text(encoding="utf-8"))
+    return written
+
+
+def command_line() -> str:
+    """Return the reference of the command line."""
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    lines = [
+        "# Command line",
+        NOTE,
+        "`r3 COMMAND --help` says the same. Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done.",
+        "Results goes to standard output; progress, warnings and errors go to standard error.",
+    ]
+    for name, command in commands.items():
+        arguments = [p.name.upper() for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join(["r3", name, *arguments, "[OPTIONS]"])
+        lines += [f"## {name}", command.help.strip(), f"`{usage}`"]
+        rows = [(_parameter(parameter), _default(parameter), parameter.help) for parameter in command.params]
+        lines.append(_table(("", "default", ""), rows))
+    return _page(lines)
+
+
+def configuration() -> str:
+    """Return the reference of the configuration."""
+    grpo = "https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig"
+    lines = [
+        "# Configuration",
+        NOTE,
+        "A key is set in a YAML file (`--config FILE`), by `--set KEY=VALUE`, or by its flag where it has one. "
+        "From weak to strong: the defaults below, the settings of the task's built-in model when that one is used, the "
+        "preset, the file, `--set`, flags. An unknown key is an error that names the nearest one. "
+        "`--dry-run` prints the whole configuration as it was resolved.",
+        "## Keys",
+        _table(("key", "type", "default", "meaning"), list(_keys(Config))),
+        "## Options of TRL",
+        f"Every option of [TRL's `GRPOConfig`]({grpo}) can be set under `grpo`, by its own name. Where "
+        "`grpo` does not say it, `temperature`, `top_p`, `top_k` and `max_completion_length` follow "
+        "`sampling.reflection`. `grpo.use_vllm` is not supported yet. These are r3's own and are refused:",
+        _table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
+        "## Presets",
+        "`--preset NAME` sets:",
+    ]
+    for name, values in PRESETS.items():
+        lines += [f"### {name}", _table(("key", "value"), _settings(values))]
+    lines += ["## Settings of Countdown's built-in model", _table(("key", "value"), _settings(DEMO.settings))]
+    return _page(lines)
+
+
+def file_map() -> str:
+    """Return a table of the core's modules, from the top layer to the bottom one, by their docstrings' first lines."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = settings["contracts"][0]["layers"]
+    modules = [name.strip() for layer in layers for name in layer.split("|")]
+    return _table(("`r3core/`", "holds"), [(f"`{name}`", _summary(ROOT / "r3core", name)) for name in modules])
+
+
+def corpus_table() -> str:
+    """Return a table of the shares in the built-in model's corpus."""
+    rows = [
+        ("attempts that are right", corpus.RIGHT_ATTEMPTS),
+        ("attempts that show their steps before the answer", corpus.WORKED),
+        ("failures that are retried without a reflection", corpus.WITHOUT_REFLECTION),
+        ("reflections that are practice (see below)", corpus.PRACTICE),
+        *((f"of the other reflections: {kind}", share) for kind, share in corpus.KINDS.items()),
+        *((f"retries that follow a {kind}" + "'s last step" * (kind == "search"), share)
+          for kind, share in corpus.FOLLOWS.items()),
+        ("searches that go on to write out the second step", corpus.SEARCH_SPELLED_OUT),
+    ]  # fmt: skip
+    return _table(("share of", ""), [(what, f"{share:.0%}") for what, share in rows])
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"file map": file_map, "corpus": corpus_table}
+
+
+def _filled(page: str) -> str:
+    """Return a page with its generated blocks made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"{match['open']}\n{BLOCKS[match['name']]()}\n{match['close']}"
+
+    marked = r"(?P<open><!-- generated: (?P<name>[\w ]+) -->)\n.*?(?P<close><!-- /generated -->)"
+    return re.sub(marked, block, page, flags=re.DOTALL)
+
+
+def _parameter(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.name.upper()}`"
+    value = "" if parameter.is_flag else f" {parameter.display_type().replace('list[', '').strip('<>[]').upper()}"
+    return f"`{parameter.opts[0]}{value}`"
+
+
+def _default(parameter: Any) -> str:
+    return "" if parameter.default in (None, False) else f"`{parameter.default}`"
+
+
+def _keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, ...]]:
+    """Yield a row for each key, those of a part after those of the whole."""
+    parts = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            parts.append((name, field.annotation))
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if field.is_required() else f"`{json.dumps(default, default=str)}`"
+        yield f"`{prefix}{name}`", f"`{type_text(field.annotation)}`", shown, field.description or ""
+    for name, part in parts:
+        default = section.model_fields[name].default
+        for key, kind, _, meaning in _keys(part, f"{prefix}{name}."):
+            value = default
+            leaf = key.strip("`").removeprefix(f"{prefix}{name}.")
+            for step in leaf.split("."):
+                value = getattr(value, step)
+            yield key, kind, f"`{json.dumps(value, default=str)}`", meaning
+
+
+def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(f"`{key}`", f"`{json.dumps(value)}`") for key, value in values.items()]
+
+
+def _summary(folder: Path, name: str) -> str:
+    """Return the first line of a module's docstring, read without importing it."""
+    file = folder / name / "__init__.py" if (folder / name).is_dir() else folder / f"{name}.py"
+    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return said.partition("\n\n")[0].replace("\n", " ").rstrip(".")
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _page(parts: list[str]) -> str:
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))

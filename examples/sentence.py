@@ -1,0 +1,60 @@
+"""Write a sentence of a given length around two given words: many answers are right, so a program judges them."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import Field
+
+from r3core import Example, Split, Task, Verdict
+
+WORDS = "apple bridge candle clock cloud garden hammer island lamp letter moon piano queen river road storm train"
+FILLER = "we saw it near the old house when some people came by that day with their own small blue bags"
+SPLITS: dict[Split, range] = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
+
+
+class Sentence(Task):
+    """Write one sentence of exactly so many words, with two given words in it and no word twice."""
+
+    name = "sentence"
+
+    shortest: int = Field(default=8, ge=2)
+    longest: int = Field(default=16, le=22)
+
+    def load(self, split: Split) -> Iterable[Example]:
+        for length in range(self.shortest, self.longest + 1):
+            for pair in itertools.combinations(WORDS.split(), 2):
+                key = f"{'-'.join(pair)}-{length}"
+                if hashlib.sha256(key.encode()).digest()[0] % 10 in SPLITS[split]:
+                    yield Example(id=key, info={"words": list(pair), "length": length})
+
+    def prompt(self, example: Example) -> str:
+        (one, other), length = _asked(example)
+        return (
+            f"Write one sentence of exactly {length} words. Use the words `{one}` and `{other}`. Use no word twice. "
+            "Answer with the sentence alone."
+        )
+
+    def verify(self, example: Example, response: str) -> Verdict:
+        wanted, length = _asked(example)
+        words = re.findall(r"\w+(?:['\u2019-]\w+)*", response.lower())
+        if missing := [word for word in wanted if word not in words]:
+            return Verdict.failed(f"`{missing[0]}` is missing")
+        if len(words) != length:
+            return Verdict.failed(f"it has {len(words)} words, not {length}")
+        if len(set(words)) < length:
+            return Verdict.failed("a word is there twice")
+        if not re.fullmatch(r"[^.!?]+[.!?]", response.strip()):
+            return Verdict.failed("it is not one sentence with its mark at the end")
+        return Verdict.passed()
+
+    def reference(self, example: Example) -> str:
+        words, length = _asked(example)
+        return " ".join([*FILLER.split(), *words][-length:]).capitalize() + "."
+
+
+def _asked(example: Example) -> tuple[list[str], int]:
+    info: Any = example.info
+    return info["words"], info["length"]

@@ -1,0 +1,286 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from toy import Toy
+
+from r3core import Example, RunError, TaskError
+from r3core.config import Config, resolve
+from r3core.episode import Arm, Episode
+from r3core.generation import Conversation
+from r3core.generation.scripted import ScriptedGenerator
+from r3core.protocol import Protocol, seed_of
+from r3core.verification import Judge
+
+FAILED = "Your answer is incorrect."
+REFLECT = "Write a short reflection: what went wrong, and what will you do differently?"
+RETRY = "Now solve the task again."
+GENERIC = "I made a mistake. I will read the task again and check every step."
+
+
+def protocol_of(*overrides: str, task: Toy | None = None) -> Protocol:
+    task = task or Toy()
+    return Protocol(task, Judge(task), resolve(task, overrides=overrides))
+
+
+def turn(conversation: Conversation) -> str:
+    """Return which turn a conversation asks for."""
+    last = conversation[-1]["content"]
+    return "reflection" if last.endswith(REFLECT) else "retry" if last.endswith(RETRY) else "attempt"
+
+
+def scripted(**replies: str | Callable[[Conversation], str]) -> ScriptedGenerator:
+    """Return a generator that gives each kind of turn its reply."""
+
+    def reply(conversation: Conversation, index: int) -> str:
+        said = replies[turn(conversation)]
+        return said if isinstance(said, str) else said(conversation)
+
+    return ScriptedGenerator(reply)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def examples(*numbers: int) -> list[Example]:
+    return [Example(id=f"n{number}", prompt=f"Say {number}.", answer=str(number)) for number in numbers]
+
+
+def right(conversation: Conversation) -> str:
+    return conversation[0]["content"].removeprefix("Say ").removesuffix(".")
+
+
+def wrong_on(*numbers: int) -> Callable[[Conversation], str]:
+    return lambda conversation: "no" if right(conversation) in map(str, numbers) else right(conversation)
+
+
+def attempted(protocol: Protocol, *numbers: int, wrong: tuple[int, ...]) -> list[Episode]:
+    return protocol.attempt(examples(*numbers), scripted(attempt=wrong_on(*wrong)), seed=0)
+
+
+def reflected(protocol: Protocol, *numbers: int, wrong: tuple[int, ...]) -> list[Episode]:
+    episodes = attempted(protocol, *numbers, wrong=wrong)
+    return protocol.reflect(episodes, scripted(reflection=lambda asked: f"About {right(asked)}!"), seed=0)
+
+
+def test_an_attempt_is_asked_for_with_the_prompt_alone_and_judged() -> None:
+    generator = scripted(attempt=wrong_on(2))
+    one, two = protocol_of().attempt(examples(1, 2), generator, seed=0)
+    assert generator.asked == [[user("Say 1.")], [user("Say 2.")]]
+    assert (one.attempt.text, one.attempt.tokens, one.attempt.stopped) == ("1", 1, "end")
+    assert (one.attempt.verdict.outcome, one.failed) == ("pass", False)
+    assert (two.attempt.verdict.outcome, two.attempt.verdict.reason, two.failed) == ("fail", "it should be 2", True)
+
+
+def test_a_reflection_is_asked_for_after_failures_alone() -> None:
+    protocol = protocol_of()
+    generator = scripted(reflection="I was wrong.")
+    episodes = attempted(protocol, 1, 2, 3, wrong=(2,))
+    right_one, failed, right_other = protocol.reflect(episodes, generator, seed=0)
+    assert generator.asked == [[user("Say 2."), assistant("no"), user(f"{FAILED} {REFLECT}")]]
+    assert failed.reflection is not None
+    assert (failed.reflection.text, failed.reflection.tokens) == ("I was wrong.", 3)
+    assert [right_one, right_other] == [episodes[0], episodes[2]]
+
+
+ASKED: dict[Arm, list[dict[str, str]]] = {
+    "reflect": [
+        user("Say 2."),
+        assistant("no"),
+        user(f"{FAILED} {REFLECT}"),
+        assistant("About 2!"),
+        user(RETRY),
+    ],
+    "none": [user("Say 2."), assistant("no"), user(f"{FAILED} {RETRY}")],
+    "generic": [user("Say 2."), assistant("no"), user(f"{FAILED} {REFLECT}"), assistant(GENERIC), user(RETRY)],
+    "shuffled": [user("Say 2."), assistant("no"), user(f"{FAILED} {REFLECT}"), assistant("About 4!"), user(RETRY)],
+    "resample": [user("Say 2.")],
+}
+
+
+@pytest.mark.parametrize("arm", ASKED)
+def test_each_arm_asks_for_its_retry_in_its_own_way(arm: Arm) -> None:
+    protocol = protocol_of()
+    generator = scripted(retry=right, attempt=right)
+    episodes = protocol.retry(reflected(protocol, 1, 2, 3, 4, wrong=(2, 4)), generator, seed=0, arm=arm)
+    assert generator.asked[0] == ASKED[arm]
+    assert [list(episode.retries) for episode in episodes] == [[], [arm], [], [arm]]
+    assert episodes[1].retries[arm].text == "2"
+    assert episodes[1].retries[arm].verdict.outcome == "pass"
+
+
+def test_the_model_is_told_nothing_but_that_it_failed() -> None:
+    protocol = protocol_of()
+    generator = scripted(reflection="Hm.", retry="no")
+    protocol.retry(protocol.reflect(attempted(protocol, 7, wrong=(7,)), generator, seed=0), generator, seed=0)
+    assert all("should be" not in message["content"] for asked in generator.asked for message in asked)
+
+
+def test_the_reason_is_told_when_the_run_asks_for_it() -> None:
+    protocol = protocol_of("feedback=reason")
+    generator = scripted(reflection="Hm.", retry="no")
+    episodes = protocol.reflect(attempted(protocol, 7, wrong=(7,)), generator, seed=0)
+    protocol.retry(episodes, generator, seed=0)
+    protocol.retry(episodes, generator, seed=0, arm="none")
+    because = "Your answer is incorrect: it should be 7."
+    reflection, retry, plain = generator.asked
+    assert reflection[-1] == user(f"{because} {REFLECT}")
+    assert retry[2] == user(f"{because} {REFLECT}")
+    assert plain[-1] == user(f"{because} {RETRY}")
+
+
+def test_a_configuration_replaces_single_sentences() -> None:
+    protocol = protocol_of("wording.failed=Nope.", "wording.generic=Careful now.")
+    episodes = protocol.reflect(attempted(protocol, 7, wrong=(7,)), scripted(reflection="Hm."), seed=0)
+    generator = scripted(retry="7")
+    protocol.retry(episodes, generator, seed=0, arm="generic")
+    assert generator.asked[0][2:4] == [user(f"Nope. {REFLECT}"), assistant("Careful now.")]
+
+
+def test_a_task_replaces_sentences_and_a_configuration_comes_before_it() -> None:
+    class Terse(Toy):
+        name = "terse"
+        wording = Toy.wording.model_copy(update={"reflect": "Why?", "failed": "Bad."})
+
+    protocol = protocol_of("wording.reflect=How come?", task=Terse())
+    generator = ScriptedGenerator(lambda asked, index: "no")
+    protocol.reflect(protocol.attempt(examples(7), generator, seed=0), generator, seed=0)
+    assert generator.asked[-1][-1] == user("Bad. How come?")
+
+
+def test_an_attempt_that_could_not_be_judged_is_no_failure() -> None:
+    protocol = protocol_of()
+    episodes = protocol.attempt(examples(1), scripted(attempt="unclear"), seed=0)
+    assert episodes[0].attempt.verdict.outcome == "error"
+    assert not episodes[0].failed
+    generator = scripted(reflection="Hm.", retry="1", attempt="1")
+    episodes = protocol.reflect(episodes, generator, seed=0)
+    for arm in ASKED:
+        episodes = protocol.retry(episodes, generator, seed=0, arm=arm)
+    assert generator.asked == []
+    assert episodes[0].reflection is None
+    assert episodes[0].retries == {}
+
+
+def test_a_retry_that_could_not_be_judged_is_kept_as_that() -> None:
+    protocol = protocol_of()
+    episodes = protocol.retry(reflected(protocol, 1, wrong=(1,)), scripted(retry="unclear"), seed=0)
+    assert episodes[0].retries["reflect"].verdict.outcome == "error"
+
+
+def test_too_many_errors_end_the_run() -> None:
+    with pytest.raises(RunError, match="could not judge 24 of 24 responses"):
+        protocol_of().attempt(list(Toy().load("train")), scripted(attempt="unclear"), seed=0)
+
+
+def test_a_prompt_of_the_wrong_form_is_found_before_anything_is_generated() -> None:
+    generator = scripted(attempt="1")
+    broken = Example(id="x", prompt=[{"role": "assistant", "content": "?"}])
+    with pytest.raises(TaskError, match="neither a text nor chat messages"):
+        protocol_of().attempt([broken], generator, seed=0)
+    assert generator.calls == []
+
+
+def test_each_kind_of_turn_is_one_call() -> None:
+    protocol = protocol_of()
+    generator = scripted(attempt="no", reflection="Hm.", retry="no")
+    episodes = protocol.attempt(examples(*range(20)), generator, seed=0, samples=3)
+    protocol.retry(protocol.reflect(episodes, generator, seed=0), generator, seed=0)
+    assert generator.calls == [60, 60, 60]
+
+
+def test_samples_of_a_problem_stand_side_by_side() -> None:
+    generator = ScriptedGenerator(lambda asked, index: str(index))
+    episodes = protocol_of().attempt(examples(5, 6), generator, seed=10, samples=2)
+    assert [(e.example.id, e.sample, e.attempt.text) for e in episodes] == [
+        ("n5", 0, "10"),
+        ("n5", 1, "11"),
+        ("n6", 0, "12"),
+        ("n6", 1, "13"),
+    ]
+
+
+def test_another_problems_reflection_is_never_that_of_another_sample() -> None:
+    protocol = protocol_of()
+    attempts = protocol.attempt(examples(1, 2), scripted(attempt="no"), seed=0, samples=2)
+    written = ScriptedGenerator(lambda asked, index: f"{asked[0]['content']} {index}")
+    episodes = protocol.reflect(attempts, written, seed=0)
+    generator = scripted(retry="no")
+    protocol.retry(episodes, generator, seed=0, arm="shuffled")
+    assert [asked[3]["content"] for asked in generator.asked] == ["Say 2. 2", "Say 2. 2", "Say 1. 0", "Say 1. 0"]
+
+
+def test_where_there_is_no_other_problem_no_retry_is_made() -> None:
+    protocol = protocol_of()
+    episodes = reflected(protocol, 1, 2, wrong=(1,))
+    generator = scripted(retry="1")
+    assert protocol.retry(episodes, generator, seed=0, arm="shuffled") == episodes
+    assert generator.calls == []
+
+
+def test_no_retry_follows_a_failure_without_a_reflection() -> None:
+    protocol = protocol_of()
+    episodes = attempted(protocol, 1, wrong=(1,))
+    assert protocol.retry(episodes, scripted(retry="1"), seed=0)[0].retries == {}
+    assert protocol.retry(episodes, scripted(retry="1"), seed=0, arm="none")[0].retries["none"].text == "1"
+
+
+@pytest.mark.parametrize(("reflection", "leaked"), [("It is 7.", True), ("Read again.", False)])
+def test_a_reflection_is_tested_for_the_answer(reflection: str, leaked: bool) -> None:
+    protocol = protocol_of()
+    episode = protocol.reflect(attempted(protocol, 7, wrong=(7,)), scripted(reflection=reflection), seed=0)[0]
+    assert episode.reflection is not None
+    assert episode.reflection.leaked is leaked
+
+
+def test_a_new_reflection_puts_the_old_retries_away() -> None:
+    protocol = protocol_of()
+    episodes = protocol.retry(reflected(protocol, 7, wrong=(7,)), scripted(retry="7"), seed=0)
+    again = protocol.reflect(episodes, scripted(reflection="Other."), seed=0)
+    assert again[0].retries == {}
+
+
+def test_each_turn_is_sampled_as_the_configuration_says() -> None:
+    class Remembering(ScriptedGenerator):
+        def generate(self, conversations: Any, sampling: Any, *, progress: Any = None) -> Any:
+            seen.append(sampling)
+            return super().generate(conversations, sampling, progress=progress)
+
+    seen: list[Any] = []
+    turns = ("attempt", "reflection", "retry")
+    protocol = protocol_of(
+        *(f"sampling.{turn}.max_tokens={5 + place}" for place, turn in enumerate(turns)),
+        *(f"sampling.{turn}.temperature=0.{5 + place}" for place, turn in enumerate(turns)),
+        "sampling.retry.top_k=3",
+        "sampling.retry.top_p=0.5",
+    )
+    generator = Remembering(lambda asked, index: "no one two three four five six seven")
+    episodes = protocol.attempt(examples(7), generator, seed=1)
+    episodes = protocol.retry(protocol.reflect(episodes, generator, seed=2), generator, seed=3)
+    assert [(s.max_tokens, s.temperature, s.seed) for s in seen] == [(5, 0.5, 1), (6, 0.6, 2), (7, 0.7, 3)]
+    assert [(s.top_k, s.top_p) for s in seen] == [(0, 1.0), (0, 1.0), (3, 0.5)]
+    assert (episodes[0].attempt.tokens, episodes[0].attempt.stopped) == (5, "length")
+    assert (episodes[0].retries["reflect"].tokens, episodes[0].retries["reflect"].stopped) == (7, "length")
+
+
+def test_an_episode_survives_json() -> None:
+    protocol = protocol_of()
+    episode = protocol.retry(reflected(protocol, 7, wrong=(7,)), scripted(retry="7"), seed=0)[0]
+    assert Episode.model_validate_json(episode.model_dump_json()) == episode
+
+
+def test_a_seed_follows_from_its_parts_alone() -> None:
+    assert seed_of(0, "mine", 1) == seed_of(0, "mine", 1)
+    assert seed_of(0, "mine", 1) == 13_010_417_577_330_635  # the same on every machine
+    assert len({seed_of(0, "mine", 1), seed_of(1, "mine", 0), seed_of(0, "mine1"), seed_of("0", "mine", 1)}) == 4
+    assert 0 <= seed_of("x") < 2**63
+
+
+def test_a_configuration_without_wording_leaves_the_tasks() -> None:
+    task = Toy()
+    assert Config(task="toy").wording_for(task) == task.wording
