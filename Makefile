@@ -11,6 +11,7 @@ MANIFESTS := constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
 CREATED := $(VENV)/.stamp-created
 INSTALLED := $(VENV)/.stamp-installed
 DEVELOP := $(VENV)/.stamp-develop
+RIVALS := .venv-rivals/.stamp
 
 .PHONY: demo test check bench docs
 
@@ -26,11 +27,19 @@ check: $(DEVELOP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(DEVELOP)
-	set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+bench: $(DEVELOP) $(RIVALS)
+	$(BIN)/python benchmarks/startup.py
+	.venv-rivals/bin/python benchmarks/verifier.py
 
 docs: $(DEVELOP)
 	$(BIN)/python docs/generate.py
+
+# What ours is measured against has an environment of its own: nothing else needs it.
+$(RIVALS): constraints.txt
+	$(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install reasoning-gym==0.1.25 pluggy pydantic
+	.venv-rivals/bin/python -m pip install --no-deps -e . -e plugins/r3-plugin-countdown
+	touch $@
 
 # torch comes first and by its exact version: left to the resolver, another build may come, of several gigabytes.
 $(CREATED): constraints.txt

@@ -1,12 +1,6 @@
 """Compare the Countdown verifier's speed with that of reasoning-gym's Countdown scorer, in one process.
 
-reasoning-gym is needed by nothing else, so give it an environment of its own (Python 3.11 or newer), from the root of
-the repository:
-
-    python3 -m venv /tmp/verifier
-    /tmp/verifier/bin/pip install reasoning-gym==0.1.25 pydantic pluggy sympy==1.14.0
-    /tmp/verifier/bin/pip install --no-deps -e . -e plugins/r3-plugin-countdown
-    /tmp/verifier/bin/python benchmarks/verifier.py
+`make bench` runs it, in an environment of its own that has reasoning-gym 0.1.25: nothing else needs that package.
 
 Both judge the same answers, a quarter of each kind below: reasoning-gym gets the bare answer, ours the whole response
 with its tags, and returns a verdict with a reason. The rates are medians over rounds that take turns, by the process's

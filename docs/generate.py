@@ -8,8 +8,10 @@ what is committed.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -49,7 +51,8 @@ def command_line() -> str:
         arguments = [p.name.upper() for p in command.params if p.param_type_name == "argument"]
         usage = " ".join(["r3", name, *arguments, "[OPTIONS]"])
         lines += [f"## {name}", command.help.strip(), f"`{usage}`"]
-        rows = [(_parameter(parameter), _default(parameter), parameter.help) for parameter in command.params]
+        context = command.make_context(name, [], resilient_parsing=True)
+        rows = [(_parameter(parameter, context), _default(parameter), parameter.help) for parameter in command.params]
         lines.append(_table(("", "default", ""), rows))
     return _page(lines)
 
@@ -89,21 +92,40 @@ def file_map() -> str:
 
 
 def corpus_table() -> str:
-    """Return a table of the shares in the built-in model's corpus."""
+    """Return a table of the shares in the built-in model's corpus, for both of its mixtures."""
+    mixtures = (corpus.BROAD, corpus.FINAL)
+    kinds = {kind: [mixture.kinds[kind] for mixture in mixtures] for kind in corpus.BROAD.kinds}
     rows = [
-        ("attempts that are right", corpus.RIGHT_ATTEMPTS),
-        ("attempts that show their steps before the answer", corpus.WORKED),
-        ("failures that are retried without a reflection", corpus.WITHOUT_REFLECTION),
-        ("reflections that are practice (see below)", corpus.PRACTICE),
-        *((f"of the other reflections: {kind}", share) for kind, share in corpus.KINDS.items()),
-        *((f"retries that follow a {kind}" + "'s last step" * (kind == "search"), share)
-          for kind, share in corpus.FOLLOWS.items()),
-        ("searches that go on to write out the second step", corpus.SEARCH_SPELLED_OUT),
-    ]  # fmt: skip
-    return _table(("share of", ""), [(what, f"{share:.0%}") for what, share in rows])
+        ("first attempts that are right", [mixture.right_attempts for mixture in mixtures]),
+        ("attempts that show their steps before the answer", [corpus.WORKED]),
+        ("failures that are retried without a reflection", [corpus.WITHOUT_REFLECTION]),
+        ("reflections that are practice (see below)", [mixture.practice for mixture in mixtures]),
+        *((f"other reflections: {kind}", shares) for kind, shares in kinds.items()),
+        *((f"retries that follow, after a {kind}", [share]) for kind, share in corpus.FOLLOWS.items()),
+        ("searches that go on to the second step", [corpus.SEARCH_SPELLED_OUT]),
+    ]
+    return _table(
+        ("share of", "broad", "final"),
+        [(what, f"{shares[0]:.0%}", f"{shares[-1]:.0%}") for what, shares in rows],
+    )
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"file map": file_map, "corpus": corpus_table}
+def phases() -> str:
+    """Return a table of the phases in which the built-in model is trained."""
+    found = importlib.util.spec_from_file_location("pretrain", ROOT / "plugins/r3-plugin-countdown/pretrain.py")
+    assert found is not None
+    assert found.loader is not None
+    sys.modules[found.name] = pretrain = importlib.util.module_from_spec(found)
+    found.loader.exec_module(pretrain)
+    names = {id(corpus.BROAD): "broad", id(corpus.FINAL): "final"}
+    rows = []
+    for number, phase in enumerate(pretrain.PHASES, start=1):
+        knots = ", ".join(f"{share:g} at step {step:,}" for step, share in phase.rates)
+        rows.append((str(number), names[id(phase.mixture)], f"{phase.steps:,}", knots))
+    return _table(("phase", "mixture", "steps", "share of the learning rate, linear in between"), rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"file map": file_map, "corpus": corpus_table, "phases": phases}
 
 
 def _filled(page: str) -> str:
@@ -116,11 +138,11 @@ def _filled(page: str) -> str:
     return re.sub(marked, block, page, flags=re.DOTALL)
 
 
-def _parameter(parameter: Any) -> str:
+def _parameter(parameter: Any, context: Any) -> str:
     if parameter.param_type_name == "argument":
         return f"`{parameter.name.upper()}`"
-    value = "" if parameter.is_flag else f" {parameter.display_type().replace('list[', '').strip('<>[]').upper()}"
-    return f"`{parameter.opts[0]}{value}`"
+    kind = re.sub(r"list|\W", "", parameter.display_type(context)).upper()
+    return f"`{parameter.opts[0]}`" if parameter.is_flag else f"`{parameter.opts[0]} {kind}`"
 
 
 def _default(parameter: Any) -> str:

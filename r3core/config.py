@@ -187,7 +187,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grpo.max_steps": 1750,
         "grpo.per_device_train_batch_size": 8,  # 8 x 32 = the effective batch of 256, on one process
         "grpo.gradient_accumulation_steps": 32,
+        "evaluate.limit": None,  # all of the held-out problems
         # Not published, so the rest is our choice.
+        "mine.limit": 10_000,
         "grpo.num_generations": 8,
         "sampling.attempt.temperature": 1.0,
         "sampling.reflection.temperature": 1.0,

@@ -1,0 +1,172 @@
+"""A toy for training: behind each door stands a word, and only a retry that says it gets through.
+
+The tiny model is first taught, in a second, to take part in the protocol: attempts and reflections are words drawn
+evenly, and a retry repeats the word of the reflection. So the verifier, which sees nothing but the retry, passes just
+those whose reflection named the right word, and chance is 1 in 8.
+
+As a program it trains in the directory that it is given, and kills itself at the first verdict of one step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tiny
+
+from r3core import Example, Split, Task, Verdict, Wording
+from r3core.config import Config
+from r3core.episode import Answer
+from r3core.mine import Failure
+from r3core.protocol import Protocol
+from r3core.runs import Run
+from r3core.task import Message
+from r3core.verification import Judge
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = ("red", "blue", "green", "black", "white", "brown", "pink", "gray")
+DOORS = tuple(f"Door {number}?" for number in range(len(WORDS)))
+WORDING = Wording(failed="No.", reflect="Why?", retry="Again.")
+WHY = f"{WORDING.failed} {WORDING.reflect}"
+
+
+class Doors(Task):
+    """Say the word that opens the door."""
+
+    name = "doors"
+    wording = WORDING
+
+    def load(self, split: Split) -> Iterator[Example]:
+        for door, word in zip(DOORS, WORDS, strict=True):
+            yield Example(id=door, prompt=door, answer=word)
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return response == example.answer
+
+
+class Unsure(Doors):
+    """Doors whose verifier breaks on one of the words."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        if response == "pink":
+            raise ValueError("pink is no colour")
+        return super().verify(example, response)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer for which each word, and each sentence of the protocol, is one token."""
+    return tiny.tiny_tokenizer([*WORDS, *DOORS, WHY, WORDING.retry])
+
+
+def config(*, steps: int, train: dict[str, Any] | None = None, seed: int = 0, **grpo: Any) -> Config:
+    """Return a configuration with groups of 8, 8 groups a step, and no checkpoints unless they are asked for."""
+    options: dict[str, Any] = {
+        "max_steps": steps,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 1,
+        "num_generations": 8,
+        "save_strategy": "no",
+    }
+    turns = {turn: {"max_tokens": 4} for turn in ("attempt", "reflection", "retry")}
+    return Config.model_validate(
+        {"task": "doors", "seed": seed, "sampling": turns, "train": train or {}, "grpo": options | grpo}
+    )
+
+
+def protocol(settings: Config, task: Task | None = None) -> Protocol:
+    task = task or Doors()
+    return Protocol(task, Judge(task), settings)
+
+
+def failures() -> list[Failure]:
+    """Return every wrong attempt at every door: 56 failures."""
+    return [
+        Failure(
+            id=door,
+            prompt=[{"role": "user", "content": door}],
+            answer=right,
+            sample=0,
+            attempt=Answer(text=word, tokens=1, verdict=Verdict.failed()),
+            passed=0,
+            samples=1,
+        )
+        for door, right in zip(DOORS, WORDS, strict=True)
+        for word in WORDS
+        if word != right
+    ]
+
+
+def beginner(*, steps: int = 200) -> LlamaForCausalLM:
+    """Return a new model that knows the protocol, and of the doors nothing; `steps=0` leaves it random."""
+    import torch
+
+    model = tiny.tiny_model(tokenizer(), context=64)
+    if steps:
+        model.load_state_dict(_taught(steps))
+    torch.manual_seed(0)
+    return model
+
+
+@cache
+def _taught(steps: int) -> dict[str, torch.Tensor]:
+    """Return the weights after supervised training on conversations in which a retry repeats its reflection."""
+    import torch
+
+    speaker = tokenizer()
+    model = tiny.tiny_model(speaker, context=64)
+    texts = [_conversation(door, first, second) for door in DOORS for first in WORDS for second in WORDS]
+    rows = torch.tensor([speaker.apply_chat_template(text, return_dict=False) for text in texts])  # (512, 18)
+    others = torch.tensor(speaker.convert_tokens_to_ids(["<|user|>", "<|assistant|>", *DOORS, WHY, WORDING.retry]))
+    labels = rows.masked_fill(torch.isin(rows, others), -100)
+    order = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        batch = torch.randint(len(rows), (64,), generator=order)
+        model(input_ids=rows[batch], labels=labels[batch]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
+def _conversation(door: str, first: str, second: str) -> list[Message]:
+    said: Sequence[str] = (door, first, WHY, second, WORDING.retry, second)
+    roles = ("user", "assistant") * 3
+    return [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
+
+
+KILLED = {"steps": 6, "save_strategy": "steps", "per_device_train_batch_size": 16, "num_generations": 4}
+"""The configuration of the run that is killed."""
+
+
+class Deadly(Doors):
+    """Doors whose verifier kills the process once a checkpoint is there."""
+
+    checkpoint: Path
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        if self.checkpoint.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().verify(example, response)
+
+
+def _main(directory: Path, step: int) -> None:
+    from r3core.train import train
+
+    settings = config(**KILLED)
+    task = Deadly(checkpoint=directory / "checkpoints" / f"checkpoint-{step - 1}")
+    with Run.open(directory, settings.record()) as run:
+        train(run, protocol(settings, task), failures(), model=beginner(steps=0), tokenizer=tokenizer())
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), int(sys.argv[2]))
