@@ -45,7 +45,7 @@ def command_line() -> str:
         "# Command line",
         NOTE,
         "`r3 COMMAND --help` says the same. Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done.",
-        "Results goes to standard output; progress, warnings and errors go to standard error.",
+        "Results go to standard output; progress, warnings and errors go to standard error.",
     ]
     for name, command in commands.items():
         arguments = [p.name.upper() for p in command.params if p.param_type_name == "argument"]
@@ -141,7 +141,7 @@ def _filled(page: str) -> str:
 def _parameter(parameter: Any, context: Any) -> str:
     if parameter.param_type_name == "argument":
         return f"`{parameter.name.upper()}`"
-    kind = re.sub(r"list|\W", "", parameter.display_type(context)).upper()
+    kind = re.sub(r"list|\W", "", parameter.display_type(context)).upper().replace("STR", "TEXT")
     return f"`{parameter.opts[0]}`" if parameter.is_flag else f"`{parameter.opts[0]} {kind}`"
 
 

@@ -226,7 +226,10 @@ def _quiet() -> None:
     """Leave the screen to r3's own progress bars and messages."""
     import logging
     import os
+    import warnings
 
+    # TRL uses names that transformers has changed: nothing that a user could mend.
+    warnings.filterwarnings("ignore", message=".?(is_)?gradient_checkpointing. is deprecated", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -33,18 +33,18 @@ def rows(result: Result) -> list[tuple[str, ...]]:
         ("reflections with the answer", *(_rate(side.leaks) for side in sides), ""),
     ]
     for by, cells in (result.cross or {}).items():
-        table.append((f"fix rate, reflections by {by}: retry by", _rate(cells["base"]), _rate(cells["trained"]), ""))
+        table.append((f"retries on reflections by {by}", _rate(cells["base"]), _rate(cells["trained"]), ""))
     return [row if len(row) == len(HEADINGS) else (*row[:2], "", row[2]) for row in table]
 
 
 def notes(result: Result, config: Config) -> list[str]:
     """Return what has to be said beside the table."""
+    test = "exact McNemar test" if config.evaluate.samples == 1 else "permutation test and bootstrap"
     said = [
-        f"{config.evaluate.split} split, {result.base.first.total} attempts at "
-        f"{config.evaluate.limit or 'all'} problems at most, seed {config.seed}; 95% intervals (Wilson), "
-        "paired test over problems (exact McNemar, or permutation with several samples)",
+        f"{config.evaluate.split} split, {result.base.first.total} attempts, {config.evaluate.samples} a problem, "
+        f"seed {config.seed}; Wilson intervals; {test} over the same problems",
         "second try = solved by the attempt or the retry; fix rate = retries right, of the first attempts that failed; "
-        "each model on its own failures, in the rows of `reflections by` on the base's",
+        "each model on its own failures, in the last rows both on the base's",
     ]
     for name, side in (("base", result.base), ("trained", result.trained)):
         if side and side.errors:
@@ -58,9 +58,10 @@ def print_table(result: Result, config: Config, to: TextIO) -> None:
     from rich.table import Table
 
     console = Console(file=to, highlight=False, width=None if to.isatty() else 120)
-    table = Table(title=f"{config.task}, {config.model or 'built-in model'}", title_justify="left")
+    title = f"{config.task}, {config.model or 'built-in model'}: rates in % with 95% intervals"
+    table = Table(title=title, title_justify="left")
     for heading in HEADINGS:
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading)
     for row in rows(result):
         table.add_row(*row)
     console.print(table)
@@ -109,7 +110,7 @@ def model_card(result: Result, config: Config) -> str:
 
 
 def _rate(rate: Rate) -> str:
-    return f"{rate.rate:6.1%} [{rate.low:.1%}, {rate.high:.1%}]" if rate.total else "-"
+    return f"{100 * rate.rate:5.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate.total else "-"
 
 
 def _difference(difference: Difference) -> str:

@@ -28,8 +28,8 @@ def generator(tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerF
 
 @pytest.fixture
 def ending(generator: TransformersGenerator) -> TransformersGenerator:
-    """The same, with a model that ends its turns early and unevenly: every fifth token is an end."""
-    generator.model.generation_config.eos_token_id = list(range(0, len(generator.tokenizer), 5))
+    """The same, with a model that ends its turns early and unevenly: every seventh token is an end."""
+    generator.model.generation_config.eos_token_id = list(range(0, len(generator.tokenizer), 7))
     return generator
 
 

@@ -167,6 +167,7 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model and the tokenizer of a local folder or of the hub; UsageError when they cannot be had."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if Path(name).is_absolute() and not Path(name, "config.json").exists():
@@ -178,7 +179,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UsageError(
             f"the model `{name}` cannot be loaded: {first}",
