@@ -140,6 +140,7 @@ def show(
     asked = Asked(
         task, task_option or [], None, overrides or [], {"model": model, "seed": seed, "output_dir": None}, False, False
     )
+    _quiet()
     print_conversations(*asked.resolve(), count=count)
 
 

@@ -106,11 +106,11 @@ def failures() -> list[Failure]:
     ]
 
 
-def beginner(*, steps: int = 200) -> LlamaForCausalLM:
+def beginner(*, steps: int = 300) -> LlamaForCausalLM:
     """Return a new model that knows the protocol, and of the doors nothing; `steps=0` leaves it random."""
     import torch
 
-    model = tiny.tiny_model(tokenizer(), context=64)
+    model = tiny.tiny_model(tokenizer(), context=64, spread=0.2)
     if steps:
         model.load_state_dict(_taught(steps))
     torch.manual_seed(0)
@@ -123,7 +123,7 @@ def _taught(steps: int) -> dict[str, torch.Tensor]:
     import torch
 
     speaker = tokenizer()
-    model = tiny.tiny_model(speaker, context=64)
+    model = tiny.tiny_model(speaker, context=64, spread=0.2)
     texts = [_conversation(door, first, second) for door in DOORS for first in WORDS for second in WORDS]
     rows = torch.tensor([speaker.apply_chat_template(text, return_dict=False) for text in texts])  # (512, 18)
     others = torch.tensor(speaker.convert_tokens_to_ids(["<|user|>", "<|assistant|>", *DOORS, WHY, WORDING.retry]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -35,23 +35,32 @@ def tiny_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_model(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 32, context: int = 2048) -> LlamaForCausalLM:
-    """Return a Llama of two layers, about 30,000 parameters, whose weights are always the same random ones."""
+def tiny_model(
+    tokenizer: PreTrainedTokenizerFast, *, context: int = 2048, spread: float = 0.02, **options: Any
+) -> LlamaForCausalLM:
+    """Return a Llama of two layers, about 30,000 parameters, whose weights are always the same random ones.
+
+    `spread` is their standard deviation; `options` are LlamaConfig's.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    }
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
         max_position_embeddings=context,
-        tie_word_embeddings=True,
+        initializer_range=spread,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **(shape | options),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -36,14 +36,12 @@ class TransformersGenerator:
         Raises UsageError when a prompt and `max_tokens` together exceed the model's context.
         """
         prompts = [self.encode(conversation) for conversation in conversations]
-        return [
-            Completion(
-                text=str(self.tokenizer.decode(ids, skip_special_tokens=True)),
-                token_ids=ids[:-1] if ended else ids,
-                stopped="end" if ended else "length",
-            )
-            for ids, ended in self.continue_ids(prompts, sampling, progress=progress)
-        ]
+        completions = []
+        for ids, ended in self.continue_ids(prompts, sampling, progress=progress):
+            said = ids[:-1] if ended else ids
+            text = str(self.tokenizer.decode(said, skip_special_tokens=True))
+            completions.append(Completion(text=text, token_ids=said, stopped="end" if ended else "length"))
+        return completions
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Return the token ids of a conversation, up to where the assistant's turn begins."""

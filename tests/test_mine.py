@@ -1,0 +1,375 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import Toy
+
+from r3core import Example, RunError, Split, TaskError, UsageError, Verdict
+from r3core.config import resolve
+from r3core.episode import Answer, Episode
+from r3core.generation import Conversation
+from r3core.generation.scripted import ScriptedGenerator
+from r3core.mine import (
+    Failure,
+    card,
+    examples_of,
+    forecast,
+    mine,
+    read_failures,
+    rescore_failures,
+    select,
+    write_failures,
+)
+from r3core.protocol import Protocol
+from r3core.runs import Run
+from r3core.stats import expected_signal
+from r3core.verification import Judge, verifier_hash
+
+Start = Callable[..., tuple[Run, Protocol]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that opens the run `tmp_path / "run"`, once or again after it was closed."""
+    opened: list[Run] = []
+
+    def start(*overrides: str, task: Toy | None = None) -> tuple[Run, Protocol]:
+        task = task or Toy()
+        config = resolve(task, overrides=overrides)
+        for run in opened:
+            run.close()
+        opened.append(Run.open(tmp_path / "run", config.record()))
+        return opened[-1], Protocol(task, Judge(task), config)
+
+    yield start
+    for run in opened:
+        run.close()
+
+
+def number_in(conversation: Conversation) -> int:
+    return int(conversation[0]["content"].removeprefix("Say ").removesuffix("."))
+
+
+def odd_fails(conversation: Conversation, index: int) -> str:
+    number = number_in(conversation)
+    return "no" if number % 2 else str(number)
+
+
+def tried(*outcomes: str, problem: str = "n1") -> list[Episode]:
+    """Return one problem's judged attempts: `p`ass, `f`ail or `e`rror."""
+    verdicts = {"p": Verdict.passed(), "f": Verdict.failed("no"), "e": Verdict.error("broken")}
+    example = Example(id=problem, prompt="Say 1.", answer="1", info={"level": 2})
+    return [
+        Episode(example=example, sample=i, attempt=Answer(text=f"{o}{i}", tokens=1, verdict=verdicts[o]))
+        for i, o in enumerate("".join(outcomes))
+    ]
+
+
+def kept(episodes: list[Episode], *overrides: str) -> list[Failure]:
+    task = Toy()
+    return select(Protocol(task, Judge(task), resolve(task, overrides=overrides)), episodes)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "overrides", "expected"),
+    [
+        ("pppp", [], None),
+        ("ffff", [], ("f0", 0, 4)),
+        ("ppfp", [], ("f2", 3, 4)),
+        ("ppfp", ["mine.keep=all-failed"], None),
+        ("ffff", ["mine.keep=all-failed"], ("f0", 0, 4)),
+        ("ppff", ["mine.min_pass_rate=0.5"], ("f2", 2, 4)),
+        ("pfff", ["mine.min_pass_rate=0.5"], None),
+        ("pfff", ["mine.max_pass_rate=0.25"], ("f1", 1, 4)),
+        ("ppff", ["mine.max_pass_rate=0.25"], None),
+        ("ffff", ["mine.min_pass_rate=0.1"], None),
+        ("eeee", [], None),
+        ("efe", [], ("f1", 0, 1)),  # what could not be judged does not count
+        ("efe", ["mine.keep=all-failed"], ("f1", 0, 1)),
+        ("epe", [], None),
+    ],
+)
+def test_the_rule_says_which_problems_are_kept(
+    outcomes: str, overrides: list[str], expected: tuple[str, int, int] | None
+) -> None:
+    found = [(failure.attempt.text, failure.passed, failure.samples) for failure in kept(tried(outcomes), *overrides)]
+    assert found == ([expected] if expected else [])
+
+
+def test_a_problem_gives_one_failure_in_the_order_of_the_problems() -> None:
+    episodes = [*tried("ff", problem="n9"), *tried("pf", problem="n1"), *tried("ff", problem="n5")]
+    assert [failure.id for failure in kept(episodes)] == ["n9", "n1", "n5"]
+
+
+def test_a_failure_holds_what_a_reflection_needs() -> None:
+    episodes = tried("pf")
+    failure = kept(episodes)[0]
+    assert failure.prompt == [{"role": "user", "content": "Say 1."}]
+    assert (failure.answer, failure.info, failure.sample) == ("1", {"level": 2}, 1)
+    again = failure.episode()
+    assert again.attempt == episodes[1].attempt
+    task = Toy()
+    protocol = Protocol(task, Judge(task), resolve(task))
+    assert protocol.reflection_request(again) == protocol.reflection_request(episodes[1])
+
+
+def test_every_problem_is_attempted_and_every_episode_recorded(start: Start) -> None:
+    run, protocol = start("mine.samples=3", "batch_size=12")
+    generator = ScriptedGenerator(odd_fails)
+    failures = mine(run, protocol, generator)
+    assert generator.calls == [12] * 6  # 24 problems, 3 attempts each, 4 problems at a time
+    episodes = [Episode.model_validate(row) for row in run.read("mine")]
+    assert [(e.example.id, e.sample) for e in episodes[:4]] == [("n0", 0), ("n0", 1), ("n0", 2), ("n1", 0)]
+    assert [failure.id for failure in failures] == [f"n{number}" for number in range(1, 24, 2)]
+    assert run.done("mine") == {"problems": 24, "attempts": 72, "pass": 36, "fail": 36, "error": 0, "failures": 12}
+    assert run.seconds()["mine"] > 0
+
+
+def test_the_limit_and_the_split_are_kept_to(start: Start) -> None:
+    run, protocol = start("mine.limit=4", "mine.split=validation")
+    generator = ScriptedGenerator(odd_fails)
+    assert [failure.id for failure in mine(run, protocol, generator)] == ["n1001", "n1003"]
+    assert generator.calls == [4]
+
+
+def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def with_luck(conversation: Conversation, index: int) -> str:
+        return "no" if index % 3 else str(number_in(conversation))  # depends on the batch's seed
+
+    whole_run, protocol = start("batch_size=4")
+    whole = mine(whole_run, protocol, ScriptedGenerator(with_luck))
+    recorded = (tmp_path / "run/mine.jsonl").read_bytes()
+    whole_run.close()
+    (tmp_path / "run").rename(tmp_path / "whole")
+
+    def stopping(conversation: Conversation, index: int) -> str:
+        if number_in(conversation) == 14:
+            raise Stopped
+        return with_luck(conversation, index)
+
+    run, protocol = start("batch_size=4")
+    with pytest.raises(Stopped):
+        mine(run, protocol, ScriptedGenerator(stopping))
+    assert len(run.read("mine")) == 12
+    assert run.done("mine") is None
+    with (tmp_path / "run/mine.jsonl").open("ab") as file:
+        file.write(recorded.splitlines()[12] + b"\n" + recorded.splitlines()[13][:40])  # what a kill may leave
+    run, protocol = start("batch_size=4")
+    generator = ScriptedGenerator(with_luck)
+    assert mine(run, protocol, generator) == whole
+    assert generator.calls == [4, 4, 4]  # the batch that was cut in two is made again, and no other
+    assert (tmp_path / "run/mine.jsonl").read_bytes() == recorded
+
+
+def test_where_nothing_fails_there_is_nothing_to_learn(start: Start) -> None:
+    run, protocol = start("mine.keep=all-failed")
+    with pytest.raises(RunError, match="none of the 24 attempts is a failure to learn from under `mine.keep=all-failed`"):
+        mine(run, protocol, ScriptedGenerator(lambda asked, index: str(number_in(asked))))
+    assert run.done("mine") is None
+    assert read_failures(run.path)[0] == []
+
+
+def mined(start: Start, *overrides: str, task: Toy | None = None) -> tuple[Run, Protocol, list[Failure]]:
+    run, protocol = start(*overrides, task=task)
+    return run, protocol, mine(run, protocol, ScriptedGenerator(odd_fails))
+
+
+def test_a_set_of_failures_is_read_as_it_was_written(start: Start) -> None:
+    run, _, failures = mined(start)
+    assert read_failures(run.path / "failures")[0] == failures
+    assert read_failures(run.path)[0] == failures  # the run directory stands for its set
+
+
+def test_the_card_says_where_failures_come_from(start: Start) -> None:
+    overrides = ("mine.samples=2", "seed=5", "sampling.attempt.temperature=0.5", "model=some/model", "revision=abc")
+    run, protocol, failures = mined(start, *overrides, task=Toy(problems=10))
+    provenance = read_failures(run.path)[1]
+    assert provenance["task"] == "toy"
+    assert provenance["task_options"] == {"problems": 10}
+    assert provenance["verifier_version"] == "1"
+    assert provenance["verifier_hash"] == verifier_hash(protocol.task)
+    assert (provenance["model"], provenance["revision"], provenance["seed"]) == ("some/model", "abc", 5)
+    assert provenance["sampling"] == {"temperature": 0.5, "top_p": 1.0, "top_k": 0, "max_tokens": 512}
+    assert provenance["mine"] == {
+        **{"split": "train", "limit": 512, "samples": 2, "keep": "any-failed"},
+        **{"min_pass_rate": 0.0, "max_pass_rate": 1.0, "probe": 64},
+    }
+    assert provenance["counts"] == run.done("mine")
+    assert provenance["counts"]["failures"] == len(failures) == 5
+    assert provenance["environment"]["libraries"]["transformers"]
+    assert "command" not in provenance["environment"]
+
+
+def test_a_set_of_failures_loads_with_datasets(start: Start, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    run, _, failures = mined(start)
+    folder = str(run.path / "failures")
+    rows = load_dataset(folder, cache_dir=str(tmp_path / "cache"))["train"]
+    assert rows.column_names[:4] == ["id", "prompt", "answer", "info"]
+    assert rows["id"] == [failure.id for failure in failures]
+    assert rows[0]["prompt"] == [{"role": "user", "content": "Say 1."}]
+    assert rows[0]["attempt"]["verdict"] == {"outcome": "fail", "reason": "it should be 1"}
+
+
+def test_the_card_cannot_be_broken_by_a_name(start: Start) -> None:
+    run, protocol, failures = mined(start)
+    provenance = card(protocol, {}) | {"model": "---\n```"}
+    write_failures(run.path / "failures", failures, provenance)
+    assert read_failures(run.path)[1]["model"] == "---\n```"
+
+
+def broken_set(folder: Path, *, rows: str | None = "", provenance: str | None = "{}") -> Path:
+    folder.mkdir()
+    for name, text in (("failures.jsonl", rows), ("card.json", provenance)):
+        if text is not None:
+            (folder / name).write_text(text)
+    return folder
+
+
+CARD = '{"task": "toy", "task_options": {}, "verifier_hash": "", "counts": {}}'
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"rows": None}, "holds no set of failures"),
+        ({"provenance": None}, "holds no set of failures"),
+        ({"rows": '{"id": "n1"}\n'}, "failures.jsonl` has a row that is no failure"),
+        ({"rows": "{\n"}, "failures.jsonl` has a row that is no failure"),
+        ({"rows": "\n"}, "failures.jsonl` has a row that is no failure"),
+        ({"provenance": "{"}, "card.json` is no card of a set of failures"),
+        ({"provenance": "[]"}, "card.json` is no card of a set of failures"),
+        ({"provenance": '{"task": "toy"}'}, "card.json` is no card of a set of failures"),
+    ],
+)
+def test_what_is_no_set_of_failures_is_a_users_mistake(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        read_failures(broken_set(tmp_path / "set", **({"provenance": CARD} | files)))
+    assert message in str(raised.value)
+
+
+def test_a_folder_that_is_not_there_holds_no_failures(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no set of failures"):
+        read_failures(tmp_path / "nowhere")
+
+
+class Lenient(Toy):
+    """The toy task after its verifier changed its mind: 3 may be left out, and 5 cannot be judged."""
+
+    version = "2"
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        if example.answer == "5":
+            raise ValueError("five")
+        return Verdict.passed() if example.answer == "3" else Verdict.failed("stricter words")
+
+
+def test_failures_are_judged_again_when_the_verifier_changes(start: Start, tmp_path: Path) -> None:
+    run, _, failures = mined(start, "mine.limit=8")
+    provenance = read_failures(run.path)[1]
+    output = tmp_path / "again"
+    facts = rescore_failures(Lenient(), failures, provenance, output=output)
+    assert (facts["judged"], facts["unchanged"]) == (4, 2)
+    assert facts["changed"] == [
+        {"id": "n3", "answer": "no", "now": "pass", "reason": ""},
+        {"id": "n5", "answer": "no", "now": "error", "reason": "ValueError: five"},
+    ]
+    still, judged_by = read_failures(output)
+    assert [failure.id for failure in still] == ["n1", "n7"]
+    assert still[0].attempt.verdict == Verdict.failed("stricter words")
+    assert judged_by["verifier_version"] == "2"
+    assert judged_by["verifier_hash"] == verifier_hash(Lenient())
+    assert judged_by["counts"]["failures"] == 2
+    assert judged_by["counts"]["no longer failures"] == 2
+    assert judged_by["counts"]["attempts"] == 8  # what was true when it was mined stays
+
+
+def test_an_unchanged_verifier_changes_nothing(start: Start, tmp_path: Path) -> None:
+    run, protocol, failures = mined(start)
+    facts = rescore_failures(protocol.task, failures, read_failures(run.path)[1], output=None)
+    assert facts == {"judged": 12, "unchanged": 12, "changed": []}
+    assert list(tmp_path.iterdir()) == [run.path]
+
+
+def test_the_forecast_counts_by_hand(start: Start) -> None:
+    run, protocol, failures = mined(start, "mine.probe=4")
+    retries = count()
+
+    def reply(conversation: Conversation, index: int) -> str:
+        if conversation[-1]["content"].startswith("Now solve"):
+            place = next(retries)  # four retries on each of n1, n3, n5, n7
+            return str(number_in(conversation)) if place in (0, 1, 4, 8, 9, 10, 11) else "no"
+        return "I see my mistake"
+
+    generator = ScriptedGenerator(reply)
+    told = forecast(run, protocol, failures, generator)
+    assert told is not None
+    assert generator.calls == [16, 16]
+    assert (told.probed, told.fix_rate) == (4, 7 / 16)
+    assert told.signal == {group: expected_signal([(2, 4), (1, 4), (4, 4), (0, 4)], group) for group in told.signal}
+    assert list(told.signal) == [2, 4, 8, 16, 32, 64]
+    assert told.tokens == 5.0  # four words and one
+    assert told.seconds > 0
+    assert run.read_json("forecast")["probed"] == 4
+    assert run.seconds()["forecast"] > 0
+
+
+def test_what_could_not_be_judged_is_not_in_the_forecast(start: Start) -> None:
+    run, protocol, failures = mined(start, "mine.probe=2")
+    replies = ScriptedGenerator(lambda asked, index: "unclear" if number_in(asked) == 1 else "3")
+    told = forecast(run, protocol, failures, replies)
+    assert told is not None
+    assert told.fix_rate == 1.0
+    assert told.signal[8] == expected_signal([(4, 4)], 8)
+
+
+def test_no_probe_gives_no_forecast(start: Start) -> None:
+    run, protocol, failures = mined(start, "mine.probe=0")
+    generator = ScriptedGenerator(odd_fails)
+    assert forecast(run, protocol, failures, generator) is None
+    assert generator.calls == []
+
+
+class Odd(Toy):
+    """A task whose examples are what a test makes them."""
+
+    rows: tuple[Any, ...] = ()
+
+    def load(self, split: Split) -> Iterator[Example]:
+        yield from self.rows
+
+
+ONE = Example(id="n1", prompt="Say 1.", answer="1")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((), "task `toy` has no problem in its split `train`"),
+        ((ONE, ONE), "task `toy`: two problems of the split `train` have the id 'n1'"),
+        ((ONE, {"id": "n2"}), "task `toy`: `load` yielded {'id': 'n2'}; it should yield Examples"),
+        ((None,), "task `toy`: `load` yielded None; it should yield Examples"),
+    ],
+)
+def test_examples_that_cannot_be_used_are_the_tasks_fault(rows: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(TaskError) as raised:
+        examples_of(Odd(rows=rows), "train", None)
+    assert raised.value.message == message
+
+
+def test_no_more_examples_are_loaded_than_asked_for() -> None:
+    class Endless(Toy):
+        def load(self, split: Split) -> Iterator[Example]:
+            for number in count():
+                yield Example(id=f"n{number}", prompt="?")
+
+    assert len(examples_of(Endless(), "train", 7)) == 7
