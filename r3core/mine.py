@@ -184,10 +184,22 @@ def read_failures(folder: Path) -> tuple[list[Failure], dict[str, Any]]:
             "make one with `r3 mine`, and name its folder or the run directory",
         )
     try:
-        failures = [Failure.model_validate_json(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+        # not `splitlines`: model text may hold other line separators
+        failures = [Failure.model_validate_json(line) for line in rows.read_bytes().split(b"\n")[:-1]]
     except ValidationError as error:
         raise UsageError(f"`{rows}` has a row that is no failure: {error.errors()[0]['msg']}") from None
-    return failures, json.loads(provenance.read_text(encoding="utf-8"))
+    return failures, _provenance(provenance)
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    """Return what a card says; UsageError when it leaves out what others rely on."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        said = None
+    if not isinstance(said, dict) or not {"task", "task_options", "verifier_hash", "counts"} <= said.keys():
+        raise UsageError(f"`{path}` is no card of a set of failures", "make the set anew with `r3 mine`")
+    return said
 
 
 def rescore_failures(

@@ -227,11 +227,20 @@ def test_the_card_cannot_be_broken_by_a_name(start: Start) -> None:
     assert read_failures(run.path)[1]["model"] == "---\n```"
 
 
+def test_any_text_of_a_model_survives(start: Start) -> None:
+    strange = "a\u2028b\x85c\x0bd\r\ne \ufffd \U0001f600 \x00"
+    run, protocol = start("mine.limit=1")
+    failures = mine(run, protocol, ScriptedGenerator(lambda asked, index: strange))
+    assert failures[0].attempt.text == strange
+    assert read_failures(run.path)[0] == failures
+    assert run.read("mine")[0]["attempt"]["text"] == strange
+
+
 def broken_set(folder: Path, *, rows: str | None = "", provenance: str | None = "{}") -> Path:
     folder.mkdir()
     for name, text in (("failures.jsonl", rows), ("card.json", provenance)):
         if text is not None:
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, errors="surrogateescape")
     return folder
 
 
@@ -245,6 +254,7 @@ CARD = '{"task": "toy", "task_options": {}, "verifier_hash": "", "counts": {}}'
         ({"provenance": None}, "holds no set of failures"),
         ({"rows": '{"id": "n1"}\n'}, "failures.jsonl` has a row that is no failure"),
         ({"rows": "{\n"}, "failures.jsonl` has a row that is no failure"),
+        ({"rows": "\udcff\n"}, "failures.jsonl` has a row that is no failure"),
         ({"rows": "\n"}, "failures.jsonl` has a row that is no failure"),
         ({"provenance": "{"}, "card.json` is no card of a set of failures"),
         ({"provenance": "[]"}, "card.json` is no card of a set of failures"),
@@ -324,7 +334,7 @@ def test_the_forecast_counts_by_hand(start: Start) -> None:
 
 
 def test_what_could_not_be_judged_is_not_in_the_forecast(start: Start) -> None:
-    run, protocol, failures = mined(start, "mine.probe=2")
+    run, protocol, failures = mined(start, "mine.limit=4")
     replies = ScriptedGenerator(lambda asked, index: "unclear" if number_in(asked) == 1 else "3")
     told = forecast(run, protocol, failures, replies)
     assert told is not None

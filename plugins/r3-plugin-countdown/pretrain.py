@@ -30,6 +30,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 MUON_LR, ADAM_LR = 8e-3, 3e-3
+LOG = "pretraining.json"
 IGNORED = -100  # the label that carries no loss
 
 
@@ -218,12 +219,14 @@ def main(
     tokenizer = make_tokenizer()
     model = LlamaForCausalLM.from_pretrained(output) if first else make_model(tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    phases = json.loads((output / LOG).read_text())["phases"][:first] if first else []
     for number, phase in list(enumerate(PHASES))[first:]:
         log = train_phase(model, tokenizer, phase, batch_tokens=batch_tokens, seed=seed + number)
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
-        made = {"seed": seed, "batch_tokens": batch_tokens, "phase": number, "log": log}
-        (output / "pretraining.json").write_text(json.dumps(made) + "\n")
+        phases.append(log)
+        made = {"seed": seed, "batch_tokens": batch_tokens, "phases": phases}
+        (output / LOG).write_text(json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import Toy
+
+from r3core import Example, Verdict
+from r3core.config import resolve
+from r3core.episode import Answer, Arm, Episode, Reflection
+from r3core.evaluate import Result, compare, evaluate, fix_rate, scores, solved
+from r3core.generation import Conversation
+from r3core.generation.scripted import ScriptedGenerator
+from r3core.protocol import Protocol
+from r3core.runs import Run
+from r3core.stats import clustered, paired, wilson
+from r3core.verification import Judge
+
+RATE = {"passed", "total", "rate", "low", "high"}
+ARMS = ("none", "generic", "shuffled", "resample")
+VERDICTS = {"p": Verdict.passed(), "f": Verdict.failed("no"), "e": Verdict.error("broken")}
+
+
+def answer(outcome: str) -> Answer:
+    return Answer(text="?", tokens=1, verdict=VERDICTS[outcome])
+
+
+def episode(
+    problem: str,
+    outcomes: str,
+    *,
+    sample: int = 0,
+    leaked: bool | None = False,
+    stopped: Any = "end",
+    **others: str,
+) -> Episode:
+    """Return an episode from its outcomes: attempt and retry (`p`ass, `f`ail, `e`rror), and those of other arms."""
+    reflection = Reflection(text="Hm.", tokens=1, leaked=leaked, stopped=stopped) if outcomes[0] == "f" else None
+    arms: dict[Any, str] = ({"reflect": outcomes[1]} if len(outcomes) > 1 else {}) | others
+    return Episode(
+        example=Example(id=problem),
+        sample=sample,
+        attempt=answer(outcomes[0]),
+        reflection=reflection,
+        retries={arm: answer(outcome) for arm, outcome in arms.items()},
+    )
+
+
+def counts(value: Any) -> tuple[int, int]:
+    return value.passed, value.total
+
+
+EPISODES = [
+    episode("a", "p"),
+    episode("b", "fp", leaked=True, none="f", generic="p", shuffled="f", resample="p"),
+    episode("c", "ff", none="p", generic="f", shuffled="f", resample="f"),
+    episode("d", "fp", none="f", generic="f", shuffled="p", resample="e"),
+    episode("e", "e"),
+    episode("f", "fe", leaked=None, stopped="length", none="f", generic="f", resample="f"),
+]
+
+
+def test_every_rate_is_the_one_counted_by_hand() -> None:
+    found = scores(EPISODES)
+    assert counts(found.first) == (1, 5)  # e could not be judged
+    assert counts(found.second) == (3, 4)  # a, b and d; whether f was solved is not known
+    assert counts(found.fix) == (2, 3)
+    assert {arm: counts(value) for arm, value in found.controls.items()} == {
+        "none": (1, 4),
+        "generic": (1, 4),
+        "shuffled": (1, 3),  # f had no other problem's reflection
+        "resample": (1, 3),
+    }
+    assert counts(found.leaks) == (1, 3)  # f's could not be tested
+    assert counts(found.fix_without_leak) == (1, 2)  # c and d
+    assert counts(found.truncated) == (1, 4)
+    assert found.errors == 3
+    assert found.first == wilson(1, 5)
+
+
+def test_a_problem_is_solved_by_either_of_two_attempts() -> None:
+    assert [solved(e) for e in EPISODES] == [True, True, False, True, None, None]
+    assert solved(episode("x", "f")) is None  # never retried
+
+
+def test_samples_of_a_problem_are_clustered() -> None:
+    episodes = [episode(str(i), "p" if i < 3 else "fp", sample=s) for i in range(10) for s in range(4)]
+    found = scores(episodes)
+    assert counts(found.first) == (12, 40)
+    assert found.first == clustered([(str(i), i < 3) for i in range(10) for _ in range(4)])
+    plain = wilson(12, 40)
+    assert found.first.low < plain.low
+    assert found.first.high > plain.high
+    assert counts(found.fix) == (28, 28)
+
+
+def test_nothing_failed_and_there_is_nothing_to_fix() -> None:
+    found = scores([episode("a", "p")])
+    assert (counts(found.fix), found.controls) == ((0, 0), {})
+    assert (found.fix.low, found.fix.high) == (0.0, 1.0)
+
+
+def test_before_and_after_are_compared_problem_by_problem() -> None:
+    before = [episode(*e) for e in (("a", "p"), ("b", "ff"), ("c", "ff"), ("d", "fp"), ("e", "e"), ("f", "fp"))]
+    after = [episode(*e) for e in (("a", "p"), ("b", "p"), ("c", "fp"), ("d", "ff"), ("e", "p"), ("f", "fe"))]
+    found = compare(before, after)
+    first = {"a": (True, True), "b": (False, True), "c": (False, False), "d": (False, False), "f": (False, False)}
+    second = {"a": (True, True), "b": (False, True), "c": (False, True), "d": (True, False)}
+    for told, pairs in ((found.first, first), (found.second, second)):
+        sides = [{key: [pair[side]] for key, pair in pairs.items()} for side in (0, 1)]
+        assert told == paired(*sides)
+    assert found.first.difference == pytest.approx(1 / 5)
+    assert found.second.difference == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_control_is_a_fix_rate(arm: Arm) -> None:
+    assert scores(EPISODES).controls[arm] == fix_rate([e for e in EPISODES if e.failed], arm)
+
+
+# From here on, whole evaluations with scripted models.
+
+
+Open = Callable[..., tuple[Run, Protocol, list[Example]]]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Open]:
+    """Return a function that opens a run in `tmp_path / NAME`; asked for the same again, it closes it first."""
+    runs: dict[str, Run] = {}
+
+    def opened(*overrides: str, name: str = "run", problems: int = 8) -> tuple[Run, Protocol, list[Example]]:
+        task = Toy(problems=problems)
+        config = resolve(task, overrides=overrides)
+        if name in runs:
+            runs[name].close()
+        runs[name] = Run.open(tmp_path / name, config.record())
+        return runs[name], Protocol(task, Judge(task), config), list(task.load("test"))
+
+    yield opened
+    for run in runs.values():
+        run.close()
+
+
+def model(*, attempts: Sequence[int] = (), fixes: Sequence[int] = (), needs: str = "") -> ScriptedGenerator:
+    """Return a model that gets some problems (numbered from 0) right, and fixes some when `needs` was said."""
+
+    def reply(conversation: Conversation, index: int) -> str:
+        number = int(conversation[0]["content"].removeprefix("Say ").removesuffix("."))
+        place, last = number - 2000, conversation[-1]["content"]
+        if "reflection" in last:
+            return f"{needs or 'base'} says try {place}"
+        if len(conversation) == 1:
+            return str(number) if place in attempts else "no"
+        reflections = conversation[3]["content"] if len(conversation) == 5 else ""
+        return str(number) if place in fixes and needs in reflections else "no"
+
+    return ScriptedGenerator(reply)
+
+
+FULL = ("evaluate.controls=true", "evaluate.cross=true")
+
+
+def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
+    run, protocol, examples = opened(*FULL)
+    result = evaluate(
+        run, protocol, examples, base=lambda: model(attempts=[0]), trained=lambda: model(attempts=[0], fixes=[1, 2])
+    )
+    told = result.model_dump(mode="json")
+    assert set(told) == {"base", "trained", "paired", "cross"}
+    for side in (told["base"], told["trained"]):
+        assert {"first", "second", "fix", "controls"} <= set(side)
+        assert set(side["controls"]) == set(ARMS)
+        rates = [side[key] for key in ("first", "second", "fix", "leaks", "fix_without_leak", "truncated")]
+        assert all(set(value) == RATE for value in [*rates, *side["controls"].values()])
+    assert set(told["paired"]) == {"first", "second"}
+    assert all(set(value) == {"difference", "low", "high", "p"} for value in told["paired"].values())
+    assert set(told["cross"]) == {"base", "trained"}
+    assert all(set(row) == {"base", "trained"} for row in told["cross"].values())
+    assert all(set(cell) == RATE for row in told["cross"].values() for cell in row.values())
+    assert Result.model_validate(told) == result
+
+
+def test_a_whole_evaluation_counts_as_by_hand(opened: Open) -> None:
+    run, protocol, examples = opened(*FULL)
+    base = model(attempts=[0, 1], fixes=[2], needs="base")
+    trained = model(attempts=[0, 1, 2], fixes=[3, 4, 5], needs="trained")
+    result = evaluate(run, protocol, examples, base=lambda: base, trained=lambda: trained)
+    assert result.trained is not None
+    assert result.paired is not None
+    assert result.cross is not None
+    assert [counts(r) for r in (result.base.first, result.base.second, result.base.fix)] == [(2, 8), (3, 8), (1, 6)]
+    side = result.trained
+    assert [counts(r) for r in (side.first, side.second, side.fix)] == [(3, 8), (6, 8), (3, 5)]
+    assert {arm: counts(value) for arm, value in side.controls.items()} == {
+        "none": (0, 5),
+        "generic": (0, 5),
+        "shuffled": (3, 5),  # the script looks only at who reflected
+        "resample": (0, 5),
+    }
+    assert (result.paired.first.difference, result.paired.second.difference) == (1 / 8, 3 / 8)
+    cells = {(by, then): counts(cell) for by, row in result.cross.items() for then, cell in row.items()}
+    assert cells == {
+        ("base", "base"): (1, 6),  # all of them over the base's six failures
+        ("base", "trained"): (0, 6),
+        ("trained", "trained"): (3, 6),
+        ("trained", "base"): (0, 6),
+    }
+    assert result.cross["base"]["base"] == result.base.fix
+
+
+def test_without_a_trained_model_there_is_nothing_to_compare(opened: Open) -> None:
+    run, protocol, examples = opened("evaluate.cross=true")
+    result = evaluate(run, protocol, examples, base=model, trained=None)
+    assert (result.trained, result.paired, result.cross) == (None, None, None)
+    assert result.base.controls == {}
+
+
+def test_both_models_get_the_same_problems_and_seeds(opened: Open) -> None:
+    run, protocol, examples = opened(*FULL, "batch_size=3")
+    seeds: dict[str, list[tuple[int, int]]] = {"base": [], "trained": []}
+
+    def remembering(name: str) -> ScriptedGenerator:
+        class Remembering(ScriptedGenerator):
+            def generate(self, conversations: Any, sampling: Any, *, progress: Any = None) -> Any:
+                seeds[name].append((len(conversations), sampling.seed))
+                return super().generate(conversations, sampling, progress=progress)
+
+        return Remembering(model().reply)
+
+    evaluate(run, protocol, examples, base=lambda: remembering("base"), trained=lambda: remembering("trained"))
+    turns = 3 * 7  # three batches; attempt, reflection, five arms; after them comes the cross table
+    assert seeds["base"][:turns] == seeds["trained"][:turns]
+    assert len(set(seeds["base"])) == len(seeds["base"])
+
+
+def test_an_evaluation_goes_on_where_it_was_stopped(opened: Open, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def unsteady(conversation: Conversation, index: int) -> str:
+        said = model(fixes=range(9)).reply(conversation, index)
+        return "no" if len(conversation) == 5 and index % 2 else said  # depends on the batch's seed
+
+    def evaluated(name: str, generator: ScriptedGenerator) -> Result:
+        run, protocol, examples = opened(*FULL, "batch_size=2", name=name)
+        return evaluate(run, protocol, examples, base=lambda: generator, trained=lambda: generator)
+
+    undisturbed = ScriptedGenerator(unsteady)
+    whole = evaluated("whole", undisturbed)
+    files = sorted(path.name for path in (tmp_path / "whole").glob("*.jsonl"))
+    calls, stops = 0, 0
+    for limit in (5, 9, 13, 40, 70, 1000):  # in the attempts, the arms, the cross table
+
+        left = iter(range(limit))
+
+        def stopping(conversation: Conversation, index: int, left: Iterator[int] = left) -> str:
+            if next(left, None) is None:
+                raise Stopped
+            return unsteady(conversation, index)
+
+        generator = ScriptedGenerator(stopping)
+        try:
+            result = evaluated("stopped", generator)
+        except Stopped:
+            stops += 1
+        calls += len(generator.calls)
+    assert stops >= 4
+    assert result == whole
+    for name in files:
+        if name not in ("clock.jsonl", "sessions.jsonl"):
+            assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert calls <= len(undisturbed.calls) + 7 * stops  # each stop costs at most the seven turns of one batch
+
+
+def test_a_model_is_loaded_only_when_it_is_needed(opened: Open) -> None:
+    def load() -> ScriptedGenerator:
+        loaded.append(1)
+        return model(fixes=[1])
+
+    loaded: list[int] = []
+    run, protocol, examples = opened(*FULL)
+    first = evaluate(run, protocol, examples, base=load, trained=load)
+    assert loaded
+    loaded.clear()
+    run, protocol, examples = opened(*FULL)
+    assert evaluate(run, protocol, examples, base=load, trained=load) == first
+    assert not loaded
