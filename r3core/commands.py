@@ -46,15 +46,14 @@ class Asked:
 
     def resolve(self) -> tuple[Task, Config]:
         """Return the task and the configuration; those of an existing run directory when nothing else is named."""
-        from r3core.config import Config, chosen_task, resolve
+        from r3core.config import chosen_task, resolve
         from r3core.plugins import get_task
 
         folder = self.flags["output_dir"]
-        given = self.config or self.overrides or any(v for k, v in self.flags.items() if k != "output_dir")
-        if self.task is None and not given and folder is not None and (folder / "config.json").exists():
-            stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            stored.pop("trained", None)
-            config = Config.model_validate(stored | {"output_dir": folder})
+        named = (self.task, self.config, *(value for key, value in self.flags.items() if key != "output_dir"))
+        given = self.overrides or self.task_options or any(value is not None for value in named)
+        if not given and folder is not None and (folder / "config.json").exists():
+            config = _stored(folder)
             return get_task(config.task, **config.task_options), config
         flags = self.flags | {"task": self.task, **_task_options(self.task_options)}
         name, options = chosen_task(self.config, self.overrides, flags=flags)
@@ -161,6 +160,23 @@ def rescore(
     _print_facts(facts, as_json=as_json)
 
 
+def _stored(folder: Path) -> Config:
+    """Return the configuration of the run in a directory."""
+    from pydantic import ValidationError
+
+    from r3core.config import Config
+    from r3core.runs import RunRecord
+
+    stored = RunRecord(folder).read_json("config")
+    try:
+        return Config.model_validate({k: v for k, v in stored.items() if k != "trained"} | {"output_dir": folder})
+    except (AttributeError, ValidationError):
+        raise ConfigError(
+            f"`{folder / 'config.json'}` is no configuration of this version of r3",
+            "name the task and its settings again, and another --output-dir",
+        ) from None
+
+
 def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
     """Return the command that collects the options which all stages share, and hands them to `work`."""
 
@@ -250,7 +266,11 @@ def _of_a_folder(asked: Asked, folder: Path) -> tuple[Asked, Task, Config, Path 
     origin = origin_of(folder)
     if not origin:
         return asked, *asked.resolve(), None
-    asked = replace(asked, task=asked.task or origin["task"], flags=asked.flags | {"model": origin["model"]})
+    asked = replace(
+        asked,
+        task=asked.task or origin["task"],
+        flags=asked.flags | {key: origin[key] for key in ("model", "revision")},
+    )
     if asked.task == origin["task"] and not asked.task_options:
         options = [f"{name}={json.dumps(value)}" for name, value in origin["task_options"].items()]
         asked = replace(asked, task_options=options)

@@ -10,7 +10,7 @@ from r3core.episode import CONTROLS, Answer, Arm, Episode
 from r3core.generation import Generator
 from r3core.progress import progress_bar
 from r3core.protocol import Protocol, seed_of
-from r3core.runs import Run
+from r3core.runs import Run, values_of
 from r3core.stats import Difference, Rate, clustered, paired
 from r3core.task import Example, Frozen
 
@@ -66,25 +66,25 @@ def evaluate(run: Run, protocol: Protocol, examples: Sequence[Example], *, base:
         cross = None
         if protocol.config.evaluate.cross and trained:
             cross = _cross(run, protocol, episodes["base"], models=models, tick=tick)
+    controls = CONTROLS if protocol.config.evaluate.controls else ()
     return Result(
-        base=scores(episodes["base"]),
-        trained=scores(episodes["trained"]) if trained else None,
+        base=scores(episodes["base"], controls),
+        trained=scores(episodes["trained"], controls) if trained else None,
         paired=compare(episodes["base"], episodes["trained"]) if trained else None,
         cross=cross,
     )
 
 
-def scores(episodes: Sequence[Episode]) -> Scores:
-    """Return the rates of one model's episodes; samples of one problem are clustered."""
+def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
+    """Return the rates of one model's episodes, with those of some controls; samples of one problem are clustered."""
     failed = [episode for episode in episodes if episode.failed]
-    arms = [arm for arm in CONTROLS if any(arm in episode.retries for episode in failed)]
     reflected = [(e, e.reflection) for e in failed if e.reflection]
     answers = [answer for episode in episodes for answer in (episode.attempt, *episode.retries.values())]
     return Scores(
         first=_rate((e, _passed(e.attempt)) for e in episodes),
         second=_rate((e, solved(e)) for e in episodes),
         fix=fix_rate(failed, "reflect"),
-        controls={arm: fix_rate(failed, arm) for arm in arms},
+        controls={arm: fix_rate(failed, arm) for arm in controls},
         leaks=_rate((e, reflection.leaked) for e, reflection in reflected),
         fix_without_leak=fix_rate([e for e, reflection in reflected if reflection.leaked is False], "reflect"),
         truncated=_rate((e, reflection.stopped == "length") for e, reflection in reflected),
@@ -129,7 +129,7 @@ def _episodes(
                 return seed_of(config.seed, "evaluate", number, what)
 
             episodes = protocol.attempt(batch, generator(), seed=seed("attempt"), samples=samples)
-            episodes = protocol.reflect(episodes, generator(), seed=seed("reflect"))
+            episodes = protocol.reflect(episodes, generator(), seed=seed("reflection"))
             for arm in arms:
                 episodes = protocol.retry(episodes, generator(), seed=seed(arm), arm=arm)
             bar(len(batch))
@@ -137,7 +137,7 @@ def _episodes(
             return episodes
 
         rows = run.extend(f"evaluate-{name}", examples, episodes_of, size=size, each=samples)
-    return [Episode.model_validate(row) for row in rows]
+    return values_of(Episode, rows, f"evaluate-{name}")
 
 
 def _cross(
@@ -166,7 +166,7 @@ def _cross(
             return result
 
         rows = run.extend(f"cross-{name}", episodes, made, size=config.batch_size)
-        return [Episode.model_validate(row) for row in rows]
+        return values_of(Episode, rows, f"cross-{name}")
 
     def reflect(generator: Generator, batch: Sequence[Episode], seed: int) -> list[Episode]:
         return protocol.reflect(batch, generator, seed=seed)

@@ -18,7 +18,7 @@ from r3core.errors import RunError, TaskError, UsageError
 from r3core.generation import Generator
 from r3core.progress import progress_bar
 from r3core.protocol import Protocol, seed_of
-from r3core.runs import Run, environment
+from r3core.runs import Run, environment, values_of
 from r3core.task import Example, Frozen, Message, Task
 from r3core.verification import Judge, verifier_hash
 
@@ -93,7 +93,7 @@ def mine(run: Run, protocol: Protocol, generator: Generator) -> list[Failure]:
             return episodes
 
         rows = run.extend("mine", examples, attempted, size=size, each=samples)
-    episodes = [Episode.model_validate(row) for row in rows]
+    episodes = values_of(Episode, rows, "mine")
     failures = select(protocol, episodes)
     counts = _counts(episodes, failures)
     write_failures(run.path / "failures", failures, card(protocol, counts))

@@ -56,10 +56,11 @@ def print_table(result: Result, config: Config, to: TextIO) -> None:
     """Print the table and its notes."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(file=to, highlight=False, width=None if to.isatty() else 120)
     title = f"{config.task}, {config.model or 'built-in model'}: rates in % with 95% intervals"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")  # a name is no markup
     for heading in HEADINGS:
         table.add_column(heading)
     for row in rows(result):

@@ -16,12 +16,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import to_json
 
 from r3core.errors import BusyError, RunError, UsageError
 
 T = TypeVar("T")
+Value = TypeVar("Value", bound=BaseModel)
 
 _LIBRARIES = ("r3core", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "numpy")
 _MANY_DIFFERENCES = 8  # more are counted, not listed
@@ -47,7 +48,10 @@ class RunRecord:
     def read_json(self, name: str) -> Any:
         """Return the value in `NAME.json`, or None when there is no such file."""
         path = self.path / f"{name}.json"
-        return json.loads(path.read_bytes()) if path.exists() else None
+        try:
+            return json.loads(path.read_bytes()) if path.exists() else None
+        except ValueError:
+            raise RunError(f"`{path}` is not JSON", "restore the file, or start a new run") from None
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """Return the facts with which a stage was finished, or None when it was not."""
@@ -185,6 +189,17 @@ class Run(RunRecord):
         here = environment()
         self.write_json("environment", here)
         self.append("sessions", [{"pid": os.getpid(), **here}])
+
+
+def values_of(kind: type[Value], rows: Iterable[Mapping[str, Any]], name: str) -> list[Value]:
+    """Return the rows of `NAME.jsonl` as values; RunError when one of them is none."""
+    values = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            values.append(kind.model_validate(row))
+        except ValidationError:
+            raise RunError(f"line {number} of {name}.jsonl is no {kind.__name__}", "start a new run") from None
+    return values
 
 
 def environment() -> dict[str, Any]:

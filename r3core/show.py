@@ -6,10 +6,12 @@ import sys
 
 from r3core.config import Config, model_of
 from r3core.episode import Episode
+from r3core.errors import RunError
+from r3core.generation import Conversation
 from r3core.generation.local import TransformersGenerator, load_model
 from r3core.mine import examples_of
 from r3core.protocol import Protocol, seed_of
-from r3core.task import Message, Task
+from r3core.task import Task
 from r3core.verification import Judge
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -21,35 +23,36 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    model, tokenizer = load_model(model_of(config, task), revision=config.revision, dtype=config.dtype)
+    model, tokenizer = load_model(
+        model_of(config, task),
+        revision=config.revision,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+    )
     generator = TransformersGenerator(model, tokenizer, batch_size=config.batch_size)
     protocol = Protocol(task, Judge(task), config)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
-    def rendered(messages: list[Message]) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    def rendered(asked: Conversation, said: str | None = None) -> str:
+        turns = [*asked] if said is None else [*asked, {"role": "assistant", "content": said}]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=said is None))
 
     for number, episode in enumerate(_failures(protocol, generator, count=count), start=1):
         assert episode.reflection is not None  # `_failures` reflected on every one
-        retried = episode.retries["reflect"]
-        asked = list(protocol.attempt_request(episode.example))
-        about = list(protocol.reflection_request(episode))
-        again = list(protocol.retry_request(episode, episode.reflection.text))
-        reflection = str(tokenizer.apply_chat_template(about, tokenize=False, add_generation_prompt=True))
-        ending = rendered([*about, _said(episode.reflection.text)])[len(reflection) :]
-        console.rule(f"{number}. {episode.example.id}", align="left")
-        for title, text in (
-            (f"attempt: {episode.attempt.verdict.outcome}", rendered([*asked, _said(episode.attempt.text)])),
-            (f"retry: {retried.verdict.outcome}", rendered([*again, _said(retried.text)])),
-        ):
-            if title.startswith("retry"):
-                console.print(
-                    f"-- reflection ({episode.reflection.tokens} tokens, and the end of the turn, are trained)"
-                )
-                trained = Text(f"{OPEN}{_visible(ending)}{CLOSE}", style="bold green")
-                console.print(Text(_visible(reflection)) + trained)
-            console.print(f"-- {title}")
-            console.print(Text(_visible(text)))
+        reflection, retried = episode.reflection, episode.retries["reflect"]
+        attempt = rendered(protocol.attempt_request(episode.example), episode.attempt.text)
+        request = protocol.reflection_request(episode)
+        before = rendered(request)
+        ended = reflection.stopped == "end"
+        trained, after = _split(rendered(request, reflection.text)[len(before) :], tokenizer.eos_token, ended=ended)
+        retry = rendered(protocol.retry_request(episode, reflection.text), retried.text)
+        end = "and the end of the turn" if ended else "cut off by the limit"
+        marked = Text(f"{OPEN}{_visible(trained)}{CLOSE}", style="bold green")
+        console.rule(Text(f"{number}. {episode.example.id}"), align="left")
+        console.print(f"-- attempt: {episode.attempt.verdict.outcome}", Text(_visible(attempt)), sep="\n")
+        console.print(f"-- reflection ({reflection.tokens} tokens, {end}, are trained)")
+        console.print(Text(_visible(before)) + marked + Text(_visible(after)))
+        console.print(f"-- retry: {retried.verdict.outcome}", Text(_visible(retry)), sep="\n")
 
 
 def _failures(protocol: Protocol, generator: TransformersGenerator, *, count: int) -> list[Episode]:
@@ -62,12 +65,18 @@ def _failures(protocol: Protocol, generator: TransformersGenerator, *, count: in
         failed += [episode for episode in episodes if episode.failed]
         if len(failed) >= count:
             break
+    if not failed:
+        raise RunError(f"none of {len(examples)} attempts failed, so there is nothing to reflect on")
     reflected = protocol.reflect(failed[:count], generator, seed=seed_of(config.seed, "show", "reflect"))
     return protocol.retry(reflected, generator, seed=seed_of(config.seed, "show", "retry"))
 
 
-def _said(text: str) -> Message:
-    return {"role": "assistant", "content": text}
+def _split(turn: str, end: str, *, ended: bool) -> tuple[str, str]:
+    """Return what is trained of a rendered turn, and the rest; its end is trained when the model generated it."""
+    text, found, after = turn.rpartition(end)
+    if not found:
+        return turn, ""
+    return (text + found, after) if ended else (text, found + after)
 
 
 def _visible(text: str) -> str:

@@ -17,7 +17,7 @@ from r3core.evaluate import Result, evaluate
 from r3core.generation.local import TransformersGenerator, load_model
 from r3core.mine import Failure, examples_of, forecast, mine, read_failures, write_failures
 from r3core.protocol import Protocol
-from r3core.runs import Run
+from r3core.runs import Run, values_of
 from r3core.task import Task
 from r3core.verification import Judge, verifier_hash
 
@@ -84,19 +84,22 @@ class Stages:
     def compare(self, trained: Path | None) -> Result:
         """Return the comparison of the base model with a trained one, or the base's scores alone."""
         done = self.run.done("evaluate")
-        if done is not None and done["trained"] == (trained is not None):
-            return Result.model_validate(self.run.read_json("result"))
+        if done is not None and done.get("trained") == (trained is not None):
+            return self._result()
         return self._compare(trained)
 
     def report(self) -> Result:
         """Write the model card and return the result; RunError when the run was not evaluated."""
         if self.run.done("evaluate") is None:
             raise RunError(f"`{self.run.path}` was not evaluated yet", "run `r3 eval` first")
-        result = Result.model_validate(self.run.read_json("result"))
+        result = self._result()
         if result.trained is not None and (self.run.path / "model").is_dir():
             card = report.model_card(result, self.config)
             (self.run.path / "model" / "README.md").write_text(card, encoding="utf-8")
         return result
+
+    def _result(self) -> Result:
+        return values_of(Result, [self.run.read_json("result")], "result")[0]
 
     def _compare(self, trained: Path | None) -> Result:
         settings = self.config.evaluate
@@ -168,5 +171,12 @@ def unfamiliar(task: Task, config: Config) -> list[str]:
 def origin_of(folder: Path) -> dict[str, Any]:
     """Return what a trained model's folder says of its making; empty for a model of another kind."""
     path = folder / ORIGIN
-    origin: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        origin = None
+    if not isinstance(origin, dict) or not {"model", "revision", "task", "task_options"} <= origin.keys():
+        raise UsageError(f"`{path}` does not say what the model was trained from", "restore it, or remove it")
     return origin

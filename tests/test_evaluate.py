@@ -9,7 +9,7 @@ from toy import Toy
 
 from r3core import Example, Verdict
 from r3core.config import resolve
-from r3core.episode import Answer, Arm, Episode, Reflection
+from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
 from r3core.evaluate import Result, compare, evaluate, fix_rate, scores, solved
 from r3core.generation import Conversation
 from r3core.generation.scripted import ScriptedGenerator
@@ -19,7 +19,6 @@ from r3core.stats import clustered, paired, wilson
 from r3core.verification import Judge
 
 RATE = {"passed", "total", "rate", "low", "high"}
-ARMS = ("none", "generic", "shuffled", "resample")
 VERDICTS = {"p": Verdict.passed(), "f": Verdict.failed("no"), "e": Verdict.error("broken")}
 
 
@@ -63,7 +62,7 @@ EPISODES = [
 
 
 def test_every_rate_is_the_one_counted_by_hand() -> None:
-    found = scores(EPISODES)
+    found = scores(EPISODES, CONTROLS)
     assert counts(found.first) == (1, 5)  # e could not be judged
     assert counts(found.second) == (3, 4)  # a, b and d; whether f was solved is not known
     assert counts(found.fix) == (2, 3)
@@ -97,8 +96,9 @@ def test_samples_of_a_problem_are_clustered() -> None:
 
 
 def test_nothing_failed_and_there_is_nothing_to_fix() -> None:
-    found = scores([episode("a", "p")])
-    assert (counts(found.fix), found.controls) == ((0, 0), {})
+    found = scores([episode("a", "p")], CONTROLS)
+    assert counts(found.fix) == (0, 0)
+    assert [counts(value) for value in found.controls.values()] == [(0, 0)] * 4
     assert (found.fix.low, found.fix.high) == (0.0, 1.0)
 
 
@@ -115,9 +115,9 @@ def test_before_and_after_are_compared_problem_by_problem() -> None:
     assert found.second.difference == pytest.approx(1 / 4)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", CONTROLS)
 def test_a_control_is_a_fix_rate(arm: Arm) -> None:
-    assert scores(EPISODES).controls[arm] == fix_rate([e for e in EPISODES if e.failed], arm)
+    assert scores(EPISODES, CONTROLS).controls[arm] == fix_rate([e for e in EPISODES if e.failed], arm)
 
 
 # From here on, whole evaluations with scripted models.
@@ -172,7 +172,7 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
     assert set(told) == {"base", "trained", "paired", "cross"}
     for side in (told["base"], told["trained"]):
         assert {"first", "second", "fix", "controls"} <= set(side)
-        assert set(side["controls"]) == set(ARMS)
+        assert list(side["controls"]) == ["none", "generic", "shuffled", "resample"]
         rates = [side[key] for key in ("first", "second", "fix", "leaks", "fix_without_leak", "truncated")]
         assert all(set(value) == RATE for value in [*rates, *side["controls"].values()])
     assert set(told["paired"]) == {"first", "second"}
@@ -253,7 +253,6 @@ def test_an_evaluation_goes_on_where_it_was_stopped(opened: Open, tmp_path: Path
     files = sorted(path.name for path in (tmp_path / "whole").glob("*.jsonl"))
     calls, stops = 0, 0
     for limit in (5, 9, 13, 40, 70, 1000):  # in the attempts, the arms, the cross table
-
         left = iter(range(limit))
 
         def stopping(conversation: Conversation, index: int, left: Iterator[int] = left) -> str:

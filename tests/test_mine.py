@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -171,7 +170,9 @@ def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> No
 
 def test_where_nothing_fails_there_is_nothing_to_learn(start: Start) -> None:
     run, protocol = start("mine.keep=all-failed")
-    with pytest.raises(RunError, match="none of the 24 attempts is a failure to learn from under `mine.keep=all-failed`"):
+    with pytest.raises(
+        RunError, match=r"none of the 24 attempts is a failure to learn from under `mine.keep=all-failed`"
+    ):
         mine(run, protocol, ScriptedGenerator(lambda asked, index: str(number_in(asked))))
     assert run.done("mine") is None
     assert read_failures(run.path)[0] == []

@@ -4,7 +4,7 @@ from math import comb
 import pytest
 from scipy.stats import binom
 
-from r3core.stats import Difference, Rate, clustered, paired, pass_at_k, signal, wilson
+from r3core.stats import Difference, Rate, clustered, expected_signal, paired, pass_at_k, signal, wilson
 
 
 def once(table: dict[tuple[int, int], int]) -> tuple[dict[str, list[bool]], dict[str, list[bool]]]:
@@ -200,6 +200,42 @@ def test_signal_is_the_share_of_mixed_groups() -> None:
     assert signal([0.5], 2) == pytest.approx(0.5)
     assert signal([0.0, 1.0, 0.5], 3) == pytest.approx(0.25)
     assert signal([], 8) == 0.0
+
+
+@pytest.mark.parametrize("group", [2, 8, 16])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.7), (1.0, 1.0), (2.0, 18.0), (50.0, 50.0)])
+def test_the_expected_signal_is_near_the_true_one(alpha: float, beta: float, group: int) -> None:
+    rng = random.Random(5)
+    truth = signal([rng.betavariate(alpha, beta) for _ in range(20_000)], group)
+    told = []
+    for _ in range(30):
+        rates = [rng.betavariate(alpha, beta) for _ in range(64)]
+        told.append(expected_signal([(sum(rng.random() < rate for _ in range(4)), 4) for rate in rates], group))
+    assert sum(told) / len(told) == pytest.approx(truth, abs=0.03)
+    assert max(abs(one - truth) for one in told) < 0.3  # 64 problems, four tries each: one forecast is rough
+
+
+def test_the_expected_signal_is_better_than_that_of_the_rates_themselves() -> None:
+    rng = random.Random(6)
+    counts = [(sum(rng.random() < 0.5 for _ in range(4)), 4) for _ in range(2_000)]
+    assert expected_signal(counts, 16) > 0.95  # every problem is like tossing a coin: nearly all groups are mixed
+    assert signal([passed / tried for passed, tried in counts], 16) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([], 0.0),
+        ([(0, 0)], 0.0),
+        ([(0, 4), (0, 4)], 0.0),
+        ([(4, 4), (4, 4)], 0.0),
+        ([(1, 1), (0, 1)], 0.5),  # one try a problem tells nothing of its rate: all get the mean
+        ([(2, 4), (2, 4), (0, 0)], 0.5),
+        ([(4, 4), (0, 4)] * 50, 0.0),  # all or nothing
+    ],
+)
+def test_the_expected_signal_of_plain_cases(counts: list[tuple[int, int]], expected: float) -> None:
+    assert expected_signal(counts, 2) == pytest.approx(expected, abs=0.01)
 
 
 def test_a_rate_is_five_numbers() -> None:

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from r3core.config import Config
+from r3core.episode import Arm
+from r3core.evaluate import Paired, Result, Scores
+from r3core.mine import Forecast
+from r3core.report import HEADINGS, as_json, model_card, notes, print_forecast, print_table, rows
+from r3core.runs import Run
+from r3core.stats import Difference, wilson
+
+CONFIG = Config.model_validate({"task": "toy", "grpo": {"num_generations": 8}})
+
+
+def scores(first: int, *, errors: int = 0, controls: bool = True) -> Scores:
+    arms: tuple[Arm, ...] = ("none", "generic", "shuffled", "resample") if controls else ()
+    return Scores(
+        first=wilson(first, 100),
+        second=wilson(first + 20, 100),
+        fix=wilson(20, 100 - first),
+        controls={arm: wilson(place, 100 - first) for place, arm in enumerate(arms, start=1)},
+        leaks=wilson(3, 100 - first),
+        fix_without_leak=wilson(17, 97 - first),
+        truncated=wilson(0, 100 - first),
+        errors=errors,
+    )
+
+
+def result(*, trained: bool = True, errors: int = 0, controls: bool = True) -> Result:
+    base = scores(20, errors=errors, controls=controls)
+    if not trained:
+        return Result(base=base)
+    return Result(
+        base=base,
+        trained=scores(30, controls=controls),
+        paired=Paired(
+            first=Difference(difference=0.1, low=0.01, high=0.19, p=0.031),
+            second=Difference(difference=0.25, low=0.2, high=0.3, p=1e-9),
+        ),
+        cross={
+            "base": {"base": wilson(20, 80), "trained": wilson(24, 80)},
+            "trained": {"base": wilson(40, 80), "trained": wilson(48, 80)},
+        },
+    )
+
+
+def test_the_table_has_every_number_in_its_place() -> None:
+    table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows(result())}
+    assert all(len(cells) == len(HEADINGS) - 1 for cells in table.values())
+    assert table["first try"] == ["20.0 [13.3, 28.9]", "30.0 [21.9, 39.6]", "+10.0 [+1.0, +19.0] p = 0.031"]
+    assert table["second try"][2] == "+25.0 [+20.0, +30.0] p < 0.001"
+    assert table["fix rate"][:2] == ["25.0 [16.8, 35.5]", "28.6 [19.3, 40.1]"]
+    assert table["retry, no reflection"][0].startswith("1.2 [")
+    assert table["plain resampling"][0].startswith("5.0 [")
+    assert table["reflections with the answer"][0].startswith("3.8 [")
+    labels = list(table)
+    assert len(labels) == 11
+    assert [table[label][0][:4] for label in labels[-2:]] == ["25.0", "50.0"]
+    assert [table[label][1][:4] for label in labels[-2:]] == ["30.0", "60.0"]
+
+
+def test_without_a_trained_model_its_columns_are_empty() -> None:
+    assert all(row[2:] == ("", "") and row[1] for row in rows(result(trained=False)))
+
+
+def test_controls_that_were_not_run_have_no_row() -> None:
+    labels = [row[0] for row in rows(result(controls=False))]
+    assert not any("resampling" in label or "no reflection" in label for label in labels)
+
+
+def test_a_rate_of_nothing_is_a_dash() -> None:
+    none = result(trained=False).base.model_copy(update={"fix": wilson(0, 0)})
+    assert rows(Result(base=none))[2][1] == "-"
+
+
+def test_errors_are_told_of() -> None:
+    assert any("base: the verifier could not judge 7 answers" in note for note in notes(result(errors=7), CONFIG))
+    assert not any("could not judge" in note for note in notes(result(), CONFIG))
+
+
+def test_the_table_is_printed_whole_where_no_terminal_is() -> None:
+    paper = io.StringIO()
+    print_table(result(), CONFIG.model_copy(update={"model": "[bold]some[/bold]/model"}), paper)
+    text = paper.getvalue()
+    for row in rows(result()):
+        for cell in row:
+            assert cell.strip() in text
+    assert "[bold]some[/bold]/model" in text
+    assert "\x1b" not in text
+    assert all(note[:60] in text for note in notes(result(), CONFIG))
+
+
+def test_the_json_is_the_result_and_the_seconds(tmp_path: Path) -> None:
+    with Run.open(tmp_path, {}) as run:
+        run.append("clock", [{"stage": "mine", "seconds": 1.5}, {"stage": "mine", "seconds": 1.0}])
+        told = as_json(result(), run)
+    assert json.loads(json.dumps(told)) == told
+    assert set(told) == {"base", "trained", "paired", "cross", "seconds"}
+    assert told["seconds"] == {"mine": 2.5}
+    assert told["base"]["first"] == wilson(20, 100).model_dump()
+
+
+def test_the_model_card_has_the_table_and_the_settings() -> None:
+    card = model_card(result(), CONFIG)
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    lines = card.splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + len(rows(result()))
+    assert all(line.count("|") == len(HEADINGS) + 1 for line in table)
+    settings = card.split("```json\n")[1].split("```")[0]
+    assert json.loads(settings) == CONFIG.record()
+
+
+def forecast(**signal: float) -> Forecast:
+    shares = {int(size.removeprefix("g")): share for size, share in signal.items()}
+    return Forecast(probed=64, fix_rate=0.125, signal=shares, tokens=50.0, seconds=0.01)
+
+
+def told(group: int, **signal: float) -> str:
+    paper = io.StringIO()
+    settings = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2}
+    config = CONFIG.model_copy(update={"grpo": settings})
+    print_forecast(forecast(**signal), config, group=group, to=paper)
+    return paper.getvalue()
+
+
+def test_the_forecast_tells_signal_and_cost() -> None:
+    text = told(8, g4=0.4, g8=0.62, g16=0.65)
+    assert "from 64 failures" in text
+    assert "passes in 12.5%" in text
+    assert "with num_generations 8, 62% of the groups will hold both kinds" in text
+    assert "4: 40%, 8: 62%, 16: 65%" in text
+    assert "about 1,600 tokens in about 0.3 s" in text  # 32 reflections
+    assert "would give" not in text  # 16 is hardly better
+
+
+def test_the_forecast_names_a_group_that_would_do_better() -> None:
+    assert "num_generations 16 would give 55%" in told(8, g4=0.2, g8=0.4, g16=0.55, g32=0.9)
+
+
+@pytest.mark.parametrize("group", [7, 8, 11])
+def test_a_group_between_those_compared_takes_the_nearest(group: int) -> None:
+    assert f"with num_generations {group}, 62% of the groups" in told(group, g4=0.1, g8=0.62, g16=0.65)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from toy import Toy
+
+from r3core import Example, RunError, Split
+from r3core.config import resolve
+from r3core.show import CLOSE, OPEN, print_conversations
+
+SHORT = [f"sampling.{turn}.max_tokens=4" for turn in ("attempt", "reflection", "retry")]
+
+
+def shown(
+    capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str, task: Toy | None = None, count: int = 2
+) -> str:
+    task = task or Toy()
+    print_conversations(task, resolve(task, overrides=[f"model={folder}", *SHORT, *overrides]), count=count)
+    return capsys.readouterr().out
+
+
+def test_the_three_conversations_are_shown_as_the_model_sees_them(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = shown(capsys, tiny_folder)
+    assert [printed.count(f"-- {turn}") for turn in ("attempt: fail", "reflection (", "retry: fail")] == [2, 2, 2]
+    first = printed.partition("2. n1")[0]
+    attempt, reflection, retry = first.split("\n-- ")[1:]
+    opening = attempt.partition("\n")[2]
+    assert opening.startswith("<|user|>Say 0.<|end|><|assistant|>")
+    asked = opening + "<|user|>Your answer is incorrect. Write a short reflection: what went wrong, and what will you do "
+    before, _, marked = reflection.partition("\n")[2].partition(OPEN)
+    assert before == asked + "differently?<|end|><|assistant|>"
+    trained, _, after = marked.partition(CLOSE)
+    again = retry.partition("\n")[2]
+    assert again.startswith(f"{before}{trained}{after.strip()}<|user|>Now solve the task again.<|end|><|assistant|>")
+
+
+def test_a_reflection_that_was_cut_off_has_no_trained_end(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = shown(capsys, tiny_folder, "sampling.reflection.temperature=0", count=1)
+    assert "-- reflection (4 tokens, cut off by the limit, are trained)" in printed
+    assert f"{CLOSE}<|end|>" in printed
+
+
+def test_the_end_of_a_finished_reflection_is_trained(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ("sampling.reflection.max_tokens=1500", "sampling.reflection.temperature=1.5")
+    printed = shown(capsys, tiny_folder, *overrides, count=1)
+    assert "tokens, and the end of the turn, are trained)" in printed
+    assert f"<|end|>{CLOSE}" in printed
+
+
+class Coloured(Toy):
+    """A task that tries to steer the terminal."""
+
+    def load(self, split: Split) -> list[Example]:
+        return [Example(id="[red]x[/red]", prompt="Say \x1b[31m[bold]7[/bold].", answer="7")]
+
+
+def test_nothing_that_is_shown_steers_the_terminal(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = shown(capsys, tiny_folder, task=Coloured(), count=1)
+    assert "1. [red]x[/red]" in printed
+    assert "Say \\x1b[31m[bold]7[/bold]." in printed
+    assert "\x1b" not in printed
+
+
+class Kind(Toy):
+    """A task that everyone passes."""
+
+    def verify(self, example: Example, response: str) -> bool:
+        return True
+
+
+def test_where_nothing_fails_there_is_nothing_to_show(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RunError, match="none of 24 attempts failed"):
+        shown(capsys, tiny_folder, task=Kind())

@@ -1,0 +1,248 @@
+"""Training on a tiny model: what is trained, by which arithmetic, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import doors
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from r3core import Example, RunError, Split, Task, Verdict
+from r3core.config import Config
+from r3core.episode import Answer, Episode, Reflection
+from r3core.generation.local import TransformersGenerator
+from r3core.mine import Failure
+from r3core.protocol import Protocol
+from r3core.runs import Run
+from r3core.task import Outcome
+from r3core.train import ReflectionTrainer, arguments, last_checkpoint, measures, reward_of, train
+from r3core.verification import Judge
+
+TEMPERATURE = 0.7
+OUTCOMES: dict[str, Outcome] = {"+": "pass", "-": "fail", "?": "error"}
+
+
+class Even(Task):
+    """Say something with an even number of characters."""
+
+    name = "even"
+
+    def load(self, split: Split) -> list[Example]:
+        return [Example(id=str(n), prompt=f"Say something even{'!' * n}") for n in range(4)]
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return len(response) % 2 == 0
+
+
+class Watched(ReflectionTrainer):
+    """A trainer that keeps what it sampled, and the inputs of every loss."""
+
+    def _generate_single_turn(self, *args: Any, **named: Any) -> Any:
+        self.prompts = args[0]
+        self.reflections, logprobs = super()._generate_single_turn(*args, **named)
+        return self.reflections, logprobs
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        self.losses = [*getattr(self, "losses", []), inputs]
+        return super()._compute_loss(model, inputs)
+
+
+class Scripted(Watched):
+    """A trainer whose rewards follow a script."""
+
+    script: Sequence[float | None] = ()
+
+    def reward_retries(self, *args: Any, **named: Any) -> list[float | None]:
+        return list(self.script)
+
+
+class Forward:
+    """Every forward pass through a model's body that is to be differentiated."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self.inputs: list[torch.Tensor] = []  # (rows, tokens)
+        self.masks: list[torch.Tensor] = []  # (rows, tokens)
+        self.outputs: list[torch.Tensor] = []  # (rows, tokens, hidden)
+        model.model.register_forward_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, module: Any, args: Any, named: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            output.last_hidden_state.retain_grad()
+            self.inputs.append(named["input_ids"])
+            self.masks.append(named["attention_mask"])
+            self.outputs.append(output.last_hidden_state)
+
+
+def bare_model(tokenizer: Any) -> LlamaForCausalLM:
+    """Return a model whose head is the identity, so that what its body returns are the logits themselves."""
+    size = len(tokenizer)
+    model = tiny.tiny_model(tokenizer, hidden_size=size, head_dim=16, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.eye(size)).requires_grad_(False)
+        model.model.norm.weight[tokenizer.eos_token_id] = 4.0  # else no reflection would ever end
+    return model.requires_grad_()
+
+
+def even_protocol(*, steps: int = 1, **grpo: Any) -> tuple[Protocol, list[Failure]]:
+    options = {"max_steps": steps, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    options |= {"num_generations": 8, "save_strategy": "no"}
+    turns = {turn: {"max_tokens": 12, "temperature": TEMPERATURE} for turn in ("attempt", "reflection", "retry")}
+    config = Config.model_validate({"task": "even", "sampling": turns, "grpo": options | grpo})
+    protocol = Protocol(Even(), Judge(Even()), config)
+    failures = [
+        Failure(
+            id=example.id,
+            prompt=list(protocol.attempt_request(example)),
+            sample=0,
+            attempt=Answer(text="odd", tokens=3, verdict=Verdict.failed()),
+            passed=0,
+            samples=1,
+        )
+        for example in Even().load("train")
+    ]
+    return protocol, failures
+
+
+def trainer_in(
+    run: Run, protocol: Protocol, failures: Sequence[Failure], *, model: Any, tokenizer: Any, kind: Any = Watched
+) -> Any:
+    args = arguments(protocol, run.path / "checkpoints", on_cpu=True)
+    return kind(run, protocol, failures, model=model, tokenizer=tokenizer, args=args)
+
+
+def reflected(outcomes: str, *, leaked: bool | None = False, stopped: str = "end") -> list[Episode]:
+    """Return one reflection's episodes, one for each outcome of its retries."""
+    failed = Answer(text="", tokens=0, verdict=Verdict.failed())
+    reflection = Reflection.model_validate({"text": "", "tokens": 0, "leaked": leaked, "stopped": stopped})
+    return [
+        Episode(
+            example=Example(id="one"),
+            attempt=failed,
+            reflection=reflection,
+            retries={"reflect": Answer(text="", tokens=0, verdict=Verdict(outcome=OUTCOMES[outcome]))},
+        )
+        for outcome in outcomes
+    ]
+
+
+def test_only_the_reflections_tokens_have_a_gradient(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    protocol, failures = even_protocol()
+    model = bare_model(tiny_tokenizer)
+    forward = Forward(model)
+    with Run.open(tmp_path / "run", {}) as run:
+        trainer = trainer_in(run, protocol, failures, model=model, tokenizer=tiny_tokenizer)
+        trainer.train()
+
+    expected = [prompt + said for prompt, said in zip(trainer.prompts, trainer.reflections, strict=True)]
+    went_in = [
+        row[mask.bool()].tolist()
+        for ids, masks in zip(forward.inputs, forward.masks, strict=True)
+        for row, mask in zip(ids, masks, strict=True)
+    ]
+    assert sorted(went_in) == sorted(expected), "something other than request and reflection went into the loss"
+    assert len({len(prompt) for prompt in trainer.prompts}) > 1, "no prompt is padded: the test shows too little"
+    assert len({len(said) for said in trainer.reflections}) > 1, "no reflection is padded: the test shows too little"
+
+    trained = 0
+    total = sum(map(len, trainer.reflections))
+    for inputs, ids, logits in zip(trainer.losses, forward.inputs, forward.outputs, strict=True):
+        width = inputs["prompt_ids"].shape[1]
+        # (rows, tokens): the logits at one position are those of the token after it
+        reflection = torch.zeros_like(ids, dtype=torch.bool)
+        reflection[:, width - 1 : -1] = inputs["completion_mask"].bool()
+        advantages = inputs["advantages"][:, None]
+        assert logits.grad[~reflection].count_nonzero() == 0
+        moved = logits.grad.abs().sum(-1) > 0
+        assert torch.equal(moved, reflection & (advantages != 0))
+        trained += int(moved.sum())
+
+        chosen = torch.nn.functional.one_hot(ids[:, 1:], logits.shape[-1])
+        drawn = (logits[:, :-1] / TEMPERATURE).softmax(-1)
+        by_hand = -advantages[..., None] * (chosen - drawn) / TEMPERATURE / total
+        torch.testing.assert_close(logits.grad[:, :-1], by_hand * reflection[:, :-1, None], rtol=1e-4, atol=1e-8)
+    rewards = torch.tensor([row["reward"] for row in run.read("train-episodes")]).view(2, 8)
+    mixed = rewards.std(1) > 0
+    assert mixed.any(), "no group is mixed: the test shows nothing"
+    lengths = torch.tensor([len(said) for said in trainer.reflections]).view(2, 8)
+    assert trained == lengths[mixed].sum()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "advantages"),
+    [
+        # mean 1/2, standard deviation of a sample (0.25 x 4 / 3) ** 0.5 = 0.57735; TRL adds 0.0001 to it
+        ([1.0, 0.0, 0.0, 1.0], [0.8659, -0.8659, -0.8659, 0.8659]),
+        # an unjudged row: mean 1/3 of three, standard deviation (2 / 3 / 2) ** 0.5 = 0.57735
+        ([1.0, 0.0, None, 0.0], [1.1545, -0.5773, 0.0, -0.5773]),
+        # the mean over retries: mean 1/2, standard deviation (0.5 / 3) ** 0.5 = 0.40825
+        ([0.5, 1.0, 0.5, 0.0], [0.0, 1.2244, 0.0, -1.2244]),
+        ([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]),
+        ([1.0, None, None, None], [0.0, 0.0, 0.0, 0.0]),
+        ([None, None, None, None], [0.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_advantages_are_those_computed_by_hand(
+    tmp_path: Path, rewards: list[float | None], advantages: list[float]
+) -> None:
+    protocol = doors.protocol(doors.config(steps=1, per_device_train_batch_size=8, num_generations=4))
+    with Run.open(tmp_path / "run", {}) as run:
+        trainer = trainer_in(
+            run, protocol, doors.failures(), model=doors.beginner(steps=0), tokenizer=doors.tokenizer(), kind=Scripted
+        )
+        trainer.script = [*rewards, 0.0, 0.0, 0.0, 1.0]  # the other group's rewards, which must not matter
+        trainer.train()
+    assert list(trainer._logs["advantages"])[:4] == pytest.approx(advantages, abs=1e-4)
+    assert list(trainer._logs["advantages"])[4:] == pytest.approx([-0.4999, -0.4999, -0.4999, 1.4997], abs=1e-4)
+    [inputs] = trainer.losses
+    assert sorted(inputs["advantages"].tolist()) == pytest.approx(sorted(trainer._logs["advantages"]))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "leaked", "reward_leaks", "reward"),
+    [
+        ("+", False, True, 1.0),
+        ("-", False, True, 0.0),
+        ("?", False, True, None),
+        ("++-+", False, True, 0.75),
+        ("+?-?", False, True, 0.5),
+        ("??", False, True, None),
+        ("+", True, True, 1.0),
+        ("+", True, False, 0.0),
+        ("-", True, False, 0.0),
+        ("?", True, False, None),
+        ("+", None, True, 1.0),
+        ("+", None, False, None),
+        ("+", False, False, 1.0),
+    ],
+)
+def test_a_reflections_reward(outcomes: str, leaked: bool | None, reward_leaks: bool, reward: float | None) -> None:
+    assert reward_of(reflected(outcomes, leaked=leaked), reward_leaks=reward_leaks) == reward
+
+
+def test_what_is_logged_of_a_batch() -> None:
+    groups = [
+        *(reflected(outcome) for outcome in "+-"),  # mixed
+        *(reflected(outcome, leaked=True) for outcome in "++"),  # all right
+        *(reflected(outcome, stopped="length") for outcome in "--"),  # all wrong
+        *(reflected(outcome, leaked=None) for outcome in "??"),  # cannot be told
+        *(reflected(outcome) for outcome in "-?"),  # all wrong, as far as it was judged
+    ]
+    rewards = [reward_of(group) for group in groups]
+    told = measures(rewards, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4], groups)
+    assert told == {
+        "groups/mixed": 1 / 4,
+        "groups/all_right": 1 / 4,
+        "groups/all_wrong": 2 / 4,
+        "reflections/leak_rate": 2 / 8,
+        "reflections/truncated": 2 / 10,
+        "retries/unjudged": 3 / 10,
+    }
