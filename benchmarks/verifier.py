@@ -41,7 +41,7 @@ def _answer(kind: str, example: Example, rng: random.Random) -> str:
     if kind == "right":
         return solution
     if kind == "wrong value":
-        return " + ".join(map(str, numbers)) + " - 0" * (sum(numbers) == example.answer)
+        return str(" + ".join(map(str, numbers)) + " - 0" * (sum(numbers) == example.answer))
     if kind == "wrong numbers":
         return f"{solution} + {rng.randint(1, 20)}"
     broken = [f"({solution}", f"{solution} = {example.answer}", f"{solution} +", solution.replace(" ", " $ ")]

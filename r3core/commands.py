@@ -72,6 +72,7 @@ def register(app: typer.Typer) -> None:
 def run(asked: Asked) -> None:
     """Mine failures, train the reflections, evaluate and report; goes on where it was stopped."""
     task, config = asked.resolve()
+    _check_training(task, config)
     if asked.dry_run:
         return _explain(task, config)
     with _stages(task, config) as stages:
@@ -95,6 +96,7 @@ def mine(asked: Asked) -> None:
 def train(asked: Asked) -> None:
     """Train the reflections on the run's failures."""
     task, config = asked.resolve()
+    _check_training(task, config)
     if asked.dry_run:
         return _explain(task, config)
     with _stages(task, config) as stages:
@@ -108,7 +110,7 @@ def evaluate(asked: Asked) -> None:
     folder = asked.flags["model"]
     if folder is None or not Path(folder).is_dir():
         task, config = asked.resolve()
-        trained = None
+        trained = _trained(config)
     else:
         asked, task, config, trained = _of_a_folder(asked, Path(folder))
     if asked.dry_run:
@@ -121,7 +123,7 @@ def evaluate(asked: Asked) -> None:
 def report(asked: Asked) -> None:
     """Print the table of a run that was evaluated, and write its model card."""
     task, config = asked.resolve()
-    with _stages(task, config) as stages:
+    with _stages(task, config, trained=_trained(config)) as stages:
         _print_result(stages, stages.report(), as_json=asked.as_json)
 
 
@@ -175,6 +177,15 @@ def _stored(folder: Path) -> Config:
             f"`{folder / 'config.json'}` is no configuration of this version of r3",
             "name the task and its settings again, and another --output-dir",
         ) from None
+
+
+def _trained(config: Config) -> Path | None:
+    """Return the model from elsewhere that a run directory compares with its base, if it was made for that."""
+    from r3core.runs import RunRecord
+
+    stored = RunRecord(config.directory).read_json("config")
+    named = stored.get("trained") if isinstance(stored, dict) else None
+    return Path(named) if named else None
 
 
 def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
@@ -237,6 +248,17 @@ def _stages(task: Task, config: Config, *, trained: Path | None = None) -> Any:
 
     _quiet()
     return Stages.open(task, config, trained=trained)
+
+
+def _check_training(task: Task, config: Config) -> None:
+    """Raise ConfigError now, and not after hours of mining, when training could not begin."""
+    from r3core.config import model_of
+    from r3core.grpo import check_training
+    from r3core.runs import RunRecord
+
+    model_of(config, task)
+    if RunRecord(config.directory).done("train") is None:
+        check_training(config.grpo, config.grpo_options())
 
 
 def _quiet() -> None:

@@ -49,6 +49,19 @@ def check_grpo(grpo: Mapping[str, Any]) -> None:
                 raise ConfigError(f"`grpo.{key}` cannot be {value!r}: {said}") from None
 
 
+def check_training(grpo: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """Return what one step trains on, in words; ConfigError when training could not begin with these options.
+
+    `grpo` is what was set under that name, `options` is all that GRPOConfig will be given.
+    """
+    check_grpo(grpo)
+    if options.get("use_vllm"):
+        raise ConfigError("`grpo.use_vllm` is not supported yet", "leave it out: transformers generates")
+    if options.get("max_steps", -1) <= 0:
+        raise ConfigError("`grpo.max_steps` is not set", "say how long to train: --set grpo.max_steps=100")
+    return explain_batch(options)
+
+
 def explain_batch(grpo: Mapping[str, Any], world_size: int = 1) -> list[str]:
     """Return what one step trains on, in words, for `world_size` processes; ConfigError when TRL would refuse it.
 

@@ -41,6 +41,7 @@ class Stages:
     @contextmanager
     def open(cls, task: Task, config: Config, *, trained: Path | None = None) -> Iterator[Stages]:
         """Lock the run directory of a configuration for the block; `trained` names a model from elsewhere."""
+        model_of(config, task)  # without a model no directory is made
         if changed := unfamiliar(task, config):
             print(f"warning: the built-in model knows only its own prompts: {', '.join(changed)}", file=sys.stderr)
             print("hint: name another model with --model", file=sys.stderr)
@@ -51,11 +52,13 @@ class Stages:
     def mine(self) -> list[Failure]:
         """Return the run's failures: mined, or taken from the set that the configuration names."""
         if self.run.done("mine") is not None:
-            return read_failures(self.run.path / "failures")[0]
-        if self.config.mine.failures is not None:
-            return self._adopt(self.config.mine.failures)
-        failures = mine(self.run, self.protocol, self._base)
-        self._forecast(failures)
+            failures = read_failures(self.run.path / "failures")[0]
+        elif self.config.mine.failures is not None:
+            failures = self._adopt(self.config.mine.failures)
+        else:
+            failures = mine(self.run, self.protocol, self._base)
+        if self.config.mine.probe and self.run.read_json("forecast") is None:
+            self._forecast(failures)
         return failures
 
     def train(self) -> Path:
@@ -126,7 +129,6 @@ class Stages:
         if not failures:
             raise UsageError(f"`{source}` is an empty set of failures")
         write_failures(self.run.path / "failures", failures, provenance)
-        self._forecast(failures)
         self.run.finish("mine", {"failures": len(failures), "from": str(source)})
         return failures
 

@@ -25,7 +25,7 @@ from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
 from r3core.generation import Completion, Conversation, Progress, Sampling
 from r3core.generation.local import TransformersGenerator
-from r3core.grpo import check_grpo, explain_batch
+from r3core.grpo import check_training
 from r3core.mine import Failure
 from r3core.progress import progress_bar
 from r3core.protocol import Protocol, seed_of
@@ -254,13 +254,8 @@ def train(
 def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
     """Return TRL's arguments: what the configuration sets under `grpo`, and the few that r3 owns."""
     config = protocol.config
-    check_grpo(config.grpo)
     options = config.grpo_options()
-    if options.get("use_vllm"):
-        raise UsageError("`grpo.use_vllm` is not supported yet", "leave it out: transformers generates")
-    explain_batch(options)  # refuses batch sizes that do not fit together
-    if options.get("max_steps", -1) <= 0:
-        raise UsageError("`grpo.max_steps` is not set", "say how long to train: --set grpo.max_steps=100")
+    check_training(config.grpo, options)
     options = {"logging_steps": 1, "save_steps": 1, "save_total_limit": 2, "report_to": "none"} | options
     if on_cpu:
         options = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False} | options

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ("red", "blue", "green", "black", "white", "brown", "pink", "gray")
-DOORS = tuple(f"Door {number}?" for number in range(len(WORDS)))
+DOORS = {"Left?": "red", "Right?": "red"}
 WORDING = Wording(failed="No.", reflect="Why?", retry="Again.")
 WHY = f"{WORDING.failed} {WORDING.reflect}"
 
@@ -45,7 +45,7 @@ class Doors(Task):
     wording = WORDING
 
     def load(self, split: Split) -> Iterator[Example]:
-        for door, word in zip(DOORS, WORDS, strict=True):
+        for door, word in DOORS.items():
             yield Example(id=door, prompt=door, answer=word)
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
@@ -67,17 +67,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def config(*, steps: int, train: dict[str, Any] | None = None, seed: int = 0, **grpo: Any) -> Config:
-    """Return a configuration with groups of 8, 8 groups a step, and no checkpoints unless they are asked for."""
+    """Return a configuration with groups of 16, 4 groups a step, and no checkpoints unless they are asked for."""
     options: dict[str, Any] = {
         "max_steps": steps,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
         "per_device_train_batch_size": 64,
         "gradient_accumulation_steps": 1,
-        "num_generations": 8,
+        "num_generations": 16,
         "save_strategy": "no",
     }
-    turns = {turn: {"max_tokens": 4} for turn in ("attempt", "reflection", "retry")}
+    turns = {"reflection": {"max_tokens": 4}, "retry": {"max_tokens": 4, "temperature": 0}}
     return Config.model_validate(
         {"task": "doors", "seed": seed, "sampling": turns, "train": train or {}, "grpo": options | grpo}
     )
@@ -89,7 +89,7 @@ def protocol(settings: Config, task: Task | None = None) -> Protocol:
 
 
 def failures() -> list[Failure]:
-    """Return every wrong attempt at every door: 56 failures."""
+    """Return every wrong attempt at every door: 14 failures."""
     return [
         Failure(
             id=door,
@@ -100,7 +100,7 @@ def failures() -> list[Failure]:
             passed=0,
             samples=1,
         )
-        for door, right in zip(DOORS, WORDS, strict=True)
+        for door, right in DOORS.items()
         for word in WORDS
         if word != right
     ]
@@ -125,7 +125,7 @@ def _taught(steps: int) -> dict[str, torch.Tensor]:
     speaker = tokenizer()
     model = tiny.tiny_model(speaker, context=64, spread=0.2)
     texts = [_conversation(door, first, second) for door in DOORS for first in WORDS for second in WORDS]
-    rows = torch.tensor([speaker.apply_chat_template(text, return_dict=False) for text in texts])  # (512, 18)
+    rows = torch.tensor([speaker.apply_chat_template(text, return_dict=False) for text in texts])  # (128, 18)
     others = torch.tensor(speaker.convert_tokens_to_ids(["<|user|>", "<|assistant|>", *DOORS, WHY, WORDING.retry]))
     labels = rows.masked_fill(torch.isin(rows, others), -100)
     order = torch.Generator().manual_seed(0)

@@ -5,6 +5,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+import r3core
 from r3core import TaskError, __version__, cli
 
 HEAVY = {"torch", "transformers", "trl", "datasets", "sympy", "scipy", "omegaconf"}
@@ -45,6 +46,39 @@ def test_an_error_for_people_is_printed_without_a_traceback(
         cli.app.registered_commands.pop()
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: no task is called `x`\nhint: did you mean `y`?\n"
+
+
+def test_help_starts_without_pydantic() -> None:
+    program = (
+        "import atexit, sys\n"
+        "sys.argv = ['r3', '--help']\n"
+        "atexit.register(lambda: print('pydantic' in sys.modules, file=sys.stderr))\n"
+        "from r3core.cli import main\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stderr == "False\n"
+
+
+def test_every_public_name_is_there_when_it_is_asked_for() -> None:
+    program = (
+        "import r3core, sys\n"
+        "assert 'pydantic' not in sys.modules\n"
+        "listed = dir(r3core)\n"
+        "from r3core import *\n"
+        "for name in r3core.__all__:\n"
+        "    assert name in listed\n"
+        "    assert globals()[name] is getattr(r3core, name)\n"
+        "assert r3core.Verdict.passed().outcome == 'pass'\n"
+        "print(r3core.__version__)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == f"{__version__}\n"
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module `r3core` has no attribute `Tsak`"):
+        _ = r3core.Tsak
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["tasks"], ["tasks", "--json"]])

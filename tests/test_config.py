@@ -5,18 +5,8 @@ from typing import Any
 import pytest
 
 from r3core import ConfigError, Demo, Example, Split, Task, Wording
-from r3core.config import (
-    OWNED,
-    PRESETS,
-    Config,
-    Phrases,
-    check_grpo,
-    chosen_task,
-    explain_batch,
-    known_keys,
-    model_of,
-    resolve,
-)
+from r3core.config import PRESETS, Config, Phrases, chosen_task, known_keys, model_of, resolve
+from r3core.grpo import OWNED, check_grpo, check_training, explain_batch
 
 
 class Toy(Task):
@@ -287,3 +277,24 @@ def test_the_batch_arithmetic_agrees_with_trl(tmp_path: Path, batch: int, accumu
     except ConfigError:
         refused["r3"] = True
     assert refused["trl"] == refused["r3"]
+
+
+@pytest.mark.parametrize(
+    ("grpo", "message"),
+    [
+        ({}, "`grpo.max_steps` is not set"),
+        ({"max_steps": 0}, "`grpo.max_steps` is not set"),
+        ({"max_steps": 5, "use_vllm": True}, "`grpo.use_vllm` is not supported yet"),
+        ({"max_steps": 5, "seed": 1}, "`grpo.seed` is not set here"),
+        ({"max_steps": 5, "num_generations": 7}, "is no multiple of `grpo.num_generations` = 7"),
+    ],
+)
+def test_training_that_could_not_begin_is_refused(grpo: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_training(grpo, Config(task="toy", grpo=grpo).grpo_options())
+    assert message in raised.value.message
+
+
+def test_training_that_can_begin_is_explained() -> None:
+    grpo = {"max_steps": 5}
+    assert check_training(grpo, Config(task="toy", grpo=grpo).grpo_options()) == explain_batch(grpo)

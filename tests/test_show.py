@@ -29,7 +29,9 @@ def test_the_three_conversations_are_shown_as_the_model_sees_them(
     attempt, reflection, retry = first.split("\n-- ")[1:]
     opening = attempt.partition("\n")[2]
     assert opening.startswith("<|user|>Say 0.<|end|><|assistant|>")
-    asked = opening + "<|user|>Your answer is incorrect. Write a short reflection: what went wrong, and what will you do "
+    asked = (
+        opening + "<|user|>Your answer is incorrect. Write a short reflection: what went wrong, and what will you do "
+    )
     before, _, marked = reflection.partition("\n")[2].partition(OPEN)
     assert before == asked + "differently?<|end|><|assistant|>"
     trained, _, after = marked.partition(CLOSE)

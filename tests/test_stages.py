@@ -9,13 +9,15 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy import Even
 
-from r3core import RunError, UsageError
+from r3core import RunError, UsageError, cli, get_task
 from r3core.config import Config, resolve
 from r3core.evaluate import Result
 from r3core.mine import read_failures
@@ -80,7 +82,14 @@ def killed(process: subprocess.Popen[str]) -> None:
 def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A whole run, and what it printed; do not write to it."""
     directory = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return directory, ended(started(tiny_folder, directory))
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setenv("TOY_VERDICTS", str(directory.with_suffix(".verdicts")))
+        patch.setattr(sys, "argv", ["r3", *command(tiny_folder, directory)[3:]])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert not stopped.value.code
+    return directory, json.loads(printed.getvalue())
 
 
 def test_a_run_goes_from_problems_to_a_model_and_a_result(undisturbed: tuple[Path, dict[str, Any]]) -> None:
@@ -138,8 +147,6 @@ def opened(directory: Path, model: Path, *overrides: str) -> Any:
 
 
 def task_and_config(directory: Path, model: Path, *overrides: str) -> tuple[Even, Config]:
-    from r3core import get_task
-
     task: Any = get_task(TASK, problems=64)
     flags = {"task": TASK, "model": str(model), "output_dir": directory}
     return task, resolve(task, overrides=[*SETTINGS, *overrides], flags=flags)
@@ -178,8 +185,6 @@ def test_a_run_that_is_killed_again_and_again_ends_like_any_other(
 
 def refused(directory: Path, model: Path, pid: int, capfd: pytest.CaptureFixture[str]) -> None:
     """Check that this process cannot work on the run while another does."""
-    from r3core import cli
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["r3", *command(model, directory)[3:]])
         with pytest.raises(SystemExit) as stopped:
@@ -206,7 +211,7 @@ def stages(tmp_path: Path, tiny_folder: Path) -> Iterator[Stages]:
 
 
 def test_training_needs_failures(stages: Stages) -> None:
-    with pytest.raises(UsageError, match="there are no failures in .* yet"):
+    with pytest.raises(UsageError, match=r"there are no failures in .* yet"):
         stages.train()
 
 
@@ -233,9 +238,12 @@ def test_an_evaluation_is_made_again_once_a_model_was_trained(
 
 def test_the_forecast_is_told_after_mining(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
     stages.mine()
-    assert "forecast from 4 failures" in capsys.readouterr().err
+    assert "forecast from " in capsys.readouterr().err
     stages.mine()
     assert capsys.readouterr().err == ""
+    (stages.run.path / "forecast.json").unlink()  # as after a kill between mining and forecast
+    stages.mine()
+    assert "forecast from " in capsys.readouterr().err
 
 
 def test_failures_of_another_run_are_taken_over_with_their_provenance(

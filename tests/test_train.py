@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +10,16 @@ import doors
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from r3core import Example, RunError, Split, Task, Verdict
+from r3core import Example, Split, Task, Verdict
 from r3core.config import Config
 from r3core.episode import Answer, Episode, Reflection
-from r3core.generation.local import TransformersGenerator
 from r3core.mine import Failure
 from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.task import Outcome
-from r3core.train import ReflectionTrainer, arguments, last_checkpoint, measures, reward_of, train
+from r3core.train import ReflectionTrainer, arguments, measures, reward_of
 from r3core.verification import Judge
 
 TEMPERATURE = 0.7

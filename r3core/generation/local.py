@@ -191,5 +191,5 @@ def load_model(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if torch.cuda.is_available():
-        model.cuda()
+        torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
     return model, tokenizer

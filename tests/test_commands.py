@@ -1,0 +1,315 @@
+"""The commands that work on a run, in this process: what they print, and what they say of mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from r3core import cli
+
+TOY = Path(__file__).with_name("toy.py")
+TASK = f"{TOY}:Even"
+TINY = [
+    *(f"sampling.{turn}.max_tokens=6" for turn in ("attempt", "reflection", "retry")),
+    *("mine.limit=12", "mine.probe=2", "evaluate.limit=8", "grpo.max_steps=1", "grpo.num_generations=4"),
+    *("grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1", "grpo.gradient_checkpointing=false"),
+]
+
+
+class Said(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+R3 = Callable[..., Said]
+
+
+@pytest.fixture
+def r3(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> R3:
+    """Return a function that runs a command in the directory of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def r3(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["r3", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Said(int(stopped.value.code or 0), out, err)
+
+    return r3
+
+
+def settings(*overrides: str) -> list[str]:
+    return [word for override in (*TINY, *overrides) for word in ("--set", override)]
+
+
+@pytest.fixture
+def asked(tiny_folder: Path) -> list[str]:
+    """The options of a run that takes a moment."""
+    return ["--task", TASK, "--model", str(tiny_folder), "--output-dir", "run", *settings()]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; do not write to it."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    arguments = ["--task", TASK, "--model", str(tiny_folder), "--output-dir", str(directory), *settings()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["r3", "run", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert not stopped.value.code
+    return directory
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A finished run that may be written to; its configuration says where it came from, and that is no matter."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_a_run_prints_its_table(r3: R3, copied: Path) -> None:
+    said = r3("run", "--output-dir", "run")
+    assert said.code == 0
+    for word in ("first try", "second try", "fix rate", "everything is in run"):
+        assert word in said.out
+    assert said.err == ""
+
+
+def test_the_stages_one_by_one_are_a_run(r3: R3, asked: list[str], finished: Path) -> None:
+    told = {}
+    for stage in ("mine", "train", "eval", "report"):
+        said = r3(stage, *asked, "--json")
+        assert said.code == 0, said.err
+        told[stage] = json.loads(said.out)
+    assert Path(told["mine"]["failures"]) == Path("run/failures")
+    assert told["mine"]["counts"]["attempts"] == 12
+    assert told["train"] == {"model": "run/model"}
+    assert told["eval"] == told["report"]
+    assert Path("run/mine.jsonl").read_bytes() == (finished / "mine.jsonl").read_bytes()
+    assert json.loads(r3("run", "--output-dir", "run", "--json").out) == told["report"]
+
+
+def test_the_stages_one_by_one_in_words(r3: R3, asked: list[str]) -> None:
+    said = r3("mine", *asked)
+    assert said.out.startswith("failures: run/failures\ncounts: problems 12, attempts 12, ")
+    assert "forecast from" in said.err
+    assert r3("eval", *asked).out.count("│") > 20
+
+
+def test_an_existing_run_needs_no_other_option(r3: R3, copied: Path) -> None:
+    for command in ("run", "mine", "train", "eval", "report"):
+        assert r3(command, "--output-dir", "run").code == 0
+
+
+@pytest.mark.parametrize(
+    "more", [["--seed", "0"], ["--set", "seed=0"], ["--task-option", "problems=24"], ["--limit", "12"]]
+)
+def test_an_option_beside_the_directory_is_never_overlooked(r3: R3, copied: Path, more: list[str]) -> None:
+    said = r3("run", "--output-dir", "run", *more)
+    assert said.code == 2
+    assert "error: no task is named" in said.err
+
+
+def test_another_configuration_in_the_same_directory_is_refused(r3: R3, asked: list[str], copied: Path) -> None:
+    said = r3("run", *asked, "--seed", "7")
+    assert said.code == 2
+    assert "holds a run with another configuration: seed was 0, now 7" in said.err
+
+
+def test_a_trained_model_is_compared_with_what_it_was_trained_from(r3: R3, finished: Path, tiny_folder: Path) -> None:
+    said = r3("eval", "--model", finished / "model", "--json", *settings())
+    assert said.code == 0, said.err
+    told = json.loads(said.out)
+    assert set(told) == {"base", "trained", "paired", "cross", "seconds"}
+    expected = json.loads((finished / "result.json").read_text())
+    assert {key: told[key] for key in ("base", "trained", "paired")} == {
+        key: expected[key] for key in ("base", "trained", "paired")
+    }
+    directory = next(Path("runs").iterdir())
+    assert json.loads((directory / "config.json").read_text())["model"] == str(tiny_folder)
+    assert json.loads(r3("eval", "--model", finished / "model", "--json", *settings()).out) == told
+    for command in ("eval", "report"):
+        assert json.loads(r3(command, "--output-dir", directory, "--json").out) == told
+
+
+def test_a_model_that_was_not_trained_here_is_evaluated_alone(r3: R3, asked: list[str]) -> None:
+    told = json.loads(r3("eval", *asked, "--json").out)
+    assert told["base"]["first"]["total"] == 8
+    assert told["trained"] is None
+    assert told["paired"] is None
+
+
+def test_a_set_of_failures_is_used_instead_of_mining(r3: R3, asked: list[str], finished: Path) -> None:
+    said = r3("mine", *asked, "--failures", finished, "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["counts"]["from"] == str(finished)
+    assert Path("run/failures/failures.jsonl").read_bytes() == (finished / "failures/failures.jsonl").read_bytes()
+
+
+def test_failures_are_taken_over_by_training_too(r3: R3, asked: list[str], finished: Path) -> None:
+    said = r3("train", *asked, "--failures", finished, "--json")
+    assert said.code == 0, said.err
+    assert Path("run/model/model.safetensors").exists()
+
+
+def test_failures_are_judged_again_by_the_verifier_as_it_is_now(r3: R3, tiny_folder: Path, tmp_path: Path) -> None:
+    task = tmp_path / "mine.py"
+    task.write_text(TOY.read_text())
+    options = ["--task", f"{task}:Even", "--model", str(tiny_folder), "--output-dir", "run", *settings()]
+    assert r3("mine", *options).code == 0
+    mined = json.loads(r3("rescore", "run", "--json").out)
+    assert mined["changed"] == []
+    assert mined["judged"] == mined["unchanged"] > 0
+
+    task.write_text(TOY.read_text().replace("len(response) % 2 == 0", "len(response) != 5"))
+    said = r3("rescore", "run", "--json", "--output-dir", "again")
+    told = json.loads(said.out)
+    assert told["judged"] == mined["judged"] > told["unchanged"]
+    assert all(len(row["answer"]) != 5 for row in told["changed"])
+    warned = r3("mine", *options[: -len(settings())], *settings("seed=1"), "--failures", "run", "--output-dir", "other")
+    assert "the verifier has changed" in warned.err
+    if told["unchanged"]:
+        fresh = r3("mine", *options, "--failures", "again", "--output-dir", "third")
+        assert fresh.code == 0
+        assert "changed" not in fresh.err
+
+
+def test_show_prints_conversations(r3: R3, tiny_folder: Path) -> None:
+    said = r3("show", "--task", TASK, "--model", tiny_folder, "-n", 1, *settings())
+    assert said.code == 0
+    assert [said.out.count(f"-- {turn}") for turn in ("attempt: fail", "reflection (", "retry: ")] == [1, 1, 1]
+    assert "⟦" in said.out
+    assert said.err == ""
+    assert not list(Path().iterdir())
+
+
+def test_a_dry_run_explains_and_does_nothing(r3: R3, asked: list[str]) -> None:
+    said = r3("run", *asked, "--dry-run")
+    assert said.code == 0
+    for line in (
+        "run directory: run",
+        "mine: 12 problems x 1 attempts",
+        "train: a step trains on 4 reflections = per_device_train_batch_size 4 x gradient_accumulation_steps 1",
+        "train: 4 reflections are generated at a time = 1 failures x num_generations 4",
+        "evaluate: 8 problems x 1, without controls",
+    ):
+        assert line in said.out
+    assert not list(Path().iterdir())
+
+
+def test_a_dry_run_suggests_numbers_that_fit(r3: R3, asked: list[str]) -> None:
+    said = r3("run", *asked, "--dry-run", "--set", "grpo.num_generations=3")
+    assert said.code == 2
+    assert "4 reflections are generated at a time, and that is no multiple of `grpo.num_generations` = 3" in said.err
+    assert "hint: num_generations can be 2 or 4" in said.err
+
+
+MODEL = object()  # stands for the tiny model's folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run"], 2, "no task is named"),
+        (["run", "--task", "contdown"], 2, "did you mean `countdown`?"),
+        (["run", "--task", "nowhere.py:Toy"], 2, "there is no file `nowhere.py`"),
+        (["run", "--task", f"{TOY}:Evne"], 2, "did you mean `Even`?"),
+        (["run", "--task", TASK], 2, "task `even` ships no model of its own"),
+        (["run", "--task", TASK, "--task-option", "size=3"], 2, "task `even` has no option `size`"),
+        (["run", "--task", TASK, "--task-option", "problems=many"], 2, "option `problems` (int) cannot be 'many'"),
+        (["run", "--task", TASK, "--task-option", "problems"], 2, "is not of the form name=value"),
+        (["run", "--task", TASK, "--model", MODEL, "--set", "mine.limt=3"], 2, "did you mean `mine.limit`?"),
+        (["run", "--task", TASK, "--model", MODEL, "--set", "mine.limit"], 2, "is not of the form key=value"),
+        (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.learnin_rate=1"], 2, "did you mean `learning_rate`?"),
+        (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.seed=1"], 2, "`grpo.seed` is not set here"),
+        (["run", "--task", TASK, "--model", MODEL], 2, "`grpo.max_steps` is not set"),
+        (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.use_vllm=true"], 2, "is not supported yet"),
+        (["run", "--task", TASK, "--model", MODEL, "--limit", "0"], 2, "`mine.limit` cannot be 0"),
+        (["run", "--task", TASK, "--model", MODEL, "--seed", "-1"], 2, "`seed` cannot be -1"),
+        (["run", "--task", TASK, "--model", MODEL, "--preset", "papr"], 2, "did you mean `paper`?"),
+        (["run", "--task", TASK, "--model", MODEL, "--engine", "vlm"], 2, "`engine` cannot be 'vlm'"),
+        (["run", "--task", TASK, "--model", MODEL, "--config", "no.yaml"], 2, "there is no file no.yaml"),
+        (["mine", "--task", TASK, "--model", MODEL, "--output-dir", "/dev/null/run"], 2, "cannot be the run directory"),
+        (["mine", "--task", TASK, "--model", MODEL, "--failures", "no"], 2, "`no` holds no set of failures"),
+        (["mine", "--task", TASK, "--model", "no/such/model"], 2, "the model `no/such/model` cannot be loaded"),
+        (["mine", "--task", TASK, "--model", "../no/model"], 2, "the model `../no/model` cannot be loaded"),
+        (["mine", "--task", TASK, "--model", "/no"], 2, "`/no` holds no model: there is no config.json in it"),
+        (["eval", "--model", "."], 2, "no task is named"),
+        (["eval", "--task", TASK, "--model", "."], 2, "the model `.` cannot be loaded"),
+        (["eval", "--task", TASK], 2, "ships no model of its own"),
+        (["mine", "--task", TASK, "--model", MODEL, "--set", "mine.split=tset"], 2, "`mine.split` cannot be 'tset'"),
+        (["train", "--task", TASK, "--model", MODEL, "--set", "grpo.max_steps=1"], 2, "there are no failures in"),
+        (["report", "--task", TASK, "--model", MODEL], 1, "was not evaluated yet"),
+        (["report", "--output-dir", "nowhere"], 2, "no task is named"),
+        (["rescore", "nowhere"], 2, "`nowhere` holds no set of failures"),
+        (["show", "--task", TASK, "--model", MODEL, "-n", "0"], 2, "Invalid value for '-n'"),
+        (["show"], 2, "no task is named"),
+        (["run", "--tusk", "x"], 2, "No such option: --tusk"),
+        (["run", "--limit", "many"], 2, "Invalid value for '--limit'"),
+        (["rum"], 2, "No such command 'rum'"),
+    ],
+)
+def test_a_mistake_is_told_in_words(
+    r3: R3, tiny_folder: Path, arguments: list[object], code: int, message: str
+) -> None:
+    said = r3(*(tiny_folder if argument is MODEL else argument for argument in arguments))
+    assert message in said.err
+    assert (said.code, said.out) == (code, "")
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    "mistake", ["grpo.max_steps=0", "grpo.num_generations=3", "grpo.beta=much", "grpo.use_vllm=true"]
+)
+def test_a_mistake_about_training_is_found_before_mining(r3: R3, asked: list[str], mistake: str) -> None:
+    assert r3("run", *asked, "--set", mistake).code == 2
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "null", '{"task": 3}', '{"task": "even", "limt": 3}'])
+def test_a_damaged_configuration_is_told_of(r3: R3, copied: Path, text: str) -> None:
+    (copied / "config.json").write_text(text)
+    said = r3("run", "--output-dir", "run")
+    assert "config.json` is no" in said.err
+    assert said.code in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("mine.jsonl", "{}\n", "line 1 of mine.jsonl is no Episode"),
+        ("mine.jsonl", "oh\n", "mine.jsonl is not JSON"),
+        ("evaluate-base.jsonl", "[]\n", "line 1 of evaluate-base.jsonl is no Episode"),
+        ("stages/mine.json", "", "stages/mine.json` is not JSON"),
+        ("failures/card.json", "", "card.json` is no card of a set of failures"),
+        ("failures/failures.jsonl", "{}\n", "failures.jsonl` has a row that is no failure"),
+        ("result.json", "", "result.json` is not JSON"),
+        ("result.json", "{}", "line 1 of result.jsonl is no Result"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(r3: R3, copied: Path, file: str, text: str, message: str) -> None:
+    (copied / file).write_text(text)
+    if file in ("mine.jsonl", "evaluate-base.jsonl"):  # they are read only while there is something to do
+        for stage in ("mine", "evaluate"):
+            (copied / f"stages/{stage}.json").unlink()
+    said = r3("run", "--output-dir", "run")
+    assert message in said.err
+    assert (said.code, said.out) == ((2 if "failures" in file else 1), "")
+
+
+def test_a_trained_model_with_a_damaged_origin_is_told_of(r3: R3, copied: Path) -> None:
+    (copied / "model/r3.json").write_text("{}")
+    said = r3("eval", "--model", copied / "model")
+    assert (said.code, said.out) == (2, "")
+    assert "r3.json` does not say what the model was trained from" in said.err

@@ -1,0 +1,189 @@
+"""Training in a run directory: what is learnt, what is logged, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import doors
+import pytest
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from r3core import RunError, Task
+from r3core.config import Config
+from r3core.generation.local import TransformersGenerator
+from r3core.runs import Run
+from r3core.train import last_checkpoint, train
+
+LEARNING: dict[str, Any] = {"steps": 100}
+
+
+def trained(path: Path, config: Config, *, model: LlamaForCausalLM | None = None, task: Task | None = None) -> Run:
+    model = model or doors.beginner(steps=0)
+    with Run.open(path, config.record()) as run:
+        train(run, doors.protocol(config, task), doors.failures(), model=model, tokenizer=doors.tokenizer())
+    return run
+
+
+def pass_rate(model: LlamaForCausalLM, config: Config) -> float:
+    """Return the share of retries that pass after the model's reflections, over 40 at each failure."""
+    generator = TransformersGenerator(model, doors.tokenizer())
+    protocol = doors.protocol(config)
+    episodes = [failure.episode() for failure in doors.failures() for _ in range(40)]
+    episodes = protocol.reflect(episodes, generator, seed=1)
+    episodes = protocol.retry(episodes, generator, seed=2)
+    return sum(episode.retries["reflect"].verdict.outcome == "pass" for episode in episodes) / len(episodes)
+
+
+def test_training_learns_the_reflections_that_make_the_retry_pass(tmp_path: Path) -> None:
+    config = doors.config(**LEARNING)
+    model = doors.beginner()
+    assert pass_rate(model, config) < 0.2, "the model should begin near chance, which is 1/8"
+    run = trained(tmp_path / "run", config, model=model)
+    assert pass_rate(model, config) > 0.9
+    rewards = [row["reward"] for row in run.read("train")]
+    assert sum(rewards[:3]) / 3 < 0.3
+    assert sum(rewards[-10:]) / 10 > 0.9
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert pass_rate(saved, config) > 0.9
+
+
+def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:
+    config = doors.config(**LEARNING, train={"shuffle_rewards": True})
+    model = doors.beginner()
+    trained(tmp_path / "run", config, model=model)
+    assert pass_rate(model, config) < 0.4
+
+
+def test_an_unjudged_retry_earns_no_reward(tmp_path: Path) -> None:
+    config = doors.config(steps=1, per_device_train_batch_size=16)
+    run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.Unsure())
+    rows = run.read("train-episodes")
+    outcomes = [row["retries"][0]["verdict"]["outcome"] for row in rows]
+    expected = {"pass": 1.0, "fail": 0.0, "error": None}
+    assert [row["reward"] for row in rows] == [expected[outcome] for outcome in outcomes]
+    assert outcomes.count("error") > 0
+    [step] = run.read("train")
+    assert step["retries/unjudged"] == pytest.approx(outcomes.count("error") / len(outcomes))
+    assert step["reward"] == pytest.approx(outcomes.count("pass") / (len(outcomes) - outcomes.count("error")))
+
+
+def test_training_stops_when_too_many_retries_cannot_be_judged(tmp_path: Path) -> None:
+    config = doors.config(steps=5, per_device_train_batch_size=16)
+    with pytest.raises(RunError, match="the verifier of task `doors` could not judge"):
+        trained(tmp_path / "run", config, model=doors.beginner(), task=doors.Unsure())
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_fewer_failures_than_a_generation_takes_are_refused(tmp_path: Path) -> None:
+    config = doors.config(steps=1, per_device_train_batch_size=512)
+    with pytest.raises(RunError, match="14 failures are too few to train on"):
+        trained(tmp_path / "run", config)
+
+
+def test_every_step_is_logged_in_full(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", doors.config(steps=3))
+    rows = run.read("train")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        shares = ["groups/mixed", "groups/all_right", "groups/all_wrong", "reflections/leak_rate"]
+        shares += ["reflections/truncated", "retries/unjudged", "reward"]
+        assert all(0 <= row[name] <= 1 for name in shares)
+        assert row["groups/mixed"] + row["groups/all_right"] + row["groups/all_wrong"] == pytest.approx(1)
+        assert 1 <= row["completions/mean_length"] <= 4
+        seconds = {name: row[f"seconds/{name}"] for name in ("generation", "verification", "training", "rest")}
+        assert all(value > 0 for value in seconds.values())
+        assert row["seconds/training"] > row["seconds/verification"]
+    episodes = run.read("train-episodes")
+    assert [row["step"] for row in episodes] == [step for step in (1, 2, 3) for _ in range(64)]
+    assert sum(row["reward"] for row in episodes[:64]) / 64 == pytest.approx(rows[0]["reward"])
+    assert run.seconds()["train"] >= sum(row["seconds/training"] for row in rows)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return trained(tmp_path_factory.mktemp("runs") / "undisturbed", doors.config(**doors.KILLED))
+
+
+def outcome_of(run: Run) -> list[tuple[Any, ...]]:
+    """Return what training did step by step, without the times that it took."""
+    return [(row["step"], row["loss"], row["grad_norm"], row["reward"], row["num_tokens"]) for row in run.read("train")]
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, undisturbed: Run) -> None:
+    path = tmp_path / "run"
+    process = subprocess.run([sys.executable, doors.__file__, str(path), "4"], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    checkpoints = path / "checkpoints"
+    assert (checkpoints / "checkpoint-3" / "complete").exists()
+    torn = checkpoints / "checkpoint-4"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"half a mo")
+
+    config = doors.config(**doors.KILLED)
+    run = trained(path, config)
+    assert [row["step"] for row in run.read("train")] == [1, 2, 3, 4, 5, 6]
+    assert len(run.read("sessions")) == 2
+    assert outcome_of(run) == outcome_of(undisturbed)
+    assert run.read("train-episodes") == undisturbed.read("train-episodes")
+    weights = [AutoModelForCausalLM.from_pretrained(one.path / "model").state_dict() for one in (run, undisturbed)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
+
+
+def test_a_run_killed_after_its_last_step_trains_no_further(tmp_path: Path, undisturbed: Run) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    config = doors.config(**doors.KILLED)
+    for name in ("checkpoints", "train.jsonl"):
+        (path / name).symlink_to(undisturbed.path / name)
+    run = trained(path, config)
+    assert [row["step"] for row in run.read("train")] == [1, 2, 3, 4, 5, 6]
+    assert run.read("train-episodes") == []
+    weights = [AutoModelForCausalLM.from_pretrained(one.path / "model").state_dict() for one in (run, undisturbed)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
+
+
+def test_only_a_complete_checkpoint_is_resumed_from(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "none") is None
+    for step, complete in ((9, True), (10, True), (11, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if complete:
+            (tmp_path / f"checkpoint-{step}" / "complete").touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_checkpoints_are_marked_complete(undisturbed: Run) -> None:
+    checkpoints = undisturbed.path / "checkpoints"
+    assert sorted(path.parent.name for path in checkpoints.glob("*/complete")) == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_the_model_folder_holds_no_pickle(undisturbed: Run) -> None:
+    names = {path.name for path in (undisturbed.path / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+
+def test_steps_are_reported_to_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trained(tmp_path / "run", doors.config(steps=2, report_to="tensorboard"))
+    [events] = (tmp_path / "run").rglob("events.out.tfevents.*")
+    written = EventAccumulator(str(events)).Reload()
+    rewards = [event.value for event in written.Scalars("train/reward")]
+    assert rewards == pytest.approx([row["reward"] for row in run.read("train")])
+    assert "train/groups/mixed" in written.Tags()["scalars"]
+
+
+def test_steps_are_reported_to_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trained(tmp_path / "run", doors.config(steps=2, report_to="trackio"))
+
+
+def test_steps_are_reported_to_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    trained(tmp_path / "run", doors.config(steps=2, report_to="wandb"))
