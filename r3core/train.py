@@ -96,7 +96,9 @@ class ReflectionTrainer(GRPOTrainer):
             processing_class=tokenizer,
             reward_funcs=self.reward_retries,
             args=args,
-            train_dataset=dataset_of(protocol, failures),
+            train_dataset=dataset_of(
+                protocol, failures, (args.generation_batch_size or 1) // (args.num_generations or 1)
+            ),
         )
         self.policy = Policy(self, protocol.config.batch_size)
 
@@ -239,7 +241,10 @@ def train(
         trainer.remove_callback(callback)
     with run.clock("train") as tick, progress_bar("train", args.max_steps, done=done) as advance:
         trainer.add_callback(Steps(run, trainer, advance=advance, tick=tick))
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if done < args.max_steps:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        else:  # killed before the model was saved: transformers would train one more step
+            trainer._load_from_checkpoint(str(last))
     folder = run.path / "model"
     partial = run.path / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -248,7 +253,7 @@ def train(
     (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing that a model needs
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    return {"steps": trainer.state.global_step, "failures": len(failures)}
+    return {"steps": args.max_steps, "failures": len(failures)}
 
 
 def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
@@ -265,12 +270,15 @@ def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
         raise UsageError(f"TRL does not take these options under `grpo`: {error}") from error
 
 
-def dataset_of(protocol: Protocol, failures: Sequence[Failure]) -> Dataset:
+def dataset_of(protocol: Protocol, failures: Sequence[Failure], least: int) -> Dataset:
     """Return the rows that TRL samples from: the request to reflect, and which failure it is about."""
     from datasets import Dataset
 
-    if not failures:
-        raise RunError("there is no failure to train on")
+    if len(failures) < least:  # TRL would train no step, and not say so
+        raise RunError(
+            f"{len(failures)} failures are too few to train on: reflections on {least} of them are generated at a time",
+            "mine more problems (--set mine.limit=...), or lower grpo.per_device_train_batch_size",
+        )
     requests = [list(protocol.reflection_request(failure.episode())) for failure in failures]
     return Dataset.from_dict({"prompt": requests, "failure": list(range(len(failures)))})
 

@@ -4,7 +4,7 @@ The tiny model is first taught, in a second, to take part in the protocol: attem
 evenly, and a retry repeats the word of the reflection. So the verifier, which sees nothing but the retry, passes just
 those whose reflection named the right word, and chance is 1 in 8.
 
-As a program it trains in the directory that it is given, and kills itself at the first verdict of one step.
+As a program it trains a saved model in a run directory, and kills itself at the first verdict of the step it is told.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Doors(Task):
 
 
 class Unsure(Doors):
-    """Doors whose verifier breaks on one of the words."""
+    """Doors whose verifier breaks on three of the words."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
-        if response == "pink":
-            raise ValueError("pink is no colour")
+        if response in ("white", "gray", "pink"):
+            raise ValueError(f"{response} is no colour")
         return super().verify(example, response)
 
 
@@ -144,8 +144,8 @@ def _conversation(door: str, first: str, second: str) -> list[Message]:
     return [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
 
 
-KILLED = {"steps": 6, "save_strategy": "steps", "per_device_train_batch_size": 16, "num_generations": 4}
-"""The configuration of the run that is killed."""
+KILLED = {"steps": 6, "save_strategy": "steps", "per_device_train_batch_size": 16, "num_generations": 8}
+"""The configuration of the run that is killed: 2 failures a step, so that 6 steps are less than an epoch."""
 
 
 class Deadly(Doors):
@@ -159,14 +159,17 @@ class Deadly(Doors):
         return super().verify(example, response)
 
 
-def _main(directory: Path, step: int) -> None:
+def _main(directory: Path, step: int, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
     from r3core.train import train
 
+    model = AutoModelForCausalLM.from_pretrained(folder)
     settings = config(**KILLED)
     task = Deadly(checkpoint=directory / "checkpoints" / f"checkpoint-{step - 1}")
     with Run.open(directory, settings.record()) as run:
-        train(run, protocol(settings, task), failures(), model=beginner(steps=0), tokenizer=tokenizer())
+        train(run, protocol(settings, task), failures(), model=model, tokenizer=tokenizer())
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]))
+    _main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

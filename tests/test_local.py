@@ -60,6 +60,25 @@ def test_who_else_is_in_the_batch_changes_nothing(ending: TransformersGenerator)
     assert len({len(completion.token_ids) for completion in alone}) > 3
 
 
+def test_positions_count_from_where_each_prompt_begins(generator: TransformersGenerator) -> None:
+    """A Llama would not notice, as only distances count there; models with absolute positions would."""
+    seen: list[list[list[int]]] = []
+
+    def remember(module: Any, positional: Any, named: dict[str, Any]) -> None:
+        places, new = named["position_ids"], named["input_ids"].shape[1]
+        real = named["attention_mask"][:, -new:].bool()
+        seen.append([row[kept].tolist() for row, kept in zip(places, real, strict=True)])
+
+    generator.model.register_forward_pre_hook(remember, with_kwargs=True)
+    generator.generate(CONVERSATIONS, Sampling(temperature=0, max_tokens=3))
+    lengths = sorted((len(generator.encode(conversation)) for conversation in CONVERSATIONS), reverse=True)
+    assert seen == [
+        [list(range(length)) for length in lengths],
+        [[length] for length in lengths],
+        [[length + 1] for length in lengths],
+    ]
+
+
 def test_batches_of_any_size_give_the_same(
     ending: TransformersGenerator, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -168,6 +168,18 @@ def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> No
     assert (tmp_path / "run/mine.jsonl").read_bytes() == recorded
 
 
+def test_every_batch_is_sampled_with_a_seed_of_its_own(start: Start, tmp_path: Path) -> None:
+    def seeds(seed: int) -> list[int]:
+        run, protocol = start("batch_size=1", f"seed={seed}")
+        drawn: list[int] = []
+        mine(run, protocol, ScriptedGenerator(lambda asked, index: drawn.append(index) or "no"))
+        run.close()
+        (tmp_path / "run").rename(tmp_path / f"run-{seed}")
+        return drawn
+
+    assert len({*seeds(0), *seeds(1)}) == 48
+
+
 def test_where_nothing_fails_there_is_nothing_to_learn(start: Start) -> None:
     run, protocol = start("mine.keep=all-failed")
     with pytest.raises(

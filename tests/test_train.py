@@ -80,11 +80,12 @@ class Forward:
 def bare_model(tokenizer: Any) -> LlamaForCausalLM:
     """Return a model whose head is the identity, so that what its body returns are the logits themselves."""
     size = len(tokenizer)
-    model = tiny.tiny_model(tokenizer, hidden_size=size, head_dim=16, tie_word_embeddings=False)
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
+    model = tiny.tiny_model(tokenizer, hidden_size=size, tie_word_embeddings=False, **heads)
     with torch.no_grad():
         model.lm_head.weight.copy_(torch.eye(size)).requires_grad_(False)
         model.model.norm.weight[tokenizer.eos_token_id] = 4.0  # else no reflection would ever end
-    return model.requires_grad_()
+    return model
 
 
 def even_protocol(*, steps: int = 1, **grpo: Any) -> tuple[Protocol, list[Failure]]:

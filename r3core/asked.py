@@ -1,0 +1,115 @@
+"""What a command line asks of a run, and the task and the configuration that follow from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r3core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from r3core.config import Config
+    from r3core.task import Task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks of a run."""
+
+    task: str | None
+    task_options: list[str]
+    config: Path | None
+    overrides: list[str]
+    flags: dict[str, Any]
+    """Dotted configuration keys and their values; None was not given."""
+    dry_run: bool
+    as_json: bool
+
+    def resolve(self) -> tuple[Task, Config]:
+        """Return the task and the configuration; those of an existing run directory when nothing else is named."""
+        from r3core.config import chosen_task, resolve
+        from r3core.plugins import get_task
+
+        folder = self.flags["output_dir"]
+        named = (self.task, self.config, *(value for key, value in self.flags.items() if key != "output_dir"))
+        given = self.overrides or self.task_options or any(value is not None for value in named)
+        if not given and folder is not None and (folder / "config.json").exists():
+            config = _stored(folder)
+            return get_task(config.task, **config.task_options), config
+        flags = self.flags | {"task": self.task, **_task_options(self.task_options)}
+        name, options = chosen_task(self.config, self.overrides, flags=flags)
+        task = get_task(name, **options)
+        return task, resolve(task, self.config, overrides=self.overrides, flags=flags | {"task": name})
+
+
+def of_a_folder(asked: Asked, folder: Path) -> tuple[Asked, Task, Config, Path | None]:
+    """Return what evaluating a folder means: against what it was trained from, where it says so."""
+    from r3core.stages import origin_of
+
+    origin = origin_of(folder)
+    if not origin:
+        return asked, *asked.resolve(), None
+    asked = replace(
+        asked,
+        task=asked.task or origin["task"],
+        flags=asked.flags | {key: origin[key] for key in ("model", "revision")},
+    )
+    if asked.task == origin["task"] and not asked.task_options:
+        options = [f"{name}={json.dumps(value)}" for name, value in origin["task_options"].items()]
+        asked = replace(asked, task_options=options)
+    task, config = asked.resolve()
+    if config.output_dir is None:
+        name = config.directory.name
+        config = config.model_copy(update={"output_dir": Path("runs") / f"eval-{name}-{_fingerprint(folder)}"})
+    return asked, task, config, folder.resolve()
+
+
+def trained_in(config: Config) -> Path | None:
+    """Return the model from elsewhere that a run directory compares with its base, if it was made for that."""
+    from r3core.runs import RunRecord
+
+    stored = RunRecord(config.directory).read_json("config")
+    named = stored.get("trained") if isinstance(stored, dict) else None
+    return Path(named) if named else None
+
+
+def _stored(folder: Path) -> Config:
+    """Return the configuration of the run in a directory."""
+    from pydantic import ValidationError
+
+    from r3core.config import Config
+    from r3core.runs import RunRecord
+
+    stored = RunRecord(folder).read_json("config")
+    try:
+        return Config.model_validate({k: v for k, v in stored.items() if k != "trained"} | {"output_dir": folder})
+    except (AttributeError, ValidationError):
+        raise ConfigError(
+            f"`{folder / 'config.json'}` is no configuration of this version of r3",
+            "name the task and its settings again, and another --output-dir",
+        ) from None
+
+
+def _task_options(given: list[str]) -> dict[str, Any]:
+    import yaml
+
+    options = {}
+    for option in given:
+        name, separator, value = option.partition("=")
+        if not separator or not name:
+            raise ConfigError(f"`--task-option {option}` is not of the form name=value", "for example numbers=4")
+        try:
+            options[f"task_options.{name}"] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            options[f"task_options.{name}"] = value
+    return options
+
+
+def _fingerprint(folder: Path) -> str:
+    """Return a short name for the state of a model's folder: its files with their sizes and times."""
+    import hashlib
+
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256(repr((folder.resolve(), files)).encode()).hexdigest()[:8]
