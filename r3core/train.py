@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
@@ -239,7 +240,11 @@ def train(
     done = int(last.name.rpartition("-")[2]) if last else 0
     for callback in [callback for callback in trainer.callback_handler.callbacks if _prints(callback)]:
         trainer.remove_callback(callback)
-    with run.clock("train") as tick, progress_bar("train", args.max_steps, done=done) as advance:
+    with (
+        run.clock("train") as tick,
+        progress_bar("train", args.max_steps, done=done) as advance,
+        redirect_stdout(sys.stderr),  # some trackers print
+    ):
         trainer.add_callback(Steps(run, trainer, advance=advance, tick=tick))
         if done < args.max_steps:
             trainer.train(resume_from_checkpoint=str(last) if last else None)

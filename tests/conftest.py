@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +12,13 @@ import tiny
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep libraries off the network and out of the home directory; they read these variables when imported."""
+    trackio = TemporaryDirectory()
+    config.add_cleanup(trackio.cleanup)
+    os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TRACKIO_DIR": trackio.name}
 
 
 @pytest.fixture(scope="session")

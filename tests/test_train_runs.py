@@ -193,12 +193,25 @@ def test_steps_are_reported_to_tensorboard(tmp_path: Path) -> None:
     assert "train/groups/mixed" in written.Tags()["scalars"]
 
 
-def test_steps_are_reported_to_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    trained(tmp_path / "run", doors.config(steps=2, report_to="trackio"))
+def test_steps_are_reported_to_trackio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    run = trained(tmp_path / "run", doors.config(steps=2, report_to="trackio", project="doors", run_name="one"))
+    written = [row for row in SQLiteStorage.get_logs("doors", "one") if "train/reward" in row]
+    assert [row["train/reward"] for row in written] == [row["reward"] for row in run.read("train")]
+    assert all("train/groups/mixed" in row for row in written)
+    assert capsys.readouterr().out == "", "standard output belongs to --json"
 
 
-def test_steps_are_reported_to_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_reported_to_wandb_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     trained(tmp_path / "run", doors.config(steps=2, report_to="wandb"))
+    wandb.teardown()  # writes what is still in memory
+    [record] = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert b"train/groups/mixed" in record.read_bytes()
+    assert capsys.readouterr().out == "", "standard output belongs to --json"
