@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from r3core import Example, Split, Task, Verdict
+from pydantic import Field
+
+from r3core import Example, Split, Task, Verdict, hookimpl
 
 PEOPLE = ("Ada", "Grace", "Linus", "Mary", "Rosa")
 GOODS = ("apples", "candles", "lemons", "pencils", "plates", "roses")
-FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", re.DOTALL)
+FENCE = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
 SPLITS: dict[Split, range] = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
 
 
@@ -20,7 +22,7 @@ class Order(Task):
 
     name = "order"
 
-    most: int = 6
+    most: int = Field(default=6, ge=1)
     """The largest number of one good."""
 
     def load(self, split: Split) -> Iterable[Example]:
@@ -34,13 +36,14 @@ class Order(Task):
                 yield Example(id=key, prompt=_asked(gold), answer=gold)
 
     def verify(self, example: Example, response: str) -> Verdict:
-        fenced = FENCED.fullmatch(response)
+        said = response.strip()
+        fenced = FENCE.fullmatch(said)
         try:
-            said = json.loads(fenced[1] if fenced else response, object_pairs_hook=_without_repeats)
+            value = json.loads(fenced[1] if fenced else said, object_pairs_hook=_without_repeats)
+            # As text, because in Python 3 == 3.0 and 1 == True. The order of keys does not matter.
+            same = json.dumps(value, sort_keys=True) == json.dumps(example.answer, sort_keys=True)
         except (ValueError, RecursionError) as error:  # the model's doing: a wrong answer, not a broken verifier
             return Verdict.failed(f"it is not JSON: {error}")
-        # As text, because in Python 3 == 3.0 and 1 == True. The order of keys does not matter.
-        same = json.dumps(said, sort_keys=True) == json.dumps(example.answer, sort_keys=True)
         return Verdict.passed() if same else Verdict.failed("another customer, good or number was ordered")
 
     def reference(self, example: Example) -> str:
@@ -59,3 +62,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key is there twice")
     return dict(pairs)
+
+
+@hookimpl
+def r3_tasks() -> list[type[Task]]:
+    return [Order]

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from r3core import Example, Split, Task, TaskError, Verdict
+from r3core import Example, Split, Task, TaskError, Verdict, hookimpl
 
 SPLITS: dict[Split, range] = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
 
@@ -14,6 +14,7 @@ class Questions(Task):
     """Answer a question; the last line of the response counts."""
 
     name = "questions"
+    waived = {"wrong then right": "the prompt asks for the answer in the last line, and only that line counts"}
 
     file: Path
     """A JSONL file with the columns `question` and `answer`."""
@@ -23,7 +24,7 @@ class Questions(Task):
         if not self.file.is_file():
             raise TaskError(f"there is no file `{self.file}`", "name it with --task-option file=PATH")
         seen = set()
-        for line in self.file.read_text(encoding="utf-8").splitlines():
+        for line in filter(str.strip, self.file.read_text(encoding="utf-8").split("\n")):
             row = json.loads(line)
             digest = hashlib.sha256(row["question"].encode()).hexdigest()
             # The question alone decides its split: what is held out stays so when the file grows.
@@ -32,15 +33,17 @@ class Questions(Task):
                 yield Example(id=digest[:12], prompt=f"{row['question']}\n{self.ask}", answer=str(row["answer"]))
 
     def verify(self, example: Example, response: str) -> Verdict:
-        *_, said = response.strip().splitlines() or [""]
-        if _plain(said) == _plain(str(example.answer)):
+        said = response.strip().split("\n")[-1].strip()
+        right = str(example.answer).strip().removesuffix(".")
+        # The spellings come from the answer: to fold the case of what was said would let look-alikes through.
+        if said.removesuffix(".") in {right, right.lower(), right.upper(), right.title(), right.capitalize()}:
             return Verdict.passed()
-        return Verdict.failed(f"`{said:.40}` is not the answer")
+        return Verdict.failed(f"{said[:40]!r} is not the answer")
 
     def reference(self, example: Example) -> str:
         return str(example.answer)
 
 
-def _plain(text: str) -> str:
-    """Return what counts of an answer: not its case, spaces around it, or a full stop."""
-    return text.strip().rstrip(".").casefold()
+@hookimpl
+def r3_tasks() -> list[type[Task]]:
+    return [Questions]

@@ -8,11 +8,13 @@ from typing import Any
 
 from pydantic import Field
 
-from r3core import Example, Split, Task, Verdict
+from r3core import Example, Split, Task, Verdict, hookimpl
 
 WORDS = "apple bridge candle clock cloud garden hammer island lamp letter moon piano queen river road storm train"
 FILLER = "we saw it near the old house when some people came by that day with their own small blue bags"
 SPLITS: dict[Split, range] = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
+WORD = r"[A-Za-z]+(?:['\u2019-][A-Za-z]+)*"  # not \w: letters of other scripts look alike
+SENTENCE = re.compile(rf"{WORD}(?:,? {WORD})*[.!?]")
 
 
 class Sentence(Task):
@@ -39,16 +41,15 @@ class Sentence(Task):
 
     def verify(self, example: Example, response: str) -> Verdict:
         wanted, length = _asked(example)
-        words = re.findall(r"\w+(?:['\u2019-]\w+)*", response.lower())
+        said = response.strip()
+        if not SENTENCE.fullmatch(said):
+            return Verdict.failed("it is not one sentence of plain words with its mark at the end")
+        words = re.findall(WORD, said.lower())
         if missing := [word for word in wanted if word not in words]:
             return Verdict.failed(f"`{missing[0]}` is missing")
         if len(words) != length:
             return Verdict.failed(f"it has {len(words)} words, not {length}")
-        if len(set(words)) < length:
-            return Verdict.failed("a word is there twice")
-        if not re.fullmatch(r"[^.!?]+[.!?]", response.strip()):
-            return Verdict.failed("it is not one sentence with its mark at the end")
-        return Verdict.passed()
+        return Verdict.passed() if len(set(words)) == length else Verdict.failed("a word is there twice")
 
     def reference(self, example: Example) -> str:
         words, length = _asked(example)
@@ -58,3 +59,8 @@ class Sentence(Task):
 def _asked(example: Example) -> tuple[list[str], int]:
     info: Any = example.info
     return info["words"], info["length"]
+
+
+@hookimpl
+def r3_tasks() -> list[type[Task]]:
+    return [Sentence]

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from r3core.check import assert_certified, check_task
     from r3core.errors import BusyError, ConfigError, R3Error, RunError, TaskError, UsageError
     from r3core.hookspecs import hookimpl
     from r3core.plugins import get_task
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "check": ("assert_certified", "check_task"),
     "errors": ("BusyError", "ConfigError", "R3Error", "RunError", "TaskError", "UsageError"),
     "hookspecs": ("hookimpl",),
     "plugins": ("get_task",),
@@ -35,6 +37,8 @@ __all__ = [
     "UsageError",
     "Verdict",
     "Wording",
+    "assert_certified",
+    "check_task",
     "get_task",
     "hookimpl",
 ]

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from r3core.errors import ConfigError
 
 if TYPE_CHECKING:
     from r3core.config import Config
     from r3core.task import Task
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, all else elsewhere.")]
+TaskOptions = Annotated[
+    list[str] | None, typer.Option("--task-option", help="An option of the task, as name=value; may be repeated.")
+]
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class Asked:
         if not given and folder is not None and (folder / "config.json").exists():
             config = _stored(folder)
             return get_task(config.task, **config.task_options), config
-        flags = self.flags | {"task": self.task, **_task_options(self.task_options)}
+        options = {f"task_options.{name}": value for name, value in options_given(self.task_options).items()}
+        flags = self.flags | {"task": self.task, **options}
         name, options = chosen_task(self.config, self.overrides, flags=flags)
         task = get_task(name, **options)
         return task, resolve(task, self.config, overrides=self.overrides, flags=flags | {"task": name})
@@ -92,7 +100,8 @@ def _stored(folder: Path) -> Config:
         ) from None
 
 
-def _task_options(given: list[str]) -> dict[str, Any]:
+def options_given(given: list[str]) -> dict[str, Any]:
+    """Return the options of a task from the words `name=value` that stand behind `--task-option`."""
     import yaml
 
     options = {}
@@ -101,9 +110,9 @@ def _task_options(given: list[str]) -> dict[str, Any]:
         if not separator or not name:
             raise ConfigError(f"`--task-option {option}` is not of the form name=value", "for example numbers=4")
         try:
-            options[f"task_options.{name}"] = yaml.safe_load(value)
+            options[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            options[f"task_options.{name}"] = value
+            options[name] = value
     return options
 
 

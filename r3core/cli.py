@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r3core import commands
+from r3core import authoring, commands
 from r3core.errors import R3Error
 
 if TYPE_CHECKING:
@@ -107,3 +107,4 @@ def _summary(installed: Installed) -> str:
 
 
 commands.register(app)
+authoring.register(app)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r3core.asked import Asked, of_a_folder, trained_in
+from r3core.asked import Asked, Json, TaskOptions, of_a_folder, options_given, trained_in
 
 if TYPE_CHECKING:
     from r3core.config import Config
@@ -18,12 +18,8 @@ if TYPE_CHECKING:
     from r3core.stages import Stages
     from r3core.task import Task
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, all else elsewhere.")]
 TaskName = Annotated[
     str | None, typer.Option("--task", help="An installed task, path/to/file.py:Class or module:Class.")
-]
-TaskOptions = Annotated[
-    list[str] | None, typer.Option("--task-option", help="An option of the task, as name=value; may be repeated.")
 ]
 ModelName = Annotated[
     str | None, typer.Option("--model", help="A folder or a model of the hub; the task's built-in one by default.")
@@ -45,6 +41,7 @@ def run(asked: Asked) -> None:
     if asked.dry_run:
         return _explain(task, config)
     with _stages(task, config) as stages:
+        stages.certify()
         stages.mine()
         stages.train()
         stages.evaluate()
@@ -69,6 +66,7 @@ def train(asked: Asked) -> None:
     if asked.dry_run:
         return _explain(task, config)
     with _stages(task, config) as stages:
+        stages.certify()
         if config.mine.failures is not None:
             stages.mine()
         _print_facts({"model": str(stages.train())}, as_json=asked.as_json)
@@ -116,19 +114,34 @@ def show(
 
 def rescore(
     source: Annotated[Path, typer.Argument(help="A run directory or a set of failures.")],
+    task: Annotated[
+        str | None, typer.Option(help="The task, where it is not to be found by the name that was recorded.")
+    ] = None,
+    task_option: TaskOptions = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where the judged set is written; nowhere by default.")
+        Path | None, typer.Option(help="Where the failures that still fail are written, as a set; nowhere by default.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a set of failures again, with the verifier as it is now, and show what changed."""
+    """Judge again all that a run recorded, or a set of failures, and show what changed; neither is changed itself."""
     from r3core.mine import read_failures, rescore_failures
     from r3core.plugins import get_task
+    from r3core.report import print_rescored
+    from r3core.rescore import is_run, rescore_run
 
-    failures, provenance = read_failures(source)
-    task = get_task(provenance["task"], **provenance["task_options"])
-    facts = rescore_failures(task, failures, provenance, output=output_dir)
-    _print_facts(facts, as_json=as_json)
+    options = options_given(task_option or [])
+    rescored = rescore_run(source, spec=task, options=options) if is_run(source) else None
+    facts = {}
+    if rescored is None or output_dir is not None:
+        failures, provenance = read_failures(source)
+        judging = get_task(task or provenance["task"], **(provenance["task_options"] | options))
+        facts = rescore_failures(judging, failures, provenance, output=output_dir)
+    if rescored is None:
+        _print_facts(facts, as_json=as_json)
+    elif as_json:
+        typer.echo(json.dumps(rescored.model_dump(mode="json"), indent=2))
+    else:
+        print_rescored(rescored, sys.stdout)
 
 
 def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
@@ -150,6 +163,9 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
         limit: Annotated[int | None, typer.Option(help="At most so many problems in mining and evaluation.")] = None,
         seed: Annotated[int | None, typer.Option(help="The one seed that everything random follows from.")] = None,
         output_dir: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
+        uncertified: Annotated[
+            bool, typer.Option("--uncertified", help="Train also when the verifier does not pass `r3 check`.")
+        ] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Only explain what would be done.")] = False,
         as_json: Json = False,
     ) -> None:
@@ -164,6 +180,7 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             "mine.failures": failures,
             "mine.limit": limit,
             "evaluate.limit": limit,
+            "uncertified": uncertified or None,
         }
         work(Asked(task, task_option or [], config, overrides or [], flags, dry_run, as_json))
 
@@ -228,14 +245,16 @@ def _explain(task: Task, config: Config) -> None:
 
 def _print_result(stages: Stages, result: Result, *, as_json: bool) -> None:
     from r3core.report import as_json as as_object
-    from r3core.report import print_table
+    from r3core.report import print_table, shares_of_a_step
 
     if as_json:
         typer.echo(json.dumps(as_object(result, stages.run), indent=2))
         return
     print_table(result, stages.config, sys.stdout)
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in stages.run.seconds().items())
-    typer.echo(f"- {seconds}; everything is in {stages.run.path}")
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in shares_of_a_step(stages.run).items())
+    typer.echo(f"- {seconds}" + (f"; of a training step: {shares}" if shares else ""))
+    typer.echo(f"- everything is in {stages.run.path}")
 
 
 def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:

@@ -114,6 +114,21 @@ class Evaluate(Section):
     """Also compare reflections by base or trained with retries by base or trained."""
 
 
+class Limits(Section):
+    """What a verifier may need for one answer; one that needs more gives an error, and its worker is replaced."""
+
+    seconds: float = Field(default=5.0, gt=0)
+    """Time for one answer."""
+    memory_mb: int = Field(default=1024, ge=64)
+    """Memory for one answer, on top of what the task's code itself takes; held on Linux only."""
+    characters: int = Field(default=200_000, gt=0)
+    """A longer answer fails unread."""
+    workers: int | None = Field(default=None, gt=0)
+    """Worker processes; by default one a processor, at most 8."""
+    max_errors: float = Field(default=0.05, ge=0, le=1)
+    """When a larger share of the answers cannot be judged, the run stops."""
+
+
 class Config(Section):
     """Everything that decides what a run does."""
 
@@ -153,6 +168,10 @@ class Config(Section):
     """Any option of TRL's GRPOConfig, under its own name."""
     evaluate: Evaluate = Evaluate()
     """What base and trained model are compared on."""
+    judge: Limits = Limits()
+    """What a verifier may need for one answer."""
+    uncertified: bool = False
+    """Train also when the task's verifier does not pass `r3 check`."""
 
     def wording_for(self, task: Task) -> Wording:
         """Return the task's sentences, with those that this configuration replaces."""

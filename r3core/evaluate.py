@@ -8,9 +8,9 @@ from typing import Any
 
 from r3core.episode import CONTROLS, Answer, Arm, Episode
 from r3core.generation import Generator
-from r3core.progress import progress_bar
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, values_of
+from r3core.screen import progress_bar
 from r3core.stats import Difference, Rate, clustered, paired
 from r3core.task import Example, Frozen
 

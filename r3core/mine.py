@@ -12,13 +12,14 @@ from typing import Any
 from pydantic import JsonValue, ValidationError
 
 from r3core import stats
-from r3core.config import Mine
+from r3core.config import Limits, Mine
 from r3core.episode import Answer, Episode
 from r3core.errors import RunError, TaskError, UsageError
 from r3core.generation import Generator
-from r3core.progress import progress_bar
+from r3core.mistakes import load_examples
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, environment, values_of
+from r3core.screen import progress_bar
 from r3core.task import Example, Frozen, Message, Task
 from r3core.verification import Judge, verifier_hash
 
@@ -63,17 +64,10 @@ class Forecast(Frozen):
 
 
 def examples_of(task: Task, split: Any, limit: int | None) -> list[Example]:
-    """Return a task's problems; TaskError when there are none, or when two of them have one id."""
-    examples = list(islice(task.load(split), limit))
+    """Return a task's problems; TaskError when there are none, or `load` breaks, or two of them have one id."""
+    examples = list(islice(load_examples(task, split), limit))
     if not examples:
-        raise TaskError(f"task `{task.name}` has no problem in its split `{split}`")
-    seen: set[str] = set()
-    for example in examples:
-        if not isinstance(example, Example):
-            raise TaskError(f"task `{task.name}`: `load` yielded {example!r:.100}; it should yield Examples")
-        if example.id in seen:
-            raise TaskError(f"task `{task.name}`: two problems of the split `{split}` have the id {example.id!r}")
-        seen.add(example.id)
+        raise TaskError(f"task `{task.name}` has no problem in its split `{split}`: `load({split!r})` yielded nothing")
     return examples
 
 
@@ -206,7 +200,7 @@ def rescore_failures(
     task: Task, failures: Sequence[Failure], provenance: dict[str, Any], *, output: Path | None
 ) -> dict[str, Any]:
     """Judge failures by the verifier as it is now, and return what changed; what still fails is written to `output`."""
-    with Judge(task) as judge:
+    with Judge(task, Limits(max_errors=1.0)) as judge:
         verdicts = judge.judge([(failure.episode().example, failure.attempt.text) for failure in failures])
     changed = [
         {"id": failure.id, "answer": failure.attempt.text, "now": verdict.outcome, "reason": verdict.reason}

@@ -11,6 +11,7 @@ from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 
 from r3core.errors import TaskError, did_you_mean
+from r3core.mistakes import blamed
 from r3core.task import Frozen, Task
 
 
@@ -37,10 +38,14 @@ def options_of(task: type[Task]) -> list[Option]:
 
 def set_options(task: type[Task], options: Mapping[str, Any]) -> Task:
     """Return a task with these options; one TaskError names every option that is unknown, missing or wrong."""
-    try:
-        return task(**options)
-    except ValidationError as error:
-        faults = [_fault(task, detail) for detail in error.errors(include_url=False)]
+    with blamed(task, f"`{task.__qualname__}(...)`"):
+        try:
+            return task(**options)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            if error.title != task.__name__ or any(detail["type"].startswith("frozen") for detail in details):
+                raise  # it is about a value that the task's own code made
+    faults = [_fault(task, options, detail) for detail in details]
     hints = [hint for _, near in faults for hint in near]
     raise TaskError("; ".join(message for message, _ in faults), *dict.fromkeys(hints))
 
@@ -61,7 +66,7 @@ def type_text(annotation: Any) -> str:
     return str(getattr(annotation, "__name__", annotation))
 
 
-def _fault(task: type[Task], detail: ErrorDetails) -> tuple[str, tuple[str, ...]]:
+def _fault(task: type[Task], options: Mapping[str, Any], detail: ErrorDetails) -> tuple[str, tuple[str, ...]]:
     """Return what is wrong with one option, and hints."""
     known = list(task.model_fields)
     message = detail["msg"].removeprefix("Value error, ")
@@ -72,7 +77,10 @@ def _fault(task: type[Task], detail: ErrorDetails) -> tuple[str, tuple[str, ...]
     if detail["type"] == "extra_forbidden":
         has = f"its options: {', '.join(known)}" if known else "it has none"
         return f"task `{task.name}` has no option `{option}`; {has}", did_you_mean(option, known)
+    if option not in known:
+        return f"task `{task.name}`: `{option}` cannot be {detail['input']!r}: {message}", ()
     kind = type_text(task.model_fields[option].annotation)
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
         return f"task `{task.name}` needs the option `{option}` ({kind})", (f"--task-option {option}=...",)
-    return f"task `{task.name}`: option `{option}` ({kind}) cannot be {detail['input']!r}: {message}", ()
+    what = "" if option in options else "the default of "
+    return f"task `{task.name}`: {what}option `{option}` ({kind}) cannot be {detail['input']!r}: {message}", ()

@@ -6,11 +6,11 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -20,11 +20,14 @@ import pluggy
 
 from r3core import hookspecs
 from r3core.errors import TaskError, did_you_mean
+from r3core.mistakes import fault_of, told
 from r3core.options import set_options
 from r3core.task import Frozen, Task
 
 GROUP = "r3"
 """The entry-point group of plugins."""
+FILE_MODULE = "r3_file_"
+"""Begins the name of every module that was made from a task's file."""
 
 
 class Installed(Frozen):
@@ -71,7 +74,7 @@ def discover() -> Discovery:
     for entry in entry_points(group=GROUP):
         distribution, version = _origin(entry)
         try:
-            with redirect_stdout(sys.stderr):
+            with _quietly():
                 brought = _tasks_of(entry)
         except TaskError as error:
             reason = "; ".join([error.message, *error.hints])
@@ -102,14 +105,14 @@ def find_task(spec: str) -> type[Task]:
         return _find_installed(spec)
     if not location or not class_name:
         raise TaskError(f"`{spec}` is not a task", "write a task's name, `path/to/file.py:Class` or `module:Class`")
-    with redirect_stdout(sys.stderr):
+    with _quietly():
         module = _import_file(location) if location.endswith(".py") else _import_module(location)
     if not hasattr(module, class_name):
-        classes = [name for name, value in vars(module).items() if _fault(value) is None]
+        classes = [name for name, value in vars(module).items() if fault_of(value) is None]
         has = f"; its tasks: {', '.join(sorted(classes))}" if classes else ""
         raise TaskError(f"`{location}` has no class called `{class_name}`{has}", *did_you_mean(class_name, classes))
     found: Any = getattr(module, class_name)
-    if fault := _fault(found):
+    if fault := fault_of(found):
         raise TaskError(f"`{spec}` is not a task: {fault}")
     task: type[Task] = found
     return task
@@ -136,7 +139,7 @@ def _tasks_of(entry: EntryPoint) -> list[type[Task]]:
     try:
         plugin = entry.load()
     except (Exception, SystemExit) as error:
-        raise TaskError(f"`{entry.value}` cannot be imported: {_told(error)}") from error
+        raise TaskError(f"`{entry.value}` cannot be imported: {told(error)}") from error
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     _check_hook_names(manager, plugin)
@@ -144,9 +147,9 @@ def _tasks_of(entry: EntryPoint) -> list[type[Task]]:
         manager.register(plugin)
         brought = [task for tasks in manager.hook.r3_tasks() or [None] for task in tasks]
     except (Exception, SystemExit) as error:
-        raise TaskError(f"its hook `r3_tasks` did not return a list of tasks: {_told(error)}") from error
+        raise TaskError(f"its hook `r3_tasks` did not return a list of tasks: {told(error)}") from error
     for task in brought:
-        if fault := _fault(task):
+        if fault := fault_of(task):
             raise TaskError(f"its hook `r3_tasks` returned something that is not a task: {fault}")
     return brought
 
@@ -162,20 +165,6 @@ def _check_hook_names(manager: pluggy.PluginManager, plugin: object) -> None:
             raise TaskError(f"its function `{name}` is not marked as a hook", "put `@r3core.hookimpl` above it")
     if not marked:
         raise TaskError(f"it implements no hook; the hooks: {', '.join(hooks)}")
-
-
-def _fault(task: object) -> str | None:
-    """Return why something is not a usable task class, or `None` when it is one."""
-    if not isinstance(task, type) or not issubclass(task, Task):
-        return f"{task!r} is not a subclass of `r3core.Task`"
-    if missing := sorted(getattr(task, "__abstractmethods__", ())):
-        return f"`{task.__qualname__}` does not define {', '.join(f'`{method}`' for method in missing)}"
-    name = getattr(task, "name", None)
-    if name is None:
-        return f"`{task.__qualname__}` has no class attribute `name`"
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-        return f"the name of `{task.__qualname__}` is {name!r}; letters, digits, `-`, `_` and `.` are allowed"
-    return None
 
 
 def _broken_by_clash(name: str, rivals: list[Installed]) -> Iterator[Broken]:
@@ -207,6 +196,14 @@ def _find_installed(name: str) -> type[Task]:
     raise TaskError(f"no task is called `{name}`; installed: {', '.join(installed)}", *hints)
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep standard output free of what imports print, and leave what pydantic warns of to `fault_of`."""
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Field name .* shadows an attribute", category=UserWarning)
+        yield
+
+
 def _import_file(location: str) -> ModuleType:
     path = Path(location).expanduser()
     if not path.is_file():
@@ -214,7 +211,7 @@ def _import_file(location: str) -> ModuleType:
     path = path.resolve()
     # The name follows from the content: asked again, the same file gives the same classes, an edited one new ones.
     digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()
-    name = f"r3_file_{path.stem}_{digest[:12]}"
+    name = f"{FILE_MODULE}{path.stem}_{digest[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     _look_in(path.parent)
@@ -228,7 +225,7 @@ def _import_file(location: str) -> ModuleType:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f" (line {lines[-1]})" if lines else ""
-        raise TaskError(f"`{location}` cannot be imported: {_told(error)}{where}") from error
+        raise TaskError(f"`{location}` cannot be imported: {told(error)}{where}") from error
     return module
 
 
@@ -242,15 +239,10 @@ def _import_module(name: str) -> ModuleType:
             raise TaskError(
                 f"there is no module `{missing}`", f"a file is named by its path: `{name}.py:Class`"
             ) from None
-        raise TaskError(f"`{name}` cannot be imported: {_told(error)}") from error
+        raise TaskError(f"`{name}` cannot be imported: {told(error)}") from error
 
 
 def _look_in(folder: Path) -> None:
     """Let imports find the folder's modules, after all that is installed: a folder `datasets` must hide nothing."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-
-
-def _told(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

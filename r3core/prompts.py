@@ -5,26 +5,27 @@ from __future__ import annotations
 from typing import Literal
 
 from r3core.errors import TaskError
+from r3core.mistakes import blamed
 from r3core.task import Example, Message, Task, Verdict, Wording
 
 Feedback = Literal["binary", "reason"]
 
 
 def attempt(task: Task, example: Example) -> list[Message]:
-    """Return the conversation that asks for a first attempt."""
-    prompt = task.prompt(example)
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    is_chat = isinstance(prompt, list) and all(
-        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt
-    )
-    if not is_chat or not prompt or prompt[-1]["role"] != "user":
+    """Return the conversation that asks for a first attempt; TaskError when no model can answer to it."""
+    if example.prompt is None and type(task).prompt is Task.prompt:
         raise TaskError(
-            f"task `{task.name}`: the prompt of example {example.id!r} is neither a text nor chat messages "
-            "that end with the user's turn",
+            f"task `{task.name}`: example {example.id!r} has no prompt, and `{type(task).__name__}` defines none",
+            "give every Example a `prompt`, or write `def prompt(self, example)`",
+        )
+    with blamed(task, f"`prompt` of example {example.id!r}"):
+        prompt = task.prompt(example)
+    if fault := _fault(prompt):
+        raise TaskError(
+            f"task `{task.name}`: the prompt of example {example.id!r} {fault}",
             'return a str, or [{"role": "user", "content": "..."}]',
         )
-    return list(prompt)
+    return [_user(prompt)] if isinstance(prompt, str) else list(prompt)
 
 
 def failure(wording: Wording, verdict: Verdict, feedback: Feedback) -> str:
@@ -44,6 +45,25 @@ def retry(asked: list[Message], attempted: str, said: str, reflection: str | Non
     if reflection is None:
         return [*asked, _assistant(attempted), _user(f"{said} {wording.retry}")]
     return [*reflect(asked, attempted, said, wording), _assistant(reflection), _user(wording.retry)]
+
+
+def _fault(prompt: object) -> str | None:
+    """Return why no model can answer to a prompt, or None when one can."""
+    if isinstance(prompt, str):
+        return None if prompt.strip() else "is empty"
+    if not isinstance(prompt, list):
+        return f"is {prompt!r:.100}; that is neither a text nor a list of chat messages"
+    for number, message in enumerate(prompt, start=1):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            return f"has {message!r:.100} as message {number}; that is no dict of `role` and `content`"
+        for key in ("role", "content"):
+            if not isinstance(message[key], str):
+                return f"has {message[key]!r:.100} as the {key} of message {number}; that is no text"
+    if not prompt or not prompt[-1]["content"].strip():
+        return "is empty"
+    if (role := prompt[-1]["role"]) != "user":
+        return f"ends with the turn of {role!r}; it should end with the user's"
+    return None
 
 
 def _user(text: str) -> Message:

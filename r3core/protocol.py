@@ -15,10 +15,10 @@ from typing import Any
 from r3core import prompts
 from r3core.config import Config, Turn
 from r3core.episode import Answer, Arm, Episode, Reflection
-from r3core.generation import Completion, Conversation, Generator, Sampling
+from r3core.generation import Completion, Conversation, Ended, Generator, Sampling
 from r3core.prompts import Feedback
 from r3core.task import Example, Task, Wording
-from r3core.verification import Judge
+from r3core.verification import Batch, Judge
 
 
 def seed_of(*parts: object) -> int:
@@ -58,16 +58,18 @@ class Protocol:
         """Return the episodes with a reflection on every attempt that failed; the others are as they were."""
         failed = [episode for episode in episodes if episode.failed]
         sampling = _sampling(self.config.sampling.reflection, seed)
-        written = generator.generate([self.reflection_request(episode) for episode in failed], sampling)
-        reflected = iter(self.with_reflections(failed, written))
+        requests = [self.reflection_request(episode) for episode in failed]
+        leaks = self.judge.leaks()
+        written = generator.generate(requests, sampling, ended=_into(leaks, [e.example for e in failed]))
+        tested = zip(self.with_reflections(failed, written), leaks.result(), strict=True)
+        reflected = iter([with_leak(episode, leaked) for episode, leaked in tested])
         return [next(reflected) if episode.failed else episode for episode in episodes]
 
     def with_reflections(self, failed: Sequence[Episode], written: Sequence[Completion]) -> list[Episode]:
-        """Return failed episodes with the reflections that were written on them, each tested for a leak."""
-        leaks = self.judge.leaks([(e.example, c.text) for e, c in zip(failed, written, strict=True)])
+        """Return failed episodes with the reflections that were written on them, not yet tested for leaks."""
         return [
-            episode.model_copy(update={"reflection": Reflection(**_text(completion), leaked=leaked), "retries": {}})
-            for episode, completion, leaked in zip(failed, written, leaks, strict=True)
+            episode.model_copy(update={"reflection": Reflection(**_text(completion)), "retries": {}})
+            for episode, completion in zip(failed, written, strict=True)
         ]
 
     def retry(
@@ -124,10 +126,23 @@ class Protocol:
         seed: int,
     ) -> list[Answer]:
         sampling = _sampling(getattr(self.config.sampling, turn), seed)
-        written = generator.generate(conversations, sampling) if conversations else []
-        verdicts = self.judge.judge([(e, c.text) for e, c in zip(examples, written, strict=True)])
+        verdicts = self.judge.verdicts()
+        written = generator.generate(conversations, sampling, ended=_into(verdicts, examples)) if conversations else []
+        judged = zip(written, verdicts.result(), strict=True)
+        answers = [Answer(**_text(completion), verdict=verdict) for completion, verdict in judged]
         self.judge.check_errors()
-        return [Answer(**_text(c), verdict=verdict) for c, verdict in zip(written, verdicts, strict=True)]
+        return answers
+
+
+def with_leak(episode: Episode, leaked: bool | None) -> Episode:
+    """Return an episode whose reflection was tested for a leak."""
+    assert episode.reflection is not None
+    return episode.model_copy(update={"reflection": episode.reflection.model_copy(update={"leaked": leaked})})
+
+
+def _into(batch: Batch[Any], examples: Sequence[Example]) -> Ended:
+    """Return what hands completions over to be judged while others are still being written."""
+    return lambda ended: batch.add((index, examples[index], completion.text) for index, completion in ended)
 
 
 def _sampling(turn: Turn, seed: int) -> Sampling:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any, TextIO
 
+from r3core.check.certificate import Certificate
 from r3core.config import Config
 from r3core.evaluate import Result
 from r3core.mine import Forecast
+from r3core.rescore import Rescored, Verifier
 from r3core.runs import RunRecord
+from r3core.screen import visible
 from r3core.stats import Difference, Rate
 
 HEADINGS = ("", "base", "trained", "trained - base")
+_LONGEST_SHOWN = 100  # characters of what a model wrote
 _CONTROLS = {
     "none": "retry, no reflection",
     "generic": "retry, generic sentence",
@@ -46,6 +50,8 @@ def notes(result: Result, config: Config) -> list[str]:
         "second try = solved by the attempt or the retry; fix rate = retries right, of the first attempts that failed; "
         "each model on its own failures, in the last rows both on the base's",
     ]
+    if config.uncertified:
+        said.append("the verifier did not have to pass `r3 check` (--uncertified)")
     for name, side in (("base", result.base), ("trained", result.trained)):
         if side and side.errors:
             said.append(f"{name}: the verifier could not judge {side.errors} answers; they count in no rate")
@@ -88,13 +94,51 @@ def print_forecast(forecast: Forecast, config: Config, *, group: int, to: TextIO
     print("\n".join(lines), file=to)
 
 
+def print_rescored(rescored: Rescored, to: TextIO) -> None:
+    """Print what judging a run again has shown; what a model wrote is escaped, and cannot steer the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=to, highlight=False, markup=False, width=None if to.isatty() else 120)
+    before, now = rescored.before, rescored.now
+    console.print(f"{rescored.run}: task {rescored.task}; finished: {', '.join(rescored.stages) or 'no stage yet'}")
+    console.print(f"judged by {_named(now)}; then " + ("the same" if before == now else _named(before)))
+    table = Table("file", "what", "judged", "changed", "then -> now")
+    for tally in rescored.tallies:
+        ways = ", ".join(f"{way}: {count:,}" for way, count in tally.changed.items())
+        table.add_row(tally.file, tally.kind, f"{tally.judged:,}", f"{sum(tally.changed.values()):,}", ways)
+    console.print(table)
+    for one in rescored.evaluated:
+        tries = ((name, getattr(one.before, name), getattr(one.now, name)) for name in ("first", "second"))
+        rates = "; ".join(f"{name} try {_rate(then).strip()} -> {_rate(today).strip()}" for name, then, today in tries)
+        console.print(f"{one.file}: {rates}")
+        if one.unretried:
+            console.print(f"  {one.unretried:,} attempts fail now that were not retried; they are in no second try")
+    for tally in rescored.tallies:
+        for example in tally.examples:
+            what = f"{tally.file}, {tally.kind}, {example.before} -> {example.now}, example {visible(example.id)}"
+            console.print(f"{what}: {visible(example.text, longest=_LONGEST_SHOWN)}; now: {visible(example.reason)}")
+    console.print(f"{rescored.changed:,} of {rescored.judged:,} verdicts have changed")
+
+
+def shares_of_a_step(run: RunRecord) -> dict[str, float]:
+    """Return the share of its time that a training step spends in generation, in verification and in training."""
+    spent: dict[str, float] = {}
+    for row in run.rows("train"):
+        for part in ("generation", "verification", "training"):
+            spent[part] = spent.get(part, 0.0) + (row.get(f"seconds/{part}") or 0.0)
+    whole = sum(spent.values())
+    return {part: seconds / whole for part, seconds in spent.items()} if whole else {}
+
+
 def as_json(result: Result, run: RunRecord | None) -> dict[str, Any]:
     """Return what `--json` prints; without a run, nothing is known of seconds."""
-    return {**result.model_dump(mode="json"), "seconds": run.seconds() if run else {}}
+    times = {"seconds": run.seconds(), "shares_of_a_step": shares_of_a_step(run)} if run else {}
+    return result.model_dump(mode="json") | times
 
 
-def model_card(result: Result, config: Config) -> str:
-    """Return the README.md of a trained model: what it is, how it was made, and the table."""
+def model_card(result: Result, config: Config, certificate: Certificate | None) -> str:
+    """Return the README.md of a trained model: what it is, how it was made, who judged it, and the table."""
     table = [HEADINGS, ("---",) * len(HEADINGS), *rows(result)]
     settings = json.dumps(config.record(), indent=2, ensure_ascii=False)
     return "\n".join(
@@ -105,13 +149,28 @@ def model_card(result: Result, config: Config) -> str:
             *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in table),
             "",
             *(f"- {note}" for note in notes(result, config)),
+            *(["\n## Verifier\n", *_certified(certificate)] if certificate else []),
             f"\n## Settings\n\n```json\n{settings}\n```\n",
         ]
     )
 
 
+def _certified(certificate: Certificate) -> list[str]:
+    waived = [f"- waived: {one.name} ({one.why})" for one in certificate.findings if one.status == "waived"]
+    return [
+        f"`r3 check`, {certificate.summary()}. Verifier {certificate.verifier_hash}, seed {certificate.seed}; "
+        "`certificate.json` has every count with its interval.\n",
+        *waived,
+        *(f"- not checked: {said}" for said in certificate.not_checked),
+    ]
+
+
 def _rate(rate: Rate) -> str:
     return f"{100 * rate.rate:5.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate.total else "-"
+
+
+def _named(verifier: Verifier) -> str:
+    return f"verifier version {verifier.version} ({verifier.hash})" if verifier.hash else "an unknown verifier"
 
 
 def _difference(difference: Difference) -> str:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 Value = TypeVar("Value", bound=BaseModel)
 
 _LIBRARIES = ("r3core", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "numpy")
+_BEFORE_RESULTS = ("config.json", "environment.json", "sessions.jsonl", "clock.jsonl", "certificate.json")
 _MANY_DIFFERENCES = 8  # more are counted, not listed
 
 
@@ -39,11 +40,17 @@ class RunRecord:
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Return the rows of `NAME.jsonl`, none when there is no such file; a torn last row is left out."""
+        return list(self.rows(name))
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the same rows one by one, for files that are too large for the memory."""
         path = self.path / f"{name}.jsonl"
         if not path.exists():
-            return []
-        *lines, _torn = path.read_bytes().split(b"\n")
-        return [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+            return
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n"):
+                    yield _row(path, number, line)
 
     def read_json(self, name: str) -> Any:
         """Return the value in `NAME.json`, or None when there is no such file."""
@@ -179,27 +186,34 @@ class Run(RunRecord):
 
     def _begin(self, config: dict[str, Any]) -> None:
         before = self.read_json("config")
-        if before is None:
-            self.write_json("config", config)
-        elif before != config:
+        if before is not None and before != config and self._has_results():
             raise UsageError(
                 f"`{self.path}` holds a run with another configuration: {_differences(before, config)}",
                 "use another --output-dir, or the configuration in its config.json",
             )
+        if before != config:
+            self.write_json("config", config)
         here = environment()
         self.write_json("environment", here)
         self.append("sessions", [{"pid": os.getpid(), **here}])
 
+    def _has_results(self) -> bool:
+        """Tell whether anything came of the run yet; nothing did when its model, say, could not be loaded."""
+        return any(path.name not in _BEFORE_RESULTS and path.name[0] != "." for path in self.path.iterdir())
+
 
 def values_of(kind: type[Value], rows: Iterable[Mapping[str, Any]], name: str) -> list[Value]:
     """Return the rows of `NAME.jsonl` as values; RunError when one of them is none."""
-    values = []
+    return list(each_value(kind, rows, name))
+
+
+def each_value(kind: type[Value], rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Value]:
+    """Yield the same values one by one."""
     for number, row in enumerate(rows, start=1):
         try:
-            values.append(kind.model_validate(row))
+            yield kind.model_validate(row)
         except ValidationError:
             raise RunError(f"line {number} of {name}.jsonl is no {kind.__name__}", "start a new run") from None
-    return values
 
 
 def environment() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from r3core.config import Config, model_of
 from r3core.episode import Episode
@@ -11,9 +12,11 @@ from r3core.generation import Conversation
 from r3core.generation.local import TransformersGenerator, load_model
 from r3core.mine import examples_of
 from r3core.protocol import Protocol, seed_of
+from r3core.screen import visible
 from r3core.task import Task
 from r3core.verification import Judge
 
+_visible = partial(visible, keep="\n")
 OPEN, CLOSE = "⟦", "⟧"
 """Stand around the tokens that are trained, so that they are seen without colours too."""
 
@@ -30,14 +33,16 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
         trust_remote_code=config.trust_remote_code,
     )
     generator = TransformersGenerator(model, tokenizer, batch_size=config.batch_size)
-    protocol = Protocol(task, Judge(task), config)
+    with Judge(task, config.judge) as judge:
+        protocol = Protocol(task, judge, config)
+        failures = _failures(protocol, generator, count=count)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
     def rendered(asked: Conversation, said: str | None = None) -> str:
         turns = [*asked] if said is None else [*asked, {"role": "assistant", "content": said}]
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=said is None))
 
-    for number, episode in enumerate(_failures(protocol, generator, count=count), start=1):
+    for number, episode in enumerate(failures, start=1):
         assert episode.reflection is not None  # `_failures` reflected on every one
         reflection, retried = episode.reflection, episode.retries["reflect"]
         attempt = rendered(protocol.attempt_request(episode.example), episode.attempt.text)
@@ -77,8 +82,3 @@ def _split(turn: str, end: str, *, ended: bool) -> tuple[str, str]:
     if not found:
         return turn, ""
     return (text + found, after) if ended else (text, found + after)
-
-
-def _visible(text: str) -> str:
-    """Return model text with its control characters spelled out, so that it cannot steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r3core import report
+from r3core.check import certified, demand
+from r3core.check.certificate import Certificate
 from r3core.config import Config, model_of
 from r3core.errors import RunError, UsageError
 from r3core.evaluate import Result, evaluate
@@ -31,11 +33,11 @@ ORIGIN = "r3.json"
 class Stages:
     """The stages of one run. Each goes on where it was stopped, and is over at once when it was finished."""
 
-    def __init__(self, run: Run, task: Task, config: Config) -> None:
+    def __init__(self, run: Run, judge: Judge, config: Config) -> None:
         self.run = run
-        self.task = task
+        self.task = judge.task
         self.config = config
-        self.protocol = Protocol(task, Judge(task), config)
+        self.protocol = Protocol(judge.task, judge, config)
 
     @classmethod
     @contextmanager
@@ -46,8 +48,19 @@ class Stages:
             print(f"warning: the built-in model knows only its own prompts: {', '.join(changed)}", file=sys.stderr)
             print("hint: name another model with --model", file=sys.stderr)
         record = config.record() | ({"trained": str(trained)} if trained else {})
-        with Run.open(config.directory, record) as run:
-            yield cls(run, task, config)
+        with Run.open(config.directory, record) as run, Judge(task, config.judge) as judge:
+            yield cls(run, judge, config)
+
+    def certify(self) -> None:
+        """Put the verifier's certificate into the run; RunError when it does not pass and the run insists on it."""
+        if self.run.done("train") is not None:
+            return
+        certificate = certified(self.task, self.config.judge)
+        self.run.write_json("certificate", certificate)
+        if not self.config.uncertified:
+            demand(certificate)
+        elif certificate.broken:
+            print(f"warning: trained on an untrusted verifier: {certificate.summary()}", file=sys.stderr)
 
     def mine(self) -> list[Failure]:
         """Return the run's failures: mined, or taken from the set that the configuration names."""
@@ -97,8 +110,13 @@ class Stages:
             raise RunError(f"`{self.run.path}` was not evaluated yet", "run `r3 eval` first")
         result = self._result()
         if result.trained is not None and (self.run.path / "model").is_dir():
-            card = report.model_card(result, self.config)
+            stored = self.run.read_json("certificate")
+            certificate = values_of(Certificate, [stored], "certificate")[0] if stored else None
+            card = report.model_card(result, self.config, certificate)
             (self.run.path / "model" / "README.md").write_text(card, encoding="utf-8")
+            if certificate is not None:
+                text = certificate.model_dump_json(indent=2) + "\n"
+                (self.run.path / "model" / "certificate.json").write_text(text, encoding="utf-8")
         return result
 
     def _result(self) -> Result:

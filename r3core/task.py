@@ -93,7 +93,9 @@ class Task(Frozen, ABC):
     demo: ClassVar[Demo | None] = None
     """The built-in model, if the task ships one."""
     fixtures: ClassVar[Path | None] = None
-    """A JSONL file of responses that must pass and must fail."""
+    """A JSONL file of responses that must pass and must fail: rows of `example`, `response`, `outcome` and `why`."""
+    waived: ClassVar[dict[str, str]] = {}
+    """Probes of `r3 check` that this task's verifier lets pass by design, and why; the certificate says so."""
 
     @abstractmethod
     def load(self, split: Split) -> Iterable[Example]:
@@ -115,6 +117,10 @@ class Task(Frozen, ABC):
     def reference(self, example: Example) -> str | None:
         """Return a response that must pass, if one is known."""
         return None
+
+    def variants(self, example: Example) -> Iterable[str]:
+        """Yield other responses that must pass: what a right answer may look like besides the reference."""
+        return ()
 
     def leaks(self, example: Example, reflection: str) -> bool:
         """Tell whether a reflection gives the answer away; by default, whether the verifier accepts it."""

@@ -24,13 +24,13 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
-from r3core.generation import Completion, Conversation, Progress, Sampling
+from r3core.generation import Completion, Conversation, Ended, Sampling
 from r3core.generation.local import TransformersGenerator
 from r3core.grpo import check_training
 from r3core.mine import Failure
-from r3core.progress import progress_bar
-from r3core.protocol import Protocol, seed_of
+from r3core.protocol import Protocol, seed_of, with_leak
 from r3core.runs import Run
+from r3core.screen import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,11 +48,11 @@ class Policy:
         self.batch_size = batch_size
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, progress: Progress | None = None
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order."""
         with self._generator() as generator:
-            return generator.generate(conversations, sampling, progress=progress)
+            return generator.generate(conversations, sampling, ended=ended)
 
     def continue_ids(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
         """Return the generated ids for each prompt of token ids, with the end token where there is one."""
@@ -137,8 +137,13 @@ class ReflectionTrainer(GRPOTrainer):
         judged_before, began = self.protocol.judge.seconds, perf_counter()
         written = [self._completion(_said(said), ids) for said, ids in zip(completions, completion_ids, strict=True)]
         episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], written)
+        leaks = self.protocol.judge.leaks()  # are tested while the retries are written
+        reflected = enumerate(zip(episodes, written, strict=True))
+        leaks.add((index, episode.example, said.text) for index, (episode, said) in reflected)
         repeated = [episode for episode in episodes for _ in range(config.retries)]
         retried = self.protocol.retry(repeated, self.policy, seed=self._seed("retry"))
+        leaked = [leak for leak in leaks.result() for _ in range(config.retries)]
+        retried = [with_leak(episode, leak) for episode, leak in zip(retried, leaked, strict=True)]
         groups = [retried[i : i + config.retries] for i in range(0, len(retried), config.retries)]
         rewards = [reward_of(group, reward_leaks=config.reward_leaks) for group in groups]
         if config.shuffle_rewards:

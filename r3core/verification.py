@@ -1,44 +1,60 @@
-"""Verdicts: the one place where a task's verifier is called, and where its failures are caught and counted."""
+"""Verdicts: a task's verifier is called in worker processes only, and what breaks there is caught and counted here."""
 
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from math import ceil
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Generic, NamedTuple, Self, TypeVar
 
+from pebble import ProcessExpired
+
+from r3core import worker
+from r3core.config import Limits
 from r3core.errors import RunError, TaskError
+from r3core.pool import MAIN_GUARD, Future, Pool, cause_of, unloadable, workers_of
 from r3core.task import Example, Outcome, Task, Verdict
 
-LONGEST_RESPONSE = 200_000
-"""Characters; a longer response is not shown to a verifier."""
-_LONGEST_REASON = 300
+T = TypeVar("T")
 Pairs = Sequence[tuple[Example, str]]
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 8, 64  # answers that a worker is sent at a time
+_MOST_RESTARTS = 3
 
 
 class Judge:
-    """Judges responses to one task, and keeps count.
+    """Judges responses to one task in worker processes, and keeps count.
 
-    A verifier that raises gives the verdict `error`, never `fail`. A response of more than `longest` characters is the
-    model's doing and fails unread.
+    The workers are started by the first response and end with the `with` block. A verifier that raises, takes too
+    long, needs too much memory, prints too much or ends its process gives the verdict `error`, never `fail`, and its
+    worker is replaced. A response that is too long is the model's doing and fails unread.
     """
 
-    def __init__(self, task: Task, *, longest: int = LONGEST_RESPONSE) -> None:
+    def __init__(self, task: Task, limits: Limits | None = None, *, days: float = 0.0, fresh: bool = False) -> None:
+        """Take a task and its limits; `days` puts its clock forward, `fresh` gives every worker a new interpreter."""
         self.task = task
-        self.longest = longest
+        self.limits = limits or Limits()
+        self.days = days
+        self.fresh = fresh
         self.seconds = 0.0
-        """Time spent in verification so far."""
+        """Time that this process spent on verdicts, waiting for them for the most part."""
+        self.worker_seconds = 0.0
+        """Time that the workers spent in the task's code, side by side."""
         self.counts: Counter[Outcome] = Counter()
         """How many responses passed, failed or could not be judged."""
         self.reasons: Counter[str] = Counter()
-        """How often each kind of error came: the exception's type, or the reason that the task gave."""
+        """How often each kind of error came: the exception's type, or the reason that was given."""
         self.leak_errors = 0
         """How many reflections could not be tested for a leak."""
         self._seen: dict[str, str] = {}  # kind of error -> the first of them, with its example
+        self._pool: Pool | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -46,69 +62,156 @@ class Judge:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return None
+        self.close()
+
+    def close(self) -> None:
+        """End the workers; the next response starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     def judge(self, pairs: Pairs) -> list[Verdict]:
         """Return one verdict a pair of example and response, in the same order.
 
-        Raises TaskError when the verifier returns something that is neither a Verdict nor a bool.
+        Raises TaskError when the verifier returns something that is neither a Verdict nor a bool, RunError when more
+        responses cannot be judged than the limits allow.
         """
-        began = perf_counter()
-        try:
-            verdicts = [self._verdict(example, response) for example, response in pairs]
-        finally:
-            self.seconds += perf_counter() - began
-        self.counts.update(verdict.outcome for verdict in verdicts)
-        return verdicts
+        batch = self.verdicts()
+        batch.add((index, *pair) for index, pair in enumerate(pairs))
+        return batch.result()
 
-    def leaks(self, pairs: Pairs) -> list[bool | None]:
-        """Return whether each reflection gives its example's answer away; None when that could not be judged."""
-        began = perf_counter()
-        try:
-            return [self._leak(example, reflection) for example, reflection in pairs]
-        finally:
-            self.seconds += perf_counter() - began
+    def verdicts(self) -> Batch[Verdict]:
+        """Return a batch to which pairs can be added while others are being judged already."""
+        return Batch(self, "verify", partial(_verdict, self), too_long=self._unread)
 
-    def check_errors(self, *, limit: float = 0.05, least: int = 20) -> None:
-        """Raise RunError when more than this share of the responses so far, at least so many, could not be judged."""
-        total, errors = self.counts.total(), self.counts["error"]
-        if total < least or errors <= limit * total:
+    def leaks(self) -> Batch[bool | None]:
+        """Return a batch of reflections: does each give its example's answer away? None when that is not known."""
+        return Batch(self, "leaks", partial(_leak, self), too_long=lambda _: False)
+
+    def check_errors(self, *, least: int = 20, still: int = 0) -> None:
+        """Raise RunError when too large a share of the responses, at least so many, could not be judged.
+
+        With `still` more to come, only when it will be too large whatever comes of them.
+        """
+        total, errors = self.counts.total() + still, self.counts["error"]
+        limit = self.limits.max_errors
+        if self.counts.total() < least or errors <= limit * total:
             return
         raise RunError(
-            f"the verifier of task `{self.task.name}` could not judge {errors} of {total} responses; "
-            f"at most {limit:.0%} are tolerated",
-            *(f"{count} times {self._seen[kind]}" for kind, count in self.reasons.most_common(3)),
+            f"the verifier of task `{self.task.name}` could not judge {errors} of {self.counts.total()} responses; "
+            f"at most {limit:.0%} are tolerated (`judge.max_errors`)",
+            *(f"{times} times {self._seen[kind]}" for kind, times in self.reasons.most_common(3)),
         )
 
-    def _verdict(self, example: Example, response: str) -> Verdict:
-        if len(response) > self.longest:
-            return Verdict.failed(f"response of {len(response)} characters is longer than the limit of {self.longest}")
-        said, error = _guarded(lambda: self.task.verify(example, response))
-        if error is not None:
-            return self._counted(type(error).__name__, _reason(error), example)
-        if isinstance(said, bool):
-            return Verdict.passed() if said else Verdict.failed()
-        if not isinstance(said, Verdict):
-            raise _wrong_value(self.task, "verify", said, allowed="a Verdict or a bool")
-        if said.outcome == "error":
-            return self._counted(_shortened(said.reason), _shortened(said.reason), example)
-        return said
+    def _counted(self, said: worker.Said, example: Example) -> Verdict:
+        self.reasons[said.kind] += 1
+        self._seen.setdefault(said.kind, f"{said.reason} (first on example {example.id!r})")
+        return Verdict.error(said.reason)
 
-    def _leak(self, example: Example, reflection: str) -> bool | None:
-        if len(reflection) > self.longest:
-            return False
-        said, error = _guarded(lambda: self.task.leaks(example, reflection))
-        if error is not None:
-            self.leak_errors += 1
-            return None
-        if not isinstance(said, bool):
-            raise _wrong_value(self.task, "leaks", said, allowed="a bool")
-        return said
+    def _unread(self, reason: str) -> Verdict:
+        self.counts["fail"] += 1
+        return Verdict.failed(reason)
 
-    def _counted(self, kind: str, reason: str, example: Example) -> Verdict:
-        self.reasons[kind] += 1
-        self._seen.setdefault(kind, f"{reason} (first on example {example.id!r})")
-        return Verdict.error(reason)
+    @property
+    def pool(self) -> Pool:
+        if self._pool is None:
+            self._pool = Pool(self.task, self.limits, days=self.days, fresh=self.fresh)
+        return self._pool
+
+
+class _Job(NamedTuple):
+    """Some answers of a batch that a worker was asked about in one go."""
+
+    items: Sequence[tuple[int, Example, str]]
+    place: int
+    future: Future
+
+
+class Batch(Generic[T]):
+    """Answers that are being judged; made by a Judge."""
+
+    def __init__(
+        self, judge: Judge, method: str, tell: Callable[[worker.Said, Example], T], *, too_long: Callable[[str], T]
+    ) -> None:
+        self._judge = judge
+        self._method = method
+        self._tell = tell
+        self._too_long = too_long
+        self._jobs: deque[_Job] = deque()
+        self._told: dict[int, T] = {}
+        self._added = 0
+        self._restarts = 0
+
+    def add(self, items: Iterable[tuple[int, Example, str]]) -> None:
+        """Begin to judge more of the batch: its index in the results, the example, the response. Waits for nothing."""
+        began = perf_counter()
+        longest = self._judge.limits.characters
+        short = []
+        for index, example, response in items:
+            self._added += 1
+            if len(response) <= longest:
+                short.append((index, example, response))
+                continue
+            said = f"response of {len(response)} characters is longer than the limit of {longest}"
+            self._told[index] = self._too_long(said)
+        size = min(max(ceil(len(short) / (4 * workers_of(self._judge.limits))), _SMALLEST_CHUNK), _LARGEST_CHUNK)
+        for start in range(0, len(short), size):
+            self._ask(short[start : start + size])
+        self._judge.seconds += perf_counter() - began
+
+    def result(self) -> list[T]:
+        """Wait for the rest, and return what came of each answer, in the order of their indices."""
+        began = perf_counter()
+        try:
+            while self._jobs:
+                self._collect(self._jobs.popleft())
+        finally:
+            self._judge.seconds += perf_counter() - began
+        return [self._told[index] for index in sorted(self._told)]
+
+    def _ask(self, items: Sequence[tuple[int, Example, str]]) -> None:
+        pairs = [(example, response) for _, example, response in items]
+        place, future = self._judge.pool.schedule(self._method, pairs)
+        self._jobs.append(_Job(items, place, future))
+
+    def _collect(self, job: _Job) -> None:
+        """Take in what a worker says, or find out which answer was its end; what it left goes to another one."""
+        pool = self._judge.pool
+        try:
+            said, seconds = job.future.result()
+        except ProcessExpired as death:
+            return self._bury(job, cause_of(death.exitcode, self._judge.limits))
+        except TimeoutError:
+            return self._bury(job, cause_of(-signal.SIGALRM, self._judge.limits))
+        except BrokenProcessPool:
+            self._restarts += 1
+            if self._restarts > _MOST_RESTARTS:
+                raise RunError(
+                    f"the worker processes of task `{self._judge.task.name}` end while they have nothing to do",
+                    MAIN_GUARD,
+                    "a task starts no threads or timers that outlive a verdict",
+                ) from None
+            pool.restart()
+            return self._ask(job.items)
+        except Exception as error:  # it is the task's own, from another process
+            raise unloadable(self._judge.task, f"{type(error).__name__}: {error}") from error
+        self._judge.worker_seconds += seconds
+        for (index, example, _), one in zip(job.items, said, strict=False):
+            self._told[index] = self._tell(one, example)
+        if len(said) < len(job.items):
+            self._ask(job.items[len(said) :])
+
+    def _bury(self, job: _Job, cause: str) -> None:
+        last = self._judge.pool.places[job.place]
+        if last == worker.NOT_READY:
+            raise unloadable(self._judge.task, cause)
+        index, example, _ = job.items[last]
+        self._told[index] = self._tell(worker.Said("error", cause, cause), example)
+        if self._method == "verify":
+            self._judge.check_errors(still=self._added - len(self._told))
+        for rest in (job.items[:last], job.items[last + 1 :]):
+            if rest:
+                self._ask(rest)
 
 
 def judge(task: Task, pairs: Pairs) -> list[Verdict]:
@@ -117,32 +220,29 @@ def judge(task: Task, pairs: Pairs) -> list[Verdict]:
         return one.judge(pairs)
 
 
-def _guarded(call: Callable[[], object]) -> tuple[object, BaseException | None]:
-    """Return what a task's code returned, or what it raised; only KeyboardInterrupt gets through.
-
-    A SystemExit, a RecursionError and a MemoryError of a verifier are its errors, and no reason to end a run.
-    """
-    try:
-        return call(), None
-    except (Exception, SystemExit) as error:
-        return None, error
-
-
-def _reason(error: BaseException) -> str:
-    try:
-        message = str(error)
-    except Exception:  # the exception is the task's own, and its text is computed by the task's code
-        message = "(its message cannot be shown)"
-    return _shortened(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+def _verdict(judge: Judge, said: worker.Said, example: Example) -> Verdict:
+    if said.outcome == "wrong value":
+        raise _wrong_value(judge.task, "verify", said.reason, allowed="a Verdict or a bool")
+    if said.outcome == "error":
+        verdict = judge._counted(said, example)
+    else:
+        verdict = Verdict.passed(said.reason) if said.outcome == "pass" else Verdict.failed(said.reason)
+    judge.counts[verdict.outcome] += 1
+    return verdict
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
+def _leak(judge: Judge, said: worker.Said, example: Example) -> bool | None:
+    if said.outcome == "wrong value":
+        raise _wrong_value(judge.task, "leaks", said.reason, allowed="a bool")
+    if said.outcome == "error":
+        judge.leak_errors += 1
+        return None
+    return said.outcome == "pass"
 
 
-def _wrong_value(task: Task, method: str, value: object, *, allowed: str) -> TaskError:
+def _wrong_value(task: Task, method: str, shown: str, *, allowed: str) -> TaskError:
     return TaskError(
-        f"task `{task.name}`: `{method}` returned {_shortened(repr(value))}; it should return {allowed}",
+        f"task `{task.name}`: `{method}` returned {shown}; it should return {allowed}",
         "write bool(...) around a value such as numpy.bool_",
     )
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep libraries off the network and out of the home directory; they read these variables when imported."""
-    trackio = TemporaryDirectory()
-    config.add_cleanup(trackio.cleanup)
-    os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TRACKIO_DIR": trackio.name}
+    kept = TemporaryDirectory()
+    config.add_cleanup(kept.cleanup)
+    os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TRACKIO_DIR": kept.name, "R3_CACHE": kept.name}
 
 
 @pytest.fixture(scope="session")

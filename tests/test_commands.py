@@ -168,12 +168,12 @@ def test_failures_are_judged_again_by_the_verifier_as_it_is_now(r3: R3, tiny_fol
     task.write_text(TOY.read_text())
     options = ["--task", f"{task}:Even", "--model", str(tiny_folder), "--output-dir", "run", *settings()]
     assert r3("mine", *options).code == 0
-    mined = json.loads(r3("rescore", "run", "--json").out)
+    mined = json.loads(r3("rescore", "run/failures", "--json").out)
     assert mined["changed"] == []
     assert mined["judged"] == mined["unchanged"] > 0
 
     task.write_text(TOY.read_text().replace("len(response) % 2 == 0", "len(response) != 5"))
-    said = r3("rescore", "run", "--json", "--output-dir", "again")
+    said = r3("rescore", "run/failures", "--json", "--output-dir", "again")
     told = json.loads(said.out)
     assert told["judged"] == mined["judged"] > told["unchanged"]
     assert all(len(row["answer"]) != 5 for row in told["changed"])
@@ -183,6 +183,26 @@ def test_failures_are_judged_again_by_the_verifier_as_it_is_now(r3: R3, tiny_fol
         fresh = r3("mine", *options, "--failures", "again", "--output-dir", "third")
         assert fresh.code == 0
         assert "changed" not in fresh.err
+
+
+def test_all_of_a_run_is_judged_again(r3: R3, copied: Path, tmp_path: Path) -> None:
+    told = json.loads(r3("rescore", "run", "--json").out)
+    files = {tally["file"] for tally in told["tallies"]}
+    assert files == {"mine", "failures/failures", "train-episodes", "evaluate-base", "evaluate-trained"}
+    assert (told["changed"], told["stages"], told["before"]) == (0, ["mine", "train", "evaluate"], told["now"])
+    result = json.loads((copied / "result.json").read_text())
+    for evaluated, side in zip(told["evaluated"], ("base", "trained"), strict=True):
+        assert evaluated["before"] == evaluated["now"]
+        assert evaluated["now"] == {name: result[side][name] for name in ("first", "second")}
+
+    task = tmp_path / "longer.py"
+    task.write_text(TOY.read_text().replace("len(response) % 2 == 0", "len(response) > 2"))
+    said = r3("rescore", "run", "--task", f"{task}:Even", "--output-dir", "again")
+    assert said.code == 0
+    assert "pass -> fail" in said.out
+    assert "; then verifier version 1 (" in said.out
+    for line in Path("again/failures.jsonl").read_text().splitlines():
+        assert len(json.loads(line)["attempt"]["text"]) <= 2
 
 
 def test_show_prints_conversations(r3: R3, tiny_folder: Path) -> None:
@@ -275,6 +295,42 @@ def test_a_mistake_is_told_in_words(
 def test_a_mistake_about_training_is_found_before_mining(r3: R3, asked: list[str], mistake: str) -> None:
     assert r3("run", *asked, "--set", mistake).code == 2
     assert not list(Path().iterdir())
+
+
+def test_a_directory_is_not_spoilt_by_a_mistyped_model(r3: R3, asked: list[str]) -> None:
+    mistyped = r3("mine", *asked, "--model", "no/such/model")
+    assert (mistyped.code, mistyped.out) == (2, "")
+    assert Path("run").exists()
+    assert r3("mine", *asked).code == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            "def load(self, split): return open('words.txt')",
+            "`load('train')` raised FileNotFoundError: [Errno 2] No su",
+        ),
+        ("def load(self, split): yield 7", "`load('train')` yielded 7\nhint: yield Examples"),
+        ("def load(self, split): ...", "`load('train')` returned None\nhint: yield Examples"),
+        (
+            "def prompt(self, example): return example.info['words']",
+            "`prompt` of example 'n0' raised KeyError: 'words'",
+        ),
+        ("def prompt(self, example): return 7", "the prompt of example 'n0' is 7; that is neither a text nor"),
+        ("def prompt(self): return 'Say 1.'", "`Mine.prompt` takes nothing; it is called with example"),
+        ("prompt: str = 'Say 1.'", "the option `prompt` of `Mine` has the name of something that every task has"),
+    ],
+)
+def test_a_mistake_in_a_task_is_told_in_words(r3: R3, asked: list[str], method: str, message: str) -> None:
+    source = Path("own.py")
+    source.write_text(f"{TOY.read_text()}\n\nclass Mine(Even):\n    name = 'mine'\n\n    {method}\n")
+    said = r3("mine", *asked, "--task", f"{source}:Mine")
+    assert (said.code, said.out) == (2, "")
+    assert message in said.err
+    assert "Traceback" not in said.err
+    if " raised " in message:
+        assert f"(own.py, line {source.read_text().count(chr(10))})" in said.err
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "null", '{"task": 3}', '{"task": "even", "limt": 3}'])

@@ -224,9 +224,9 @@ def test_both_models_get_the_same_problems_and_seeds(opened: Open) -> None:
 
     def remembering(name: str) -> ScriptedGenerator:
         class Remembering(ScriptedGenerator):
-            def generate(self, conversations: Any, sampling: Any, *, progress: Any = None) -> Any:
+            def generate(self, conversations: Any, sampling: Any, *, ended: Any = None) -> Any:
                 seeds[name].append((len(conversations), sampling.seed))
-                return super().generate(conversations, sampling, progress=progress)
+                return super().generate(conversations, sampling, ended=ended)
 
         return Remembering(model().reply)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from r3core import UsageError
-from r3core.generation import Sampling
+from r3core.generation import Completion, Sampling
 from r3core.generation.local import TransformersGenerator, load_model
 
 if TYPE_CHECKING:
@@ -218,11 +218,16 @@ def drawn_from(
     return set(tokens), [tokens.count(token) / count for token in range(4)]
 
 
-def test_progress_counts_what_has_ended(ending: TransformersGenerator) -> None:
-    ending.batch_size = 3
-    counted: list[int] = []
-    ending.generate(CONVERSATIONS, GREEDY, progress=counted.append)
-    assert counted == [3, 3, 2]
+def test_completions_are_handed_over_once_each_and_before_the_last_has_ended(ending: TransformersGenerator) -> None:
+    ending.batch_size = 6
+    told: list[dict[int, Completion]] = []
+    completions = ending.generate(CONVERSATIONS, GREEDY, ended=lambda new: told.append(dict(new)))
+    indices = [index for new in told for index in new]
+    assert sorted(indices) == list(range(len(CONVERSATIONS)))
+    assert [completions[index] for index in indices] == [one for new in told for one in new.values()]
+    lengths = [max(len(one.token_ids) for one in new.values()) for new in told]
+    assert len(told) > 2  # two batches, and one of them at least shrank on its way
+    assert min(lengths) < max(lengths)
 
 
 def test_nothing_is_asked_and_nothing_comes_back(generator: TransformersGenerator) -> None:

@@ -377,10 +377,10 @@ ONE = Example(id="n1", prompt="Say 1.", answer="1")
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ((), "task `toy` has no problem in its split `train`"),
+        ((), "task `toy` has no problem in its split `train`: `load('train')` yielded nothing"),
         ((ONE, ONE), "task `toy`: two problems of the split `train` have the id 'n1'"),
-        ((ONE, {"id": "n2"}), "task `toy`: `load` yielded {'id': 'n2'}; it should yield Examples"),
-        ((None,), "task `toy`: `load` yielded None; it should yield Examples"),
+        ((ONE, {"id": "n2"}), "task `toy`: `load('train')` yielded {'id': 'n2'}"),
+        ((None,), "task `toy`: `load('train')` yielded None"),
     ],
 )
 def test_examples_that_cannot_be_used_are_the_tasks_fault(rows: tuple[Any, ...], message: str) -> None:

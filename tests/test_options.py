@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from r3core import Example, Split, Task, TaskError
 from r3core.options import Option, options_of, set_options, type_text
@@ -54,6 +54,42 @@ def test_a_type_reads_as_a_person_would_write_it(annotation: object, text: str) 
 def test_options_are_set() -> None:
     task = set_options(Apples, {"basket": "here", "numbers": [3, 4]})
     assert task.options() == {"basket": "here", "numbers": [3, 4], "kind": "red", "largest": 20, "seeds": [1, 2]}
+
+
+def test_a_default_that_is_not_allowed_is_told_apart_from_a_value_that_was_given() -> None:
+    class Unset(Apples):
+        model_config = ConfigDict(validate_default=True)
+
+        largest: int = None  # type: ignore[assignment]  # the mistake that is tested
+
+    with pytest.raises(
+        TaskError, match=r"`apples`: the default of option `largest` \(int\) cannot be None: input should"
+    ):
+        set_options(Unset, {"basket": "."})
+    assert set_options(Unset, {"basket": ".", "largest": 3}).options()["largest"] == 3
+
+
+def test_a_task_that_cannot_be_made_is_told_with_the_line() -> None:
+    class Fixed(Apples):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.seen = set()  # type: ignore[misc, attr-defined]  # the mistake that is tested
+
+    class Lost(Apples):
+        def model_post_init(self, _: Any) -> None:
+            (self.basket / "apples.txt").read_text()
+
+    for task, message in (
+        (Fixed, "task `apples`: `{}(...)` raised ValidationError of Fixed: `seen` cannot be set(): instance is frozen"),
+        (
+            Lost,
+            "task `apples`: `{}(...)` raised FileNotFoundError: [Errno 2] No such file or directory: 'no/apples.txt'",
+        ),
+    ):
+        with pytest.raises(TaskError) as raised:
+            set_options(task, {"basket": "no"})
+        assert raised.value.message.startswith(message.format(task.__qualname__))
+        assert "(test_options.py, line " in raised.value.message
 
 
 @pytest.mark.parametrize(

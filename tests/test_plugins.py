@@ -93,11 +93,16 @@ def test_an_installed_task_is_found_with_its_distribution(install: Install) -> N
         (plugin("x").replace("return [x]", "return [1 / 0]"), "ZeroDivisionError"),
         (plugin("x").replace("return [x]", "return x"), "did not return a list of tasks"),
         (plugin("x").replace("return [x]", "pass"), "did not return a list of tasks"),
-        (plugin("x").replace("return [x]", "return [x()]"), "is not a subclass of `r3core.Task`"),
+        (plugin("x").replace("return [x]", "return [x()]"), "leave out the brackets behind its name"),
         (plugin("x").replace("return [x]", "return [int]"), "<class 'int'> is not a subclass of `r3core.Task`"),
         (plugin("x").replace("def verify", "def judge"), "`x` does not define `verify`"),
         (plugin("x").replace('    name = "x"', ""), "`x` has no class attribute `name`"),
         (plugin("x").replace('"x"', '"my task"'), "the name of `x` is 'my task'; letters, digits"),
+        (plugin("x").replace("largest: int", "prompt: int"), "the option `prompt` of `x` has the name of something"),
+        (
+            plugin("x").replace("largest: int", "largest"),
+            "cannot be imported: `largest = 20` has no type; an option has",
+        ),
     ],
 )
 def test_a_broken_plugin_is_reported_and_the_others_work(install: Install, source: str, reason: str) -> None:
@@ -204,6 +209,10 @@ def test_a_module_of_the_working_directory_names_a_task(apples: Path, monkeypatc
         ("nothing.py:Apples", "there is no file `nothing.py`"),
         ("apples.py:Aples", "`apples.py` has no class called `Aples`; its tasks: Apples"),
         ("apples.py:Verdict", "`apples.py:Verdict` is not a task: <class 'r3core.task.Verdict'> is not a subclass"),
+        ("sows.py:sow", "`sows.py:sow` is not a task: the function `sow` is not a subclass of `r3core.Task`"),
+        ("apples.py:seeds", "`apples.py:seeds` is not a task: the module `seeds` is not a subclass of `r3core.Task`"),
+        ("shadow.py:Apples", "`shadow.py:Apples` is not a task: the option `load` of `Apples` has the name of"),
+        ("untyped.py:Apples", "`untyped.py` cannot be imported: `largest = 20` has no type; an option has one, as in"),
         ("apples.py:Task", "`apples.py:Task` is not a task: `Task` does not define `load`, `verify`"),
         ("raises.py:Apples", "`raises.py` cannot be imported: ZeroDivisionError: division by zero (line 2)"),
         ("unclosed.py:Apples", "`unclosed.py` cannot be imported: SyntaxError: '(' was never closed"),
@@ -216,6 +225,9 @@ def test_a_wrong_place_is_told_apart(apples: Path, monkeypatch: pytest.MonkeyPat
     (apples.parent / "raises.py").write_text("\n1 / 0\n")
     (apples.parent / "unclosed.py").write_text("(")
     (apples.parent / "lacking.py").write_text("import nothing")
+    (apples.parent / "sows.py").write_text("def sow(): ...")
+    (apples.parent / "shadow.py").write_text(apples.read_text().replace("largest: int", "load: int"))
+    (apples.parent / "untyped.py").write_text(apples.read_text().replace("largest: int", "largest"))
     monkeypatch.chdir(apples.parent)
     with pytest.raises(TaskError) as error:
         find_task(spec)

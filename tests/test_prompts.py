@@ -32,16 +32,45 @@ def test_chat_messages_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
-    [None, 7, [], [{"role": "assistant", "content": "7"}], ["Say 7."], [{"role": "user"}], {"role": "user"}, (*ASKED,)],
+    ("said", "fault"),
+    [
+        (None, "is None; that is neither a text nor a list of chat messages"),
+        (7, "is 7; that is neither"),
+        ({"role": "user"}, "is {'role': 'user'}; that is neither"),
+        ((*ASKED,), "is ({'role': 'user', 'content': 'Say 7.'},); that is neither"),
+        (["Say 7."], "has 'Say 7.' as message 1; that is no dict of `role` and `content`"),
+        ([*ASKED, {"role": "user"}], "has {'role': 'user'} as message 2; that is no dict"),
+        ([{"role": "user", "content": 7}], "has 7 as the content of message 1; that is no text"),
+        ([{"role": "user", "content": ["Say 7."]}], "has ['Say 7.'] as the content of message 1; that is no text"),
+        ([{"role": None, "content": "7"}], "has None as the role of message 1; that is no text"),
+        ([*ASKED, {"role": "assistant", "content": "7"}], "ends with the turn of 'assistant'; it should end with"),
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ([], "is empty"),
+        ([{"role": "user", "content": " "}], "is empty"),
+    ],
 )
-def test_a_prompt_that_no_model_can_continue_is_the_tasks_fault(said: Any) -> None:
-    with pytest.raises(TaskError, match=r"task `chatty`: the prompt of example 'n7' is neither a text nor chat"):
+def test_a_prompt_that_no_model_can_continue_is_the_tasks_fault(said: Any, fault: str) -> None:
+    with pytest.raises(TaskError) as raised:
         prompts.attempt(Chatty(said=said), EXAMPLE)
+    assert raised.value.message.startswith(f"task `chatty`: the prompt of example 'n7' {fault}")
+    assert "return a str, or [{" in raised.value.hints[0]
+
+
+def test_a_prompt_that_raises_is_told_with_its_line() -> None:
+    class Lost(Toy):
+        def prompt(self, example: Example) -> str:
+            return str(example.info["words"])
+
+    with pytest.raises(TaskError) as raised:
+        prompts.attempt(Lost(), EXAMPLE)
+    line = Lost.prompt.__code__.co_firstlineno + 1
+    said = f"task `toy`: `prompt` of example 'n7' raised KeyError: 'words' (test_prompts.py, line {line})"
+    assert raised.value.message == said
 
 
 def test_an_example_without_a_prompt_needs_a_task_that_makes_one() -> None:
-    with pytest.raises(ValueError, match="'n7' has no prompt, and Toy defines no `prompt`"):
+    with pytest.raises(TaskError, match="task `toy`: example 'n7' has no prompt, and `Toy` defines none"):
         prompts.attempt(Toy(), Example(id="n7"))
 
 

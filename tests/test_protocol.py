@@ -181,7 +181,7 @@ def test_too_many_errors_end_the_run() -> None:
 def test_a_prompt_of_the_wrong_form_is_found_before_anything_is_generated() -> None:
     generator = scripted(attempt="1")
     broken = Example(id="x", prompt=[{"role": "assistant", "content": "?"}])
-    with pytest.raises(TaskError, match="neither a text nor chat messages"):
+    with pytest.raises(TaskError, match="it should end with the user's"):
         protocol_of().attempt([broken], generator, seed=0)
     assert generator.calls == []
 
@@ -247,9 +247,9 @@ def test_a_new_reflection_puts_the_old_retries_away() -> None:
 
 def test_each_turn_is_sampled_as_the_configuration_says() -> None:
     class Remembering(ScriptedGenerator):
-        def generate(self, conversations: Any, sampling: Any, *, progress: Any = None) -> Any:
+        def generate(self, conversations: Any, sampling: Any, *, ended: Any = None) -> Any:
             seen.append(sampling)
-            return super().generate(conversations, sampling, progress=progress)
+            return super().generate(conversations, sampling, ended=ended)
 
     seen: list[Any] = []
     turns = ("attempt", "reflection", "retry")

@@ -68,9 +68,27 @@ def test_every_opening_is_recorded(tmp_path: Path) -> None:
     assert [row["pid"] for row in RunRecord(tmp_path).read("sessions")] == [os.getpid()] * 2
 
 
+def test_a_directory_in_which_nothing_came_about_takes_another_configuration(tmp_path: Path) -> None:
+    with Run.open(tmp_path, CONFIG), pytest.raises(UsageError):
+        raise UsageError("there is no such model")
+    with Run.open(tmp_path, {**CONFIG, "seed": 1}) as run:
+        assert run.read_json("config") == {**CONFIG, "seed": 1}
+
+
+def test_rows_are_read_one_by_one_up_to_a_torn_one(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n{"a": 2}\nno\n{"a"')
+    rows = RunRecord(tmp_path).rows("rows")
+    assert [next(rows), next(rows)] == [{"a": 1}, {"a": 2}]
+    with pytest.raises(RunError, match=r"line 3 of .*rows.jsonl is not JSON"):
+        next(rows)
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n{"a"')
+    assert list(RunRecord(tmp_path).rows("rows")) == [{"a": 1}]
+    assert list(RunRecord(tmp_path).rows("nothing")) == []
+
+
 def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
-    with Run.open(tmp_path, CONFIG):
-        pass
+    with Run.open(tmp_path, CONFIG) as run:
+        run.append("mine", [{}])
     with pytest.raises(UsageError) as caught:
         Run.open(tmp_path, {"task": "toy", "mine": {"limit": 4, "samples": 1}, "seed": 1})
     assert "mine.limit was 3, now 4; seed was not set, now 1" in str(caught.value)
@@ -80,8 +98,8 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path: Pa
 
 
 def test_many_differences_are_counted(tmp_path: Path) -> None:
-    with Run.open(tmp_path, {str(number): 0 for number in range(20)}):
-        pass
+    with Run.open(tmp_path, {str(number): 0 for number in range(20)}) as run:
+        run.append("mine", [{}])
     with pytest.raises(UsageError, match="and 12 more"):
         Run.open(tmp_path, {str(number): 1 for number in range(20)})
 

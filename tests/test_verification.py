@@ -1,9 +1,22 @@
-from collections.abc import Callable, Iterable
+import ctypes
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
-from r3core import Example, RunError, Split, Task, TaskError, Verdict
+from r3core import Example, RunError, Split, Task, TaskError, Verdict, get_task
+from r3core.config import Limits
+from r3core.pool import portable
 from r3core.verification import Judge, judge
+
+LIMITS = Limits(seconds=2, memory_mb=256, workers=2)
 
 
 class Unprintable(Exception):
@@ -11,37 +24,54 @@ class Unprintable(Exception):
         raise RuntimeError
 
 
-def give(value: object) -> Callable[[], object]:
-    return lambda: value
-
-
-def throw(error: BaseException) -> Callable[[], object]:
-    def call() -> object:
-        raise error
-
-    return call
+def throw(error: BaseException) -> object:
+    raise error
 
 
 def dive() -> object:
     return dive()
 
 
+def print_much() -> object:
+    while True:
+        print("x" * 100_000)
+
+
+def alarm() -> object:
+    """Set a time limit of its own, as some verifiers do, which undoes the worker's."""
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.alarm(1000)
+    return True
+
+
 SAYS: dict[str, Callable[[], object]] = {
-    "right": give(Verdict.passed()),
-    "wrong": give(Verdict.failed("too small")),
-    "true": give(True),
-    "false": give(False),
-    "unsure": give(Verdict.error("no table for this problem")),
-    "divide": throw(ZeroDivisionError("division by zero")),
-    "exit": throw(SystemExit(3)),
-    "memory": throw(MemoryError()),
+    "right": lambda: Verdict.passed(),
+    "wrong": lambda: Verdict.failed("too small"),
+    "true": lambda: True,
+    "false": lambda: False,
+    "unsure": lambda: Verdict.error("no table for this problem"),
+    "divide": lambda: throw(ZeroDivisionError("division by zero")),
+    "exit": lambda: throw(SystemExit(3)),
+    "interrupt": lambda: throw(KeyboardInterrupt()),
     "deep": dive,
-    "long": throw(ValueError("x" * 1000)),
-    "unprintable": throw(Unprintable()),
-    "stop": throw(KeyboardInterrupt()),
-    "text": give("pass"),
-    "nothing": give(None),
-    "number": give(1),
+    "long": lambda: throw(ValueError("x" * 1000)),
+    "unprintable": lambda: throw(Unprintable()),
+    "print": print_much,
+    "print quietly": lambda: bool(print("x" * 900_000)),
+    "alarm": alarm,
+    "loop": lambda: time.sleep(1000),
+    "regex": lambda: re.match(r"(a+)+b", "a" * 100),
+    "power": lambda: 10 ** (10**10) > 0,
+    "factorial": lambda: math.factorial(10**7) > 0,
+    "memory": lambda: len([0] * 10**9) > 0,
+    "raise memory": lambda: throw(MemoryError()),
+    "segfault": lambda: ctypes.string_at(0),
+    "recurse": lambda: sys.setrecursionlimit(10**9) or dive(),
+    "quit": lambda: os._exit(3),
+    "quit quietly": lambda: os._exit(0),
+    "text": lambda: "pass",
+    "nothing": lambda: None,
+    "number": lambda: 1,
 }
 
 
@@ -61,8 +91,15 @@ def pairs(*responses: str) -> list[tuple[Example, str]]:
     return [(Example(id=f"{index}"), response) for index, response in enumerate(responses)]
 
 
-def test_verdicts_come_in_order_and_a_bool_is_one() -> None:
-    assert judge(Toy(), pairs("wrong", "right", "false", "true")) == [
+@pytest.fixture(scope="module")
+def judged() -> Iterator[Judge]:
+    """One judge for the tests that only look at verdicts: its workers live through all of them."""
+    with Judge(Toy(), LIMITS) as one:
+        yield one
+
+
+def test_verdicts_come_in_order_and_a_bool_is_one(judged: Judge) -> None:
+    assert judged.judge(pairs("wrong", "right", "false", "true")) == [
         Verdict.failed("too small"),
         Verdict.passed(),
         Verdict.failed(),
@@ -76,23 +113,60 @@ def test_verdicts_come_in_order_and_a_bool_is_one() -> None:
         ("unsure", "no table for this problem"),
         ("divide", "ZeroDivisionError: division by zero"),
         ("exit", "SystemExit: 3"),
-        ("memory", "MemoryError"),
+        ("interrupt", "KeyboardInterrupt"),
         ("deep", "RecursionError: maximum recursion depth exceeded"),
         ("long", "ValueError: " + "x" * 287 + "…"),
         ("unprintable", "Unprintable: (its message cannot be shown)"),
+        ("print", "it printed more than 1,000,000 characters"),
+        ("loop", "it gave no verdict within 2 s"),
+        ("regex", "it gave no verdict within 2 s"),
+        ("power", "it gave no verdict within 2 s"),
+        ("memory", "it needed more than 256 MB of memory"),
+        ("raise memory", "it needed more than 256 MB of memory"),
+        ("segfault", "it crashed its process (SIGSEGV)"),
+        ("quit", "it ended its process (exit code 3)"),
+        ("quit quietly", "it ended its process (exit code 0)"),
     ],
 )
-def test_a_broken_verifier_is_an_error_and_never_a_fail(response: str, reason: str) -> None:
-    before, verdict, after = judge(Toy(), pairs("right", response, "right"))
+def test_a_broken_verifier_costs_one_answer_an_error_and_never_a_fail(
+    response: str, reason: str, judged: Judge
+) -> None:
+    verdicts = judged.judge(pairs(*["right"] * 20, response, *["wrong"] * 20))
+    assert [verdict.outcome for verdict in verdicts] == ["pass"] * 20 + ["error"] + ["fail"] * 20
+    assert verdicts[20].reason.startswith(reason)
+    assert len(verdicts[20].reason) <= 300
+
+
+def test_a_crash_through_c_s_stack_is_an_error_too(judged: Judge) -> None:
+    (verdict,) = judged.judge(pairs("recurse"))
     assert verdict.outcome == "error"
-    assert verdict.reason.startswith(reason)
-    assert len(verdict.reason) <= 300
-    assert before.outcome == after.outcome == "pass"
 
 
-def test_the_user_can_interrupt_a_verifier() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        judge(Toy(), pairs("stop"))
+def test_many_broken_answers_in_one_batch_are_told_apart() -> None:
+    responses = ["segfault", "right", "quit", "wrong", "quit", "true", "segfault", "divide"] * 6
+    with Judge(Toy(), LIMITS.model_copy(update={"max_errors": 1.0})) as one:
+        verdicts = one.judge(pairs(*responses))
+        outcomes = {"right": "pass", "wrong": "fail", "true": "pass"}
+        assert [verdict.outcome for verdict in verdicts] == [outcomes.get(said, "error") for said in responses]
+        assert one.reasons["it crashed its process (SIGSEGV)"] == 12
+        assert one.reasons["it ended its process (exit code 3)"] == 12
+
+
+def test_the_pool_is_full_again_after_workers_died() -> None:
+    with Judge(Toy(), LIMITS) as one:
+        one.judge(pairs("segfault", "quit"))
+        assert {verdict.outcome for verdict in one.judge(pairs(*["right"] * 200))} == {"pass"}
+        assert len(workers_under(os.getpid())) >= LIMITS.workers  # type: ignore[operator]  # it is set above
+
+
+def test_a_verifier_s_own_alarm_does_no_harm(judged: Judge) -> None:
+    verdicts = judged.judge(pairs("alarm", "right", "loop", "right"))
+    assert [verdict.outcome for verdict in verdicts] == ["pass", "pass", "error", "pass"]
+
+
+def test_what_a_verifier_prints_is_not_seen(judged: Judge, capfd: pytest.CaptureFixture[str]) -> None:
+    assert [verdict.outcome for verdict in judged.judge(pairs("print quietly", "true"))] == ["fail", "pass"]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("response", "value"), [("text", "'pass'"), ("nothing", "None"), ("number", "1")])
@@ -104,10 +178,13 @@ def test_any_other_value_is_the_author_s_mistake(response: str, value: str) -> N
 
 
 def test_a_response_that_is_too_long_fails_unread() -> None:
-    with Judge(Toy(), longest=5) as one:
-        verdicts = one.judge(pairs("right", "divide"))
-        assert one.leaks(pairs("divide")) == [False]
-    assert verdicts == [Verdict.passed(), Verdict.failed("response of 6 characters is longer than the limit of 5")]
+    with Judge(Toy(), Limits(characters=5)) as one:
+        assert one.judge(pairs("right", "divide")) == [
+            Verdict.passed(),
+            Verdict.failed("response of 6 characters is longer than the limit of 5"),
+        ]
+        assert one.counts == {"pass": 1, "fail": 1}
+        assert leaks(one, "divide") == [False]
 
 
 def test_outcomes_errors_and_time_are_counted() -> None:
@@ -116,13 +193,19 @@ def test_outcomes_errors_and_time_are_counted() -> None:
         one.judge(pairs("right"))
     assert one.counts == {"pass": 2, "fail": 1, "error": 3}
     assert one.reasons == {"ZeroDivisionError": 2, "no table for this problem": 1}
-    assert one.seconds > 0
+    assert one.seconds > one.worker_seconds > 0
+
+
+def leaks(one: Judge, *reflections: str) -> list[bool | None]:
+    batch = one.leaks()
+    batch.add((index, *pair) for index, pair in enumerate(pairs(*reflections)))
+    return batch.result()
 
 
 def test_a_leak_is_a_reflection_that_the_verifier_accepts() -> None:
     with Judge(Toy()) as one:
-        assert one.leaks(pairs("right", "wrong", "true", "divide")) == [True, False, True, None]
-    assert one.leak_errors == 1
+        assert leaks(one, "right", "wrong", "true", "divide", "quit") == [True, False, True, None, None]
+    assert one.leak_errors == 2
     assert one.counts == {}
 
 
@@ -132,18 +215,33 @@ def test_a_task_s_own_leak_test_must_say_yes_or_no() -> None:
             return "maybe"  # type: ignore[return-value]  # the mistake that is tested
 
     with Judge(Vague()) as one, pytest.raises(TaskError, match="`leaks` returned 'maybe'"):
-        one.leaks(pairs("right"))
+        leaks(one, "right")
+
+
+def test_answers_of_a_batch_come_in_the_order_of_their_indices_whenever_they_were_added() -> None:
+    with Judge(Toy()) as one:
+        batch = one.verdicts()
+        batch.add([(2, Example(id="c"), "right"), (0, Example(id="a"), "wrong")])
+        batch.add([(1, Example(id="b"), "true")])
+        assert [verdict.outcome for verdict in batch.result()] == ["fail", "pass", "pass"]
 
 
 def test_too_many_errors_end_the_run_with_the_commonest_reasons() -> None:
     with Judge(Toy()) as one:
-        one.judge(pairs(*["right"] * 30, *["divide"] * 3, "memory", "memory", "exit", "exit", "unsure"))
+        one.judge(pairs(*["right"] * 30, *["divide"] * 3, "unsure", "unsure", "exit", "exit", "deep"))
         with pytest.raises(RunError) as caught:
             one.check_errors()
     said = str(caught.value)
     assert "the verifier of task `toy` could not judge 8 of 38 responses; at most 5% are tolerated" in said
     assert "hint: 3 times ZeroDivisionError: division by zero (first on example '30')" in said
     assert said.count("hint:") == 3
+
+
+def test_a_verifier_that_always_crashes_ends_the_run_before_all_answers_were_tried() -> None:
+    with Judge(Toy(), LIMITS) as one:
+        with pytest.raises(RunError, match="could not judge 20 of 20 responses"):
+            one.judge(pairs(*["quit"] * 300))
+        assert one.counts == {"error": 20}
 
 
 @pytest.mark.parametrize(
@@ -153,3 +251,123 @@ def test_few_errors_are_tolerated(responses: list[str]) -> None:
     with Judge(Toy()) as one:
         one.judge(pairs(*responses))
         one.check_errors()
+
+
+class Here(Toy):
+    """Sees the directory and the environment that the run has."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return Verdict.failed(f"{os.getcwd()} {os.environ.get('R3_TEST_PLACE')}")
+
+
+def test_a_worker_stands_where_the_run_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge(Toy(), pairs("right"))  # the server process is there already
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("R3_TEST_PLACE", "here")
+    assert judge(Here(), pairs("")) == [Verdict.failed(f"{tmp_path} here")]
+
+
+class Clock(Toy):
+    """Passes after the year 2030."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return time.localtime().tm_year > 2030
+
+
+def test_the_clock_of_a_task_can_be_put_forward() -> None:
+    with Judge(Clock()) as now, Judge(Clock(), days=10_000) as later:
+        assert [now.judge(pairs(""))[0].outcome, later.judge(pairs(""))[0].outcome] == ["fail", "pass"]
+
+
+FILE = """
+from pathlib import Path
+import neighbour
+from r3core import Example, Task
+
+class Filed(Task):
+    name = "filed"
+    word: str = "yes"
+    def load(self, split):
+        return []
+    def verify(self, example, response):
+        return response == self.word + neighbour.END
+"""
+
+
+def test_a_task_from_a_file_is_judged_as_it_was_when_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "filed.py").write_text(FILE)
+    (tmp_path / "neighbour.py").write_text("END = '!'")
+    task = get_task(f"{tmp_path}/filed.py:Filed", word="no")
+    assert portable(task)
+    with Judge(task) as one:
+        assert [verdict.outcome for verdict in one.judge(pairs("no!", "no"))] == ["pass", "fail"]
+        (tmp_path / "filed.py").write_text("raise ValueError")
+        assert [verdict.outcome for verdict in one.judge(pairs("no!", "no"))] == ["pass", "fail"]
+
+
+def test_a_task_that_is_nowhere_but_in_this_process_can_be_judged() -> None:
+    class Local(Toy):
+        def verify(self, example: Example, response: str) -> Verdict | bool:
+            return response == "here"
+
+    assert not portable(Local())
+    assert [verdict.outcome for verdict in judge(Local(), pairs("here", "there"))] == ["pass", "fail"]
+
+
+def workers_under(pid: int) -> list[int]:
+    """Return the processes that descend from one."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, _, rest = stat.read_text().rpartition(")")
+        except OSError:  # it has just ended
+            continue
+        state, parent, *_ = rest.split()
+        if state != "Z":
+            parents[int(stat.parent.name)] = int(parent)
+    found = {pid}
+    for _ in range(3):
+        found |= {child for child, parent in parents.items() if parent in found}
+    return sorted(found - {pid})
+
+
+KILLED = """
+import sys, time
+from r3core import Example
+from r3core.verification import Judge
+from toy import Toy
+
+if __name__ == "__main__":
+    judge = Judge(Toy())
+    judge.judge([(Example(id="1", answer="1"), "1")])
+    print("judged", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None], ids=["kill", "terminate", "end"])
+def test_no_worker_outlives_the_run(end: signal.Signals | None, tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    run = subprocess.Popen(
+        [sys.executable, str(tmp_path / "killed.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        text=True,
+    )
+    with run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "judged\n"
+        workers = workers_under(run.pid)
+        assert len(workers) >= 3  # the server they come from is one of them
+        if end is not None:
+            run.send_signal(end)
+        _, said = run.communicate(timeout=60)
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 30
+    while alive := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, alive

@@ -11,8 +11,6 @@ from r3core.episode import Stopped
 from r3core.task import Frozen, Message
 
 Conversation = Sequence[Message]
-Progress = Callable[[int], None]
-"""Called with the number of completions that have just ended."""
 
 
 class Sampling(Frozen):
@@ -36,13 +34,17 @@ class Completion(Frozen):
     stopped: Stopped
 
 
+Ended = Callable[[Sequence[tuple[int, Completion]]], None]
+"""Called with completions that have just ended, each with its conversation's index, while others are being written."""
+
+
 class Generator(Protocol):
     """Anything that continues conversations: a local model, a server, a trainer's current policy, a script."""
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, progress: Progress | None = None
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
-        """Return one completion a conversation, in the same order.
+        """Return one completion a conversation, in the same order; `ended` is called with each of them exactly once.
 
         The same conversations, sampling and seed give the same completions, where the engine can.
         """

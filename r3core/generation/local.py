@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r3core.errors import UsageError
-from r3core.generation import Completion, Conversation, Progress, Sampling
+from r3core.generation import Completion, Conversation, Ended, Sampling
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Continued = tuple[list[int], bool]
+"""The generated ids of one prompt, and whether the last of them is an end token."""
+Take = Callable[[Sequence[tuple[int, Continued]]], None]
 _SHRINK_AT = 0.7  # the batch is rebuilt without its ended rows when only this share of it is still alive
 
 
@@ -29,19 +32,28 @@ class TransformersGenerator:
         self.batch_size = batch_size
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, progress: Progress | None = None
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order.
 
-        Raises UsageError when a prompt and `max_tokens` together exceed the model's context.
+        `ended` is called whenever rows leave the batch. Raises UsageError when a prompt and `max_tokens` together
+        exceed the model's context.
         """
-        prompts = [self.encode(conversation) for conversation in conversations]
-        completions = []
-        for ids, ended in self.continue_ids(prompts, sampling, progress=progress):
-            said = ids[:-1] if ended else ids
-            text = str(self.tokenizer.decode(said, skip_special_tokens=True))
-            completions.append(Completion(text=text, token_ids=said, stopped="end" if ended else "length"))
-        return completions
+        completions: dict[int, Completion] = {}
+
+        def take(rows: Sequence[tuple[int, Continued]]) -> None:
+            new = [(index, self._completion(*continued)) for index, continued in rows]
+            completions.update(new)
+            if ended:
+                ended(new)
+
+        self.continue_ids([self.encode(conversation) for conversation in conversations], sampling, take=take)
+        return [completions[index] for index in range(len(conversations))]
+
+    def _completion(self, ids: list[int], ended: bool) -> Completion:
+        said = ids[:-1] if ended else ids
+        text = str(self.tokenizer.decode(said, skip_special_tokens=True))
+        return Completion(text=text, token_ids=said, stopped="end" if ended else "length")
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Return the token ids of a conversation, up to where the assistant's turn begins."""
@@ -51,33 +63,38 @@ class TransformersGenerator:
         return list(ids)
 
     def continue_ids(
-        self, prompts: Sequence[list[int]], sampling: Sampling, *, progress: Progress | None = None
-    ) -> list[tuple[list[int], bool]]:
-        """Return, for each prompt of token ids, the generated ids and whether the last of them is an end token."""
+        self, prompts: Sequence[list[int]], sampling: Sampling, *, take: Take | None = None
+    ) -> list[Continued]:
+        """Return, for each prompt of token ids, the generated ids and whether the last of them is an end token.
+
+        `take` is called with the rows that have just ended, each with its prompt's index.
+        """
         import torch
 
         self._check_lengths(prompts, sampling)
         random = torch.Generator(self.model.device).manual_seed(sampling.seed)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-        results: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
+        results: list[Continued] = [([], False)] * len(prompts)
         was_training = self.model.training
         self.model.eval()
         try:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 with torch.no_grad():
-                    continued = self._continue([prompts[index] for index in batch], sampling, random)
-                for index, result in zip(batch, continued, strict=True):
-                    results[index] = result
-                if progress:
-                    progress(len(batch))
+                    for rows in self._continue([prompts[index] for index in batch], sampling, random):
+                        new = [(batch[row], continued) for row, continued in rows]
+                        for index, continued in new:
+                            results[index] = continued
+                        if take:
+                            take(new)
         finally:
             self.model.train(was_training)
         return results
 
     def _continue(
         self, prompts: Sequence[list[int]], sampling: Sampling, random: torch.Generator
-    ) -> list[tuple[list[int], bool]]:
+    ) -> Iterator[list[tuple[int, Continued]]]:
+        """Yield rows that have ended, with their places among the prompts: when the batch shrinks, and at the end."""
         import torch
         from transformers import DynamicCache
 
@@ -91,7 +108,7 @@ class TransformersGenerator:
         cache = DynamicCache(config=self.model.config)
         rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch continues
         alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-        drawn: list[tuple[torch.Tensor, torch.Tensor]] = []  # each step's rows and their tokens
+        written = _Written(len(prompts), self._end_ids())
         for _ in range(sampling.max_tokens):
             logits = self.model(
                 input_ids=ids,
@@ -102,19 +119,20 @@ class TransformersGenerator:
                 logits_to_keep=1,
             ).logits[:, -1]  # (rows, vocabulary)
             tokens = _draw(logits, sampling, random)  # (rows,)
-            drawn.append((rows[alive], tokens[alive]))
+            written.add(rows[alive], tokens[alive])
             alive = alive & ~torch.isin(tokens, ends)
             living = int(alive.sum())
             if living == 0:
                 break
             if living <= _SHRINK_AT * len(rows):
+                yield written.take(rows[~alive])
                 kept = alive.nonzero().squeeze(1)
                 cache.batch_select_indices(kept)
                 rows, tokens, mask, positions, alive = (t[kept] for t in (rows, tokens, mask, positions, alive))
             ids = tokens.unsqueeze(1)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             positions = positions[:, -1:] + 1
-        return _by_row(drawn, len(prompts), self._end_ids())
+        yield written.take(rows)
 
     def _end_ids(self) -> set[int]:
         """Return the tokens that end a turn: the model's own list, and the tokenizer's."""
@@ -150,14 +168,25 @@ def _draw(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> 
     return torch.multinomial(scores.softmax(-1), 1, generator=random).squeeze(1)
 
 
-def _by_row(
-    drawn: Sequence[tuple[torch.Tensor, torch.Tensor]], count: int, ends: set[int]
-) -> list[tuple[list[int], bool]]:
-    ids: list[list[int]] = [[] for _ in range(count)]
-    for rows, tokens in drawn:
-        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-            ids[row].append(token)
-    return [(row, bool(row) and row[-1] in ends) for row in ids]
+class _Written:
+    """The tokens drawn so far, kept on the device until a row is taken."""
+
+    def __init__(self, count: int, ends: set[int]) -> None:
+        self.ends = ends
+        self.ids: list[list[int]] = [[] for _ in range(count)]
+        self.drawn: list[tuple[torch.Tensor, torch.Tensor]] = []  # each step's rows and their tokens
+
+    def add(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+        self.drawn.append((rows, tokens))
+
+    def take(self, rows: torch.Tensor) -> list[tuple[int, Continued]]:
+        """Return what was written in some rows, and whether the last token of each ends it."""
+        for places, tokens in self.drawn:
+            for place, token in zip(places.tolist(), tokens.tolist(), strict=True):
+                self.ids[place].append(token)
+        self.drawn.clear()
+        taken = [(row, self.ids[row]) for row in rows.tolist()]
+        return [(row, (ids, bool(ids) and ids[-1] in self.ends)) for row, ids in taken]
 
 
 def load_model(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from r3core.generation import Completion, Conversation, Progress, Sampling
+from r3core.generation import Completion, Conversation, Ended, Sampling
 
 
 class ScriptedGenerator:
@@ -20,7 +20,7 @@ class ScriptedGenerator:
         """The number of conversations of each call: shows whether work came in batches."""
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, progress: Progress | None = None
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return the script's replies; `rng_index` counts the conversations from 0, offset by the seed."""
         self.asked += conversations
@@ -36,6 +36,6 @@ class ScriptedGenerator:
                     stopped="end" if len(kept) == len(words) else "length",
                 )
             )
-        if progress:
-            progress(len(completions))
+        if ended:
+            ended(list(enumerate(completions)))
         return completions

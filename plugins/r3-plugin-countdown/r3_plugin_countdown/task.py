@@ -18,6 +18,10 @@ class Countdown(Task):
 
     name = "countdown"
     fixtures: ClassVar[Path | None] = Path(__file__).with_name("fixtures.jsonl")
+    waived: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("negated", "retracted", "hidden in a comment"),
+        "the answer is what stands between the tags; text around them is the model's thinking, and is not read",
+    )
     demo: ClassVar[Demo | None] = DEMO
 
     source: str = "generated"
@@ -68,6 +72,13 @@ class Countdown(Task):
     def reference(self, example: Example) -> str | None:
         solution = example.info.get("solution")
         return f"<answer>{solution}</answer>" if solution else None
+
+    def variants(self, example: Example) -> Iterable[str]:
+        if solution := cast(str | None, example.info.get("solution")):
+            yield f"<answer>{solution.replace(' ', '')}</answer>"
+            yield f"<answer>\n( {solution} )\n</answer>"
+            yield f"I combine them: <answer>{solution}</answer> That makes {_target(example)}."
+            yield f"{self.prompt(example)}\n<answer>{solution}</answer>"
 
     def leaks(self, example: Example, reflection: str) -> bool:
         return super().leaks(example, reflection) or leaks.gives_away(reflection, _numbers(example), _target(example))

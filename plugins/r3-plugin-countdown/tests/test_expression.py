@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from r3_plugin_countdown import expression
 from r3_plugin_countdown.data import problem
 from r3_plugin_countdown.task import Countdown
+from r3core import Example
 
 TASK = Countdown()
 EXAMPLE = problem([9, 5, 7], 52)
@@ -29,7 +30,7 @@ def judge(response):
 
 @pytest.mark.parametrize("row", FIXTURES, ids=[row["why"].replace(" ", "-") for row in FIXTURES])
 def test_fixtures_get_the_verdict_they_state(row):
-    assert TASK.verify(problem(**row["example"]), row["response"]).outcome == row["outcome"]
+    assert TASK.verify(Example.model_validate(row["example"]), row["response"]).outcome == row["outcome"]
 
 
 def test_fixtures_hold_both_outcomes_and_no_row_twice():

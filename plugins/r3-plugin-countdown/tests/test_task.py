@@ -1,3 +1,5 @@
+from itertools import islice
+
 import pytest
 
 from r3_plugin_countdown.data import problem
@@ -47,6 +49,16 @@ def test_the_prompt_names_the_numbers_and_the_target():
 
 def test_a_problem_without_a_known_solution_has_no_reference():
     assert Countdown().reference(problem([9, 5, 7], 52)) is None
+    assert list(Countdown().variants(problem([9, 5, 7], 52))) == []
+
+
+@pytest.mark.parametrize("numbers", [2, 3, 6, 12])
+def test_references_and_other_forms_of_them_pass(numbers):
+    task = Countdown(numbers=numbers, target_min=1, target_max=999)
+    for example in islice(task.load("train"), 30):
+        right = [task.reference(example), *task.variants(example)]
+        assert len(set(right)) == len(right) == 5
+        assert [task.verify(example, response).outcome for response in right] == ["pass"] * 5
 
 
 def test_an_example_that_is_no_problem_is_an_error_and_not_a_wrong_answer():

@@ -1,4 +1,4 @@
-"""Progress bars for long work: on standard error, and only when a person watches."""
+"""What is shown on a screen: progress bars where a person watches, and model text that cannot steer the terminal."""
 
 from __future__ import annotations
 
@@ -27,3 +27,9 @@ def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Callable[
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(label, total=total, completed=done)
         yield lambda count: progress.advance(task, count)
+
+
+def visible(text: str, *, longest: int | None = None, keep: str = "") -> str:
+    """Return a text with control characters and the like spelled out, but those in `keep`, and cut when too long."""
+    cut = text if longest is None or len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in cut)

@@ -1,0 +1,175 @@
+"""The certificate of a verifier: what was tried on it, how often that held, and for which state of its code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
+
+from pydantic import JsonValue, ValidationError
+
+from r3core.check.fixtures import Fixture, fixtures_hash
+from r3core.runs import environment
+from r3core.screen import visible
+from r3core.stats import Rate
+from r3core.task import Frozen, Task
+from r3core.verification import verifier_hash
+
+if TYPE_CHECKING:
+    from r3core.config import Limits
+
+Group = Literal["data", "references", "fixtures", "probes", "every text"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+_SHOWN = 160  # characters of a response in a table
+
+
+class Counterexample(Frozen):
+    """A response that the verifier did not judge as it should."""
+
+    example: str
+    """The example's id."""
+    response: str
+    said: str
+    """The verdict, with its reason."""
+    fixture: Fixture | None = None
+    """The same as a fixture, where it is known what the verdict should be."""
+
+
+class Finding(Frozen):
+    """The answer to one question about a verifier or its data."""
+
+    group: Group
+    name: str
+    held: Rate
+    """How often what should be was found, of how many tries."""
+    status: Literal["ok", "broken", "waived", "noted"]
+    """`noted`: for the author to know, and no reason to distrust the verifier."""
+    why: str = ""
+    """The reason of a waiver, or what a note means."""
+    counterexamples: list[Counterexample] = []
+    """The first few."""
+
+
+class Certificate(Frozen):
+    """What `r3 check` found out about a task."""
+
+    task: str
+    task_options: dict[str, JsonValue]
+    task_version: str
+    state: str
+    """A hash of all that the certificate is about: it is stale when this changes."""
+    verifier_hash: str
+    fixtures_hash: str | None
+    outcome: Literal["pass", "fail"]
+    findings: list[Finding]
+    not_checked: list[str]
+    """What the author or the user should not rely on."""
+    data: dict[str, JsonValue]
+    """Problems and prompt lengths in characters, by split."""
+    limits: dict[str, JsonValue]
+    seed: int
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def broken(self) -> list[Finding]:
+        """The findings that keep the verifier from being trusted."""
+        return [finding for finding in self.findings if finding.status == "broken"]
+
+    def summary(self) -> str:
+        """Say the outcome in one line."""
+        tried = sum(finding.held.total for finding in self.findings)
+        waived = sum(finding.status == "waived" for finding in self.findings)
+        broken = ", ".join(f"`{finding.name}`" for finding in self.broken)
+        told = f"does not hold: {broken}" if broken else "all hold" + (f", {waived} waived" if waived else "")
+        return f"{self.outcome}: {len(self.findings)} checks, {tried:,} tries, {told}"
+
+
+def state_of(task: Task, limits: Limits) -> str:
+    """Return a hash of all that a certificate of this task depends on."""
+    from r3core import __version__
+
+    parts = {
+        "name": task.name,
+        "version": task.version,
+        "options": task.options(),
+        "verifier": verifier_hash(task),
+        "fixtures": fixtures_hash(task),
+        "waived": task.waived,
+        "limits": limits.model_dump(exclude={"workers", "max_errors"}),
+        "r3core": __version__,
+        "python": environment()["python"],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kept(task: Task, limits: Limits) -> Certificate | None:
+    """Return the certificate that was made of this very state of a task, or None."""
+    path = _place(task, state_of(task, limits))
+    try:
+        certificate = Certificate.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return certificate if path == _place(task, certificate.state) else None
+
+
+def keep(task: Task, certificate: Certificate) -> Path | None:
+    """Keep a certificate for later runs, and return its path; None when the folder cannot be written."""
+    path = _place(task, certificate.state)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError:  # a home that is read-only keeps nobody from working
+        return None
+    return path
+
+
+def cache_folder() -> Path:
+    """Return where things are kept between runs: R3_CACHE, or the place that the system has for such files."""
+    from platformdirs import user_cache_path
+
+    root = os.environ.get("R3_CACHE")
+    return Path(root) if root else user_cache_path("r3core")
+
+
+def _place(task: Task, state: str) -> Path:
+    return cache_folder() / "certificates" / f"{task.name}-{state}.json"
+
+
+def print_certificate(certificate: Certificate, to: TextIO) -> None:
+    """Print a certificate as a table, with what does not hold below it; model text cannot steer the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=to, highlight=False, width=None if to.isatty() else 120)
+    table = Table(title=Text(f"{certificate.task}: can its verifier be trusted?"), title_justify="left")
+    for heading in ("", "check", "held", "95% interval", ""):
+        table.add_column(heading)
+    group = ""
+    for finding in certificate.findings:
+        held = finding.held
+        interval = f"{100 * held.low:.1f} to {100 * held.high:.1f}%" if held.total else ""
+        count = f"{held.passed:,} of {held.total:,}"
+        colour = {"broken": "bold red", "waived": "yellow", "noted": "yellow", "ok": "green"}[finding.status]
+        told = Text(finding.status, style=colour)
+        table.add_row(finding.group if finding.group != group else "", Text(finding.name), count, interval, told)
+        group = finding.group
+    console.print(table)
+    for finding in certificate.findings:
+        if finding.why:
+            console.print(Text(f"- {finding.name} ({finding.status}): {visible(finding.why)}"))
+        elif finding.status == "broken":
+            console.print(Text(f"- {finding.name} does not hold:"))
+        if finding.status == "broken":
+            for one in finding.counterexamples:
+                response = visible(repr(one.response[:_SHOWN]))
+                more = f"... ({len(one.response):,} characters)" if len(one.response) > _SHOWN else ""
+                console.print(Text(f"    {visible(one.example)}: {response}{more} -> {visible(one.said)}"))
+    for said in certificate.not_checked:
+        console.print(Text(f"- not checked: {visible(said)}"))
+    console.print(Text(f"{certificate.summary()} in {certificate.seconds:.0f} s"))

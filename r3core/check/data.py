@@ -1,0 +1,94 @@
+"""Is the data sound: do problems stay where they are, what they are, and apart?"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from itertools import islice
+from time import perf_counter
+from typing import cast, get_args
+
+from pydantic import JsonValue
+
+from r3core import worker
+from r3core.check.session import Checking, plain, text_of
+from r3core.errors import TaskError
+from r3core.mistakes import load_examples
+from r3core.pool import portable
+from r3core.task import Example, Split
+from r3core.verification import Judge
+
+LOADED = 5_000
+"""At most so many problems of each split are looked at."""
+_LOAD_SECONDS = 5.0  # ... and no more after so long
+_FRESH = 200  # of each split, in a fresh process
+
+
+def check_data(checking: Checking) -> dict[Split, list[Example]]:
+    splits = {split: _loaded(checking, split) for split in get_args(Split)}
+    known = [example for examples in splits.values() for example in examples]
+    if not known:
+        raise TaskError(f"task `{checking.task.name}` has no problem in any of its splits: `load` yielded nothing")
+    if not splits["validation"]:
+        checking.not_checked.append("the split `validation`, which has no problems")
+    filled = [bool(splits["train"]), bool(splits["test"])]
+    checking.add("data", "train and test have problems", filled)
+    checking.add("data", "ids are unique", _firsts(example.id for example in known), known)
+    asked = {split: [text_of(checking.task, example) for example in examples] for split, examples in splits.items()}
+    held_out = [*splits["validation"], *splits["test"]]
+    texts = [plain(text) for text in (*asked["validation"], *asked["test"])]
+    trained, tested = {plain(text) for text in asked["train"]}, set(map(plain, asked["test"]))
+    validation = len(splits["validation"])
+    apart = [t not in trained and (n >= validation or t not in tested) for n, t in enumerate(texts)]
+    checking.add("data", "no problem is in two splits", apart, held_out)
+    again = [_loaded(checking, split)[: len(examples)] == examples for split, examples in splits.items() if examples]
+    checking.add("data", "the same problems when loaded again", again)
+    _fresh(checking, splits)
+    everything = [text for texts in asked.values() for text in texts]
+    note = "some problems of one split ask the same"
+    checking.add("data", "no two prompts are the same", _firsts(everything), known, note=note)
+    for split, examples in splits.items():
+        lengths = [len(text) for text in asked[split]] or [0]
+        shown = {"shortest": min(lengths), "median": int(statistics.median(lengths)), "longest": max(lengths)}
+        checking.facts[split] = {"problems": len(examples), "prompt characters": cast(JsonValue, shown)}
+    return splits
+
+
+def _loaded(checking: Checking, split: Split) -> list[Example]:
+    """Return the first problems of a split, as many as a few seconds allow."""
+    began = perf_counter()
+    examples = []
+    for example in islice(load_examples(checking.task, split), LOADED):
+        examples.append(example)
+        if perf_counter() - began > _LOAD_SECONDS:
+            break
+    else:
+        if len(examples) < LOADED:
+            return examples
+    said = f"problems of the split `{split}` after the first {len(examples):,}"
+    if said not in checking.not_checked:
+        checking.not_checked.append(said)
+    return examples
+
+
+def _fresh(checking: Checking, splits: dict[Split, list[Example]]) -> None:
+    """Load the problems in a new interpreter too, where sets and dicts of texts have another order."""
+    name = "the same problems in a fresh process"
+    if not portable(checking.task):
+        checking.not_checked.append(f"{name}: the task is defined in this process only")
+        return
+    counts = {split: min(len(examples), _FRESH) for split, examples in splits.items() if examples}
+    with Judge(checking.task, checking.judge.limits, fresh=True) as fresh:
+        there = fresh.pool.digests(counts)
+    here = {split: worker.digest(splits[split][:count]) for split, count in counts.items()}
+    checking.add("data", name, [there[split] == here[split] for split in counts])
+
+
+def _firsts(names: Iterable[str]) -> list[bool]:
+    """Tell of each name whether it comes for the first time."""
+    seen: set[str] = set()
+    held = []
+    for name in names:
+        held.append(name not in seen)
+        seen.add(name)
+    return held
