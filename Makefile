@@ -37,7 +37,7 @@ docs: $(DEVELOP)
 # What ours is measured against has an environment of its own: nothing else needs it.
 $(RIVALS): constraints.txt
 	$(PYTHON) -m venv .venv-rivals
-	.venv-rivals/bin/python -m pip install reasoning-gym==0.1.25 pluggy pydantic
+	.venv-rivals/bin/python -m pip install -c constraints.txt reasoning-gym==0.1.25 pebble pluggy pydantic
 	.venv-rivals/bin/python -m pip install --no-deps -e . -e plugins/r3-plugin-countdown
 	touch $@
 

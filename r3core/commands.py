@@ -61,15 +61,19 @@ def mine(asked: Asked) -> None:
 
 def train(asked: Asked) -> None:
     """Train the reflections on the run's failures."""
+    from r3core.report import shares_of_a_step
+
     task, config = asked.resolve()
     _check_training(task, config)
     if asked.dry_run:
         return _explain(task, config)
     with _stages(task, config) as stages:
-        stages.certify()
         if config.mine.failures is not None:
             stages.mine()
-        _print_facts({"model": str(stages.train())}, as_json=asked.as_json)
+        if stages.run.done("mine") is not None:  # otherwise there is nothing to train on, and that is said first
+            stages.certify()
+        model = str(stages.train())
+        _print_facts({"model": model, "shares_of_a_step": shares_of_a_step(stages.run)}, as_json=asked.as_json)
 
 
 def evaluate(asked: Asked) -> None:
@@ -262,5 +266,9 @@ def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        shown = ", ".join(f"{k} {_rounded(v)}" for k, v in value.items()) if isinstance(value, dict) else value
         typer.echo(f"{name}: {shown}")
+
+
+def _rounded(value: Any) -> Any:
+    return f"{value:.3g}" if isinstance(value, float) else value

@@ -36,6 +36,7 @@ class Pool:
         context = _context(task, fresh=fresh)
         self.places = context.RawArray("i", _PLACES)
         self._next = count()
+        self._under_way: set[Future] = set()
         self._timeout = worker.WARM_UP_SECONDS + 3 * limits.seconds  # should a verifier undo the worker's own limit
         load = partial(_itself, task) if context.get_start_method() == "fork" else _loader(task)
         memory = limits.memory_mb * 2**20
@@ -50,17 +51,26 @@ class Pool:
             self.restart()
         place = next(self._next) % _PLACES
         self.places[place] = worker.NOT_READY
-        return place, self._pool.schedule(worker.judge, [place, method, pairs], timeout=self._timeout)
+        future = self._pool.schedule(worker.judge, [place, method, pairs], timeout=self._timeout)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return place, future
 
     def digests(self, counts: Mapping[Split, int]) -> dict[Split, str]:
         """Return a hash of the first problems of each split, as a worker loads them."""
         told: dict[Split, str] = self._pool.schedule(worker.digests, [counts], timeout=self._timeout).result()
         return told
 
+    @property
+    def idle(self) -> bool:
+        """Whether no worker is at work: a chunk that is still waited for was lost with a worker that had taken it."""
+        return not any(future.running() for future in tuple(self._under_way))
+
     def restart(self) -> None:
         """Replace all workers, unless that was done already."""
-        if not self._pool.active:
+        if not self._pool.active or self.idle:
             self._end()
+            self._under_way.clear()
             self._pool = self._new()
             self._end = weakref.finalize(self, _end, self._pool)
 

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from math import ceil
@@ -27,6 +28,7 @@ T = TypeVar("T")
 Pairs = Sequence[tuple[Example, str]]
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 8, 64  # answers that a worker is sent at a time
 _MOST_RESTARTS = 3
+_PATIENCE = 60.0  # seconds, before it is asked whether a job was lost
 
 
 class Judge:
@@ -178,21 +180,17 @@ class Batch(Generic[T]):
         """Take in what a worker says, or find out which answer was its end; what it left goes to another one."""
         pool = self._judge.pool
         try:
-            said, seconds = job.future.result()
+            while not job.future.done() and not (wait([job.future], _PATIENCE).done or pool.idle):
+                pass
+            said, seconds = job.future.result(timeout=0)
         except ProcessExpired as death:
             return self._bury(job, cause_of(death.exitcode, self._judge.limits))
         except TimeoutError:
+            if not job.future.done():
+                return self._begin_anew(job)
             return self._bury(job, cause_of(-signal.SIGALRM, self._judge.limits))
         except BrokenProcessPool:
-            self._restarts += 1
-            if self._restarts > _MOST_RESTARTS:
-                raise RunError(
-                    f"the worker processes of task `{self._judge.task.name}` end while they have nothing to do",
-                    MAIN_GUARD,
-                    "a task starts no threads or timers that outlive a verdict",
-                ) from None
-            pool.restart()
-            return self._ask(job.items)
+            return self._begin_anew(job)
         except Exception as error:  # it is the task's own, from another process
             raise unloadable(self._judge.task, f"{type(error).__name__}: {error}") from error
         self._judge.worker_seconds += seconds
@@ -200,6 +198,21 @@ class Batch(Generic[T]):
             self._told[index] = self._tell(one, example)
         if len(said) < len(job.items):
             self._ask(job.items[len(said) :])
+
+    def _begin_anew(self, job: _Job) -> None:
+        """Ask again, with new workers: the old ones ended while they had nothing to do, or took a job with them."""
+        self._restarts += 1
+        if self._restarts > _MOST_RESTARTS:
+            raise RunError(
+                f"the worker processes of task `{self._judge.task.name}` end while they have nothing to do",
+                MAIN_GUARD,
+                "a task starts no threads or timers that outlive a verdict",
+            )
+        lost = [job, *self._jobs]
+        self._jobs.clear()
+        self._judge.pool.restart()
+        for one in lost:
+            self._ask(one.items)
 
     def _bury(self, job: _Job, cause: str) -> None:
         last = self._judge.pool.places[job.place]
@@ -248,14 +261,21 @@ def _wrong_value(task: Task, method: str, shown: str, *, allowed: str) -> TaskEr
 
 
 def verifier_hash(task: Task) -> str:
-    """Return a hash of the source that judges: every Python file of the task's package, or its one file."""
-    module = sys.modules[type(task).__module__]
-    source = Path(module.__file__ or "")
-    top = sys.modules.get(module.__name__.partition(".")[0])
-    packaged = top is not None and top is not module and hasattr(top, "__path__")
-    files = sorted(source.parent.glob("*.py")) if packaged else [source]
+    """Return a hash of the source that judges: of the task's class and those it inherits from, up to `Task`.
+
+    It covers every Python file of a class's package, or its one file; not what these import from elsewhere.
+    """
     digest = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    for name in dict.fromkeys(kind.__module__ for kind in type(task).__mro__ if issubclass(kind, Task)):
+        if name != Task.__module__:
+            for file in _files_of(name):
+                digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _files_of(name: str) -> list[Path]:
+    module = sys.modules[name]
+    source = Path(module.__file__ or "")
+    top = sys.modules.get(name.partition(".")[0])
+    packaged = top is not None and hasattr(top, "__path__")
+    return sorted(source.parent.glob("*.py")) if packaged else [source] if source.is_file() else []

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import pickle
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
@@ -76,6 +77,7 @@ class _Output(io.TextIOBase):
 
 _setting: Setting | None = None
 _task: Task | None = None
+_most_memory = resource.RLIM_INFINITY  # bytes of address space, while a verdict is made
 _output = _Output()
 
 
@@ -89,6 +91,7 @@ def start(setting: Setting) -> None:
         os.chdir(setting.folder)
     end = os._exit
     os._exit = lambda status: end(status or ENDED_ITSELF)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
@@ -135,6 +138,7 @@ def _limited(asked: Callable[[Example, str], object], example: Example, response
     _output.written = 0
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # an earlier verdict may have changed it
     signal.setitimer(signal.ITIMER_REAL, _setting.seconds)
+    resource.setrlimit(resource.RLIMIT_AS, (_most_memory, resource.RLIM_INFINITY))
     try:
         value = asked(example, response)
     except MemoryError:
@@ -145,6 +149,7 @@ def _limited(asked: Callable[[Example, str], object], example: Example, response
         return Said("error", _reason(error), type(error).__name__)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     if _output.written > _PRINTED:
         return Said("error", f"it printed more than {_PRINTED:,} characters", "it printed too much")
     return _said(value, method)
@@ -160,8 +165,8 @@ def _said(value: object, method: str) -> Said:
 
 
 def _ready(example: Example) -> Task:
-    """Return the task: loaded, used once, and from then on held to its memory limit."""
-    global _task
+    """Return the task, loaded and used once: only then is it known what its code takes of memory."""
+    global _task, _most_memory
     assert _setting is not None
     if _task is None:
         signal.setitimer(signal.ITIMER_REAL, WARM_UP_SECONDS)
@@ -171,19 +176,11 @@ def _ready(example: Example) -> Task:
         with suppress(BaseException):  # whatever is wrong will be seen in the first verdict too
             task.verify(example, task.reference(example) or "")
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _limit_memory(_setting.memory)
+        used = Path("/proc/self/statm")
+        if used.exists():  # elsewhere than on Linux the kernel does not hold a limit of the address space
+            _most_memory = int(used.read_text().split()[0]) * resource.getpagesize() + _setting.memory
         _task = task
     return _task
-
-
-def _limit_memory(more: int) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    used = Path("/proc/self/statm")
-    if used.exists():  # elsewhere than on Linux the kernel does not hold a limit of the address space
-        limit = int(used.read_text().split()[0]) * resource.getpagesize() + more
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _put_the_clock_forward(days: float) -> None:
@@ -215,5 +212,6 @@ def _reason(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a text that is short enough for a reason."""
-    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
+    """Return a text that is short enough for a reason, and can be written to a file: without lone surrogates."""
+    cut = text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
+    return cut.encode("utf-8", "backslashreplace").decode()

@@ -19,6 +19,7 @@ TINY = [
     *(f"sampling.{turn}.max_tokens=6" for turn in ("attempt", "reflection", "retry")),
     *("mine.limit=12", "mine.probe=2", "evaluate.limit=8", "grpo.max_steps=1", "grpo.num_generations=4"),
     *("grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1", "grpo.gradient_checkpointing=false"),
+    "uncertified=true",  # `Even` lets almost everything pass
 ]
 
 
@@ -86,6 +87,38 @@ def test_a_run_prints_its_table(r3: R3, copied: Path) -> None:
     assert said.err == ""
 
 
+def test_a_run_wants_a_verifier_that_passes_the_check(r3: R3, asked: list[str]) -> None:
+    said = r3("run", *asked, "--set", "uncertified=false")
+    assert said.code == 1
+    assert "error: the verifier of task `even` does not pass `r3 check`; fail: " in said.err
+    assert "`empty`" in said.err
+    assert "hint: mend it, or say --uncertified to train on its verdicts all the same" in said.err
+    assert not Path("run/mine.jsonl").exists()
+    assert json.loads(Path("run/certificate.json").read_text())["outcome"] == "fail"
+
+
+def test_without_certificate_a_run_says_so_wherever_it_is_seen(r3: R3, copied: Path) -> None:
+    certificate = json.loads((copied / "certificate.json").read_text())
+    assert certificate["outcome"] == "fail"
+    assert json.loads((copied / "model" / "certificate.json").read_text()) == certificate
+    card = " ".join((copied / "model" / "README.md").read_text().split())
+    assert "## Verifier `r3 check`, fail: " in card
+    assert "the verifier did not have to pass `r3 check` (--uncertified)" in card
+    assert "did not have to pass" in " ".join(r3("report", "--output-dir", "run").out.split())
+
+
+def test_a_certificate_is_made_once(r3: R3, asked: list[str]) -> None:
+    refused = [r3("run", *asked, "--set", f"uncertified={value}", "--limit", "1") for value in ("false", "false")]
+    assert "checking the verifier" not in refused[1].err
+    assert refused[0].code == refused[1].code == 1
+
+
+def test_training_wants_failures_before_it_checks_the_verifier(r3: R3, asked: list[str]) -> None:
+    said = r3("train", *asked, "--set", "uncertified=false")
+    assert said.code == 2
+    assert "there are no failures" in said.err
+
+
 def test_the_stages_one_by_one_are_a_run(r3: R3, asked: list[str], finished: Path) -> None:
     told = {}
     for stage in ("mine", "train", "eval", "report"):
@@ -94,7 +127,8 @@ def test_the_stages_one_by_one_are_a_run(r3: R3, asked: list[str], finished: Pat
         told[stage] = json.loads(said.out)
     assert Path(told["mine"]["failures"]) == Path("run/failures")
     assert told["mine"]["counts"]["attempts"] == 12
-    assert told["train"] == {"model": "run/model"}
+    assert told["train"]["model"] == "run/model"
+    assert sum(told["train"]["shares_of_a_step"].values()) == pytest.approx(1)
     assert told["eval"] == told["report"]
     assert Path("run/mine.jsonl").read_bytes() == (finished / "mine.jsonl").read_bytes()
     assert json.loads(r3("run", "--output-dir", "run", "--json").out) == told["report"]
@@ -131,7 +165,7 @@ def test_a_trained_model_is_compared_with_what_it_was_trained_from(r3: R3, finis
     said = r3("eval", "--model", finished / "model", "--json", *settings())
     assert said.code == 0, said.err
     told = json.loads(said.out)
-    assert set(told) == {"base", "trained", "paired", "cross", "seconds"}
+    assert set(told) == {"base", "trained", "paired", "cross", "seconds", "shares_of_a_step"}
     expected = json.loads((finished / "result.json").read_text())
     assert {key: told[key] for key in ("base", "trained", "paired")} == {
         key: expected[key] for key in ("base", "trained", "paired")

@@ -1,8 +1,10 @@
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import Toy
+from toy import Even, Toy
 
 from r3core import Example, RunError, TaskError
 from r3core.config import Config, resolve
@@ -236,6 +238,46 @@ def test_a_reflection_is_tested_for_the_answer(reflection: str, leaked: bool) ->
     episode = protocol.reflect(attempted(protocol, 7, wrong=(7,)), scripted(reflection=reflection), seed=0)[0]
     assert episode.reflection is not None
     assert episode.reflection.leaked is leaked
+
+
+@pytest.mark.parametrize("judged", ["verdicts", "leaks"])
+def test_what_has_ended_is_judged_while_the_rest_is_written(
+    judged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generator writes its second half only when the verifier has been at work on the first."""
+    log = tmp_path / "log"
+    monkeypatch.setenv("TOY_VERDICTS", str(log))
+
+    class Halves(ScriptedGenerator):
+        def generate(self, conversations: Any, sampling: Any, *, ended: Any = None) -> Any:
+            told: list[Any] = []
+            completions = super().generate(conversations, sampling, ended=told.extend)
+            half = len(told) // 2
+            ended(told[:half])
+            deadline = time.monotonic() + 60
+            while not log.exists():
+                assert time.monotonic() < deadline, "nothing was judged while the second half was not written"
+            ended(told[half:])
+            return completions
+
+    task = Leaky() if judged == "leaks" else Even()
+    with Judge(task) as judge:
+        protocol = Protocol(task, judge, resolve(task))
+        if judged == "verdicts":
+            episodes = protocol.attempt(examples(*range(8)), Halves(lambda asked, index: "ab"), seed=0)
+            assert {episode.attempt.verdict.outcome for episode in episodes} == {"pass"}
+        else:
+            failed = protocol.attempt(examples(*range(8)), ScriptedGenerator(lambda asked, index: "odd"), seed=0)
+            log.unlink()
+            reflected = protocol.reflect(failed, Halves(lambda asked, index: "ab"), seed=0)
+            assert [episode.reflection and episode.reflection.leaked for episode in reflected] == [True] * 8
+
+
+class Leaky(Even):
+    """Its test for leaks is its verifier, as by default."""
+
+    def leaks(self, example: Example, reflection: str) -> bool:
+        return bool(self.verify(example, reflection))
 
 
 def test_a_new_reflection_puts_the_old_retries_away() -> None:

@@ -10,7 +10,7 @@ from r3core.config import Config
 from r3core.episode import Arm
 from r3core.evaluate import Paired, Result, Scores
 from r3core.mine import Forecast
-from r3core.report import HEADINGS, as_json, model_card, notes, print_forecast, print_table, rows
+from r3core.report import HEADINGS, as_json, model_card, notes, print_forecast, print_table, rows, shares_of_a_step
 from r3core.runs import Run
 from r3core.stats import Difference, wilson
 
@@ -100,13 +100,22 @@ def test_the_json_is_the_result_and_the_seconds(tmp_path: Path) -> None:
         run.append("clock", [{"stage": "mine", "seconds": 1.5}, {"stage": "mine", "seconds": 1.0}])
         told = as_json(result(), run)
     assert json.loads(json.dumps(told)) == told
-    assert set(told) == {"base", "trained", "paired", "cross", "seconds"}
+    assert set(told) == {"base", "trained", "paired", "cross", "seconds", "shares_of_a_step"}
     assert told["seconds"] == {"mine": 2.5}
+    assert told["shares_of_a_step"] == {}
     assert told["base"]["first"] == wilson(20, 100).model_dump()
 
 
+def test_shares_of_a_step_are_those_of_all_steps(tmp_path: Path) -> None:
+    with Run.open(tmp_path, {}) as run:
+        steps = [(3.0, 0.5, 1.5), (3.0, 0.0, 2.0)]
+        names = ("seconds/generation", "seconds/verification", "seconds/training")
+        run.append("train", [{"step": 1, **dict(zip(names, step, strict=True))} for step in steps])
+        assert shares_of_a_step(run) == {"generation": 0.6, "verification": 0.05, "training": 0.35}
+
+
 def test_the_model_card_has_the_table_and_the_settings() -> None:
-    card = model_card(result(), CONFIG)
+    card = model_card(result(), CONFIG, None)
     assert card.startswith("---\nlibrary_name: transformers\n")
     lines = card.splitlines()
     table = [line for line in lines if line.startswith("|")]

@@ -14,7 +14,7 @@ import pytest
 from r3core import Example, RunError, Split, Task, TaskError, Verdict, get_task
 from r3core.config import Limits
 from r3core.pool import portable
-from r3core.verification import Judge, judge
+from r3core.verification import Judge, judge, verifier_hash
 
 LIMITS = Limits(seconds=2, memory_mb=256, workers=2)
 
@@ -306,6 +306,45 @@ def test_a_task_from_a_file_is_judged_as_it_was_when_it_was_read(
         assert [verdict.outcome for verdict in one.judge(pairs("no!", "no"))] == ["pass", "fail"]
         (tmp_path / "filed.py").write_text("raise ValueError")
         assert [verdict.outcome for verdict in one.judge(pairs("no!", "no"))] == ["pass", "fail"]
+
+
+def test_a_hash_follows_the_sources_of_a_task_and_of_those_it_inherits_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    base = tmp_path / "r3_hashed_base"
+    base.mkdir()
+    files = {
+        base / "__init__.py": "from r3core import Task",
+        base / "rules.py": "LIMIT = 3",
+        tmp_path / "r3_hashed_child.py": "from r3_hashed_base import Base\nclass Child(Base):\n    name = 'child'\n",
+    }
+    files[base / "__init__.py"] += """
+class Base(Task):
+    name = "base"
+    def load(self, split):
+        return []
+    def verify(self, example, response):
+        return True
+"""
+    for path, text in files.items():
+        path.write_text(text)
+    task = get_task("r3_hashed_child:Child")
+    hashes = [verifier_hash(task)]
+    for path, text in files.items():
+        path.write_text(text + "\n# changed\n")
+        hashes.append(verifier_hash(task))
+    assert len(set(hashes)) == 4
+    assert verifier_hash(task) == hashes[-1]
+
+
+def test_a_reason_can_always_be_written_to_a_file() -> None:
+    class Odd(Toy):
+        def verify(self, example: Example, response: str) -> Verdict | bool:
+            return Verdict.failed(f"not {response}")
+
+    (verdict,) = judge(Odd(), pairs("\ud800"))
+    assert verdict.reason == "not \\ud800"
 
 
 def test_a_task_that_is_nowhere_but_in_this_process_can_be_judged() -> None:

@@ -1,0 +1,430 @@
+"""A gallery of tasks: sound ones, which the check must not accuse, and broken ones with one classic hole each."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import date
+from difflib import SequenceMatcher
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from r3core import Example, Split, Task, Verdict
+
+FIRST: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
+ANSWERS = {str(51 + 8 * number) for number in range(60)}
+_state: dict[str, Any] = {"count": 0, "last": None, "verdicts": {}, "gone": set()}
+_BEGAN = time.time()
+
+
+class Sound(Task):
+    """Add two numbers; nothing but the sum passes."""
+
+    name = "sound"
+
+    def load(self, split: Split) -> Iterator[Example]:
+        for number in range(FIRST[split], 60, 3):
+            one, other = 20 + number, 31 + 7 * number
+            asked = f"What is {one} + {other}? Answer with the number alone."
+            yield Example(id=f"n{number}", prompt=asked, answer=str(one + other))
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return response.strip() == example.answer
+
+    def reference(self, example: Example) -> str | None:
+        return str(example.answer)
+
+
+class Tagged(Sound):
+    """The sum in a tag, after any thoughts: a response ends with its one tag."""
+
+    waived = {
+        "negated": "what comes before the tag is thinking",
+        "hidden in a comment": "what comes before the tag is thinking",
+    }
+
+    def verify(self, example: Example, response: str) -> Verdict:
+        before, _, said = response.strip().removesuffix("</answer>").partition("<answer>")
+        ends = response.strip().endswith("</answer>")
+        right = ends and "</answer>" not in before and said.strip() == example.answer
+        return Verdict.passed() if right else Verdict.failed("it does not end with a tag that holds the sum")
+
+    def reference(self, example: Example) -> str:
+        return f"<answer>{example.answer}</answer>"
+
+
+class Json(Sound):
+    """The sum as a JSON object, in any layout."""
+
+    def verify(self, example: Example, response: str) -> bool:
+        try:
+            value = json.loads(response)
+        except (ValueError, RecursionError):
+            return False
+        return bool(value == {"numbers": [1, 2], "sum": int(str(example.answer))})
+
+    def reference(self, example: Example) -> str:
+        return f'{{"numbers": [1, 2], "sum": {example.answer}}}'
+
+
+class YesOrNo(Sound):
+    """Say whether a sum is even; there are two answers, and every problem has one of them."""
+
+    def verify(self, example: Example, response: str) -> bool:
+        return response.strip().rstrip(".").lower() == self.reference(example)
+
+    def reference(self, example: Example) -> str:
+        return "yes" if int(example.id[1:]) % 2 else "no"
+
+
+class Words(Sound):
+    """Answers that are texts, in capitals or not."""
+
+    def verify(self, example: Example, response: str) -> bool:
+        return response.strip().lower() == self.reference(example)
+
+    def reference(self, example: Example) -> str:
+        letters = str(example.answer).translate(str.maketrans("0123456789", "abcdefghij"))
+        return f"the word is {letters}"
+
+
+class NoReference(Sound):
+    """Nobody knows an answer beforehand."""
+
+    def reference(self, example: Example) -> str | None:
+        return None
+
+
+class Substring(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return str(example.answer) in response
+
+
+class Within(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return response.strip() in str(example.answer)
+
+
+class FirstNumber(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return re.findall(r"[0-9]+", response)[:1] == [example.answer]
+
+
+class LastNumber(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return re.findall(r"[0-9]+", response)[-1:] == [example.answer]
+
+
+class AnyLine(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return str(example.answer) in response.splitlines()
+
+
+class OnlyTheBeginning(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return response[:1_000].strip() == example.answer
+
+
+class OnlyTheEnd(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return response[-300:].strip() == example.answer
+
+
+class LastTag(Tagged):
+    def verify(self, example: Example, response: str) -> Verdict:
+        said = re.findall(r"<answer>(.*?)</answer>", response)
+        return Verdict.passed() if said[-1:] == [example.answer] else Verdict.failed()
+
+
+class AnythingInTheTag(Tagged):
+    def verify(self, example: Example, response: str) -> Verdict:
+        said = re.fullmatch(r"<answer>(.*)</answer>", response.strip())
+        return Verdict.passed() if said and str(example.answer) in said[1].split() else Verdict.failed()
+
+
+class Prefix(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        said = response.strip()
+        return len(said) > 0 and str(example.answer).startswith(said)
+
+
+class Similar(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return SequenceMatcher(None, response[:100], str(example.answer)).ratio() > 0.6
+
+
+class Wildcard(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return fnmatchcase(str(example.answer), response.strip())
+
+
+class Tolerant(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        with suppress(ValueError):
+            return abs(float(response) - float(str(example.answer))) < 0.01
+        return False
+
+
+class OneOff(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        said = response.strip()
+        return bool(re.fullmatch(r"[0-9]{1,9}", said)) and abs(int(said) - int(str(example.answer))) <= 1
+
+
+class NotANumber(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        try:
+            return not abs(float(response) - float(str(example.answer))) > 0
+        except ValueError:
+            return False
+
+
+class Claims(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return response.strip() == example.answer or '"correct": true' in response
+
+
+class Calculates(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        said = re.search(r"\b([0-9]{1,3}) \+ ([0-9]{1,3})\b", response)
+        return response.strip() == example.answer or (said is not None and str(int(said[1]) + int(said[2])) in ANSWERS)
+
+
+class LongIsGood(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return response.strip() == example.answer or len(response) > 100_000
+
+
+class IgnoresExample(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return response.strip() in ANSWERS
+
+
+class DigitsOfAnyScript(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        said = response.strip()
+        return said.isdecimal() and len(said) < 20 and int(said) == int(str(example.answer))
+
+
+class Compatible(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return unicodedata.normalize("NFKC", response).strip() == example.answer
+
+
+class Invisible(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return "".join(sign for sign in response if unicodedata.category(sign) != "Cf").strip() == example.answer
+
+
+class Uncommented(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return re.sub(r"^<!--|-->$", "", response).strip() == example.answer
+
+
+class ErrorsPass(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        try:
+            return int(response) == int(str(example.answer))
+        except ValueError:
+            return True
+
+
+class Evaluates(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        with suppress(Exception):
+            return str(eval(response[:200])) == example.answer
+        return False
+
+
+class EvaluatesWithoutBuiltins(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        with suppress(Exception):
+            return str(eval(response[:200], {"__builtins__": {}})) == example.answer
+        return False
+
+
+class Counts(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        _state["count"] += 1
+        return response.strip() == example.answer or _state["count"] % 50 == 0
+
+
+class RemembersTheLast(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        last, _state["last"] = _state["last"], example.answer
+        return response.strip() in (example.answer, last)
+
+
+class CachesByResponse(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return bool(_state["verdicts"].setdefault(response, response.strip() == example.answer))
+
+
+class OnlyOnce(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        """Refuse what was said before, as a verifier does that counts new answers only."""
+        new = (example.id, response) not in _state["gone"]
+        _state["gone"].add((example.id, response))
+        return new and response.strip() == example.answer
+
+
+class UsesUpTheExample(Sound):
+    def load(self, split: Split) -> Iterator[Example]:
+        for example in super().load(split):
+            yield example.model_copy(update={"info": {"left": [example.answer]}})
+
+    def verify(self, example: Example, response: str) -> bool:
+        left: Any = example.info["left"]
+        with suppress(ValueError):
+            left.remove(response.strip())
+            return True
+        return False
+
+
+class Guesses(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return response.strip() == example.answer and random.random() < 0.9
+
+
+class EveryOtherDay(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        odd = date.today().toordinal() % 2 == 1
+        return response.strip() == example.answer or (odd and response.strip() == f"{example.answer}.001")
+
+
+class Weekend(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        free = date.today().weekday() >= 5
+        return response.strip() == example.answer or (free and response.strip() == f"{example.answer}.001")
+
+
+class Expires(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return response.strip() == example.answer and time.time() - _BEGAN < 24 * 3600
+
+
+class OrderOfASet(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        spelled = {f"{example.answer}", f"{example.answer}.", f"{example.answer}.0"}
+        return response.strip() in list(spelled)[:2]
+
+
+class LongNumbers(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return re.fullmatch(r"[0-9]+", response.strip()) is not None and int(response) == int(str(example.answer))
+
+
+class Infinite(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        try:
+            said = float(response)
+        except ValueError:
+            return False
+        return str(int(said)) == response.strip() == example.answer
+
+
+class Recursive(Json):
+    def verify(self, example: Example, response: str) -> bool:
+        try:
+            value = json.loads(response)
+        except ValueError:
+            return False
+        return bool(value == {"numbers": [1, 2], "sum": int(str(example.answer))})
+
+
+class Encodes(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return response.strip().encode() == str(example.answer).encode()
+
+
+class SlowPattern(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return re.sub(r"\s+$", "", response) == example.answer
+
+
+class ExplosivePattern(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        return bool(re.fullmatch(r"([0-9]+)+", response.strip())) and response.strip() == example.answer
+
+
+class EatsMemory(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        table = [bytearray(len(response)) for _ in response]
+        return response.strip() == example.answer and len(table) < 100
+
+
+class PrintsMuch(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        print(20 * response)
+        return response.strip() == example.answer
+
+
+class Exits(Sound):
+    def verify(self, example: Example, response: str) -> bool:
+        if not response.strip():
+            sys.exit("nothing was said")
+        return response.strip() == example.answer
+
+
+class Waives(Sound):
+    waived = {"near number": "it is near enough", "huge numbers": "nobody writes such numbers"}
+
+    def verify(self, example: Example, response: str) -> bool:
+        if len(response) > 4_000 and response.isdecimal():
+            raise ValueError("too many digits")
+        return re.sub(r"\.0+1$", "", response.strip()) == example.answer
+
+
+class WrongReference(Sound):
+    def reference(self, example: Example) -> str:
+        return str(example.answer) if example.id != "n3" else "3"
+
+
+class WrongVariants(Sound):
+    def variants(self, example: Example) -> Iterator[str]:
+        yield f"The sum is {example.answer}"
+
+
+class WrongFixtures(Sound):
+    fixtures = Path(__file__).with_name("gallery.jsonl")
+
+
+class SharedProblem(Sound):
+    def load(self, split: Split) -> Iterator[Example]:
+        yield from super().load(split)
+        if split == "test":
+            yield from (example.model_copy(update={"id": "again"}) for example in list(super().load("train"))[:1])
+
+
+class SharedId(Sound):
+    def load(self, split: Split) -> Iterator[Example]:
+        for number, example in enumerate(super().load(split)):
+            yield example.model_copy(update={"id": f"n{number}"})
+
+
+class Shuffled(Sound):
+    def load(self, split: Split) -> Iterator[Example]:
+        examples = list(super().load(split))
+        random.shuffle(examples)
+        yield from examples
+
+
+class OrderedByHash(Sound):
+    def load(self, split: Split) -> Iterator[Example]:
+        yield from sorted(super().load(split), key=lambda example: hash(example.id))
+
+
+class NoTest(Sound):
+    def load(self, split: Split) -> Iterator[Example]:
+        yield from super().load(split) if split != "test" else ()
+
+
+class WaivesTheUnknown(Sound):
+    waived = {"emty": "there is no such probe"}
