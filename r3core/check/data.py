@@ -16,7 +16,6 @@ from r3core.errors import TaskError
 from r3core.mistakes import load_examples
 from r3core.pool import portable
 from r3core.task import Example, Split
-from r3core.verification import Judge
 
 LOADED = 5_000
 """At most so many problems of each split are looked at."""
@@ -72,14 +71,13 @@ def _loaded(checking: Checking, split: Split) -> list[Example]:
 
 
 def _fresh(checking: Checking, splits: dict[Split, list[Example]]) -> None:
-    """Load the problems in a new interpreter too, where sets and dicts of texts have another order."""
+    """Load the problems in a new interpreter too."""
     name = "the same problems in a fresh process"
     if not portable(checking.task):
         checking.not_checked.append(f"{name}: the task is defined in this process only")
         return
     counts = {split: min(len(examples), _FRESH) for split, examples in splits.items() if examples}
-    with Judge(checking.task, checking.judge.limits, fresh=True) as fresh:
-        there = fresh.pool.digests(counts)
+    there = checking.fresh.pool.digests(counts)
     here = {split: worker.digest(splits[split][:count]) for split, count in counts.items()}
     checking.add("data", name, [there[split] == here[split] for split in counts])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_FAR_APART = "\n" * 5_000  # for verifiers that read only the beginning or the end
 _ZERO_WIDTH = ("\u200b", "\u2060", "\ufeff")
 _FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
 _ARABIC = {ord(digit): 0x0660 + int(digit) for digit in "0123456789"}
@@ -64,7 +65,7 @@ def probes_of(seed: Seed, frame: Frame) -> dict[str, list[str]]:
     """Return the probes of one example by name."""
     made = {name: make(seed, frame) for name, make in PROBES.items()}
     same = {seed.right.strip(), frame.core(seed.right).strip()}
-    return {name: [text for text in texts if text.strip() not in same] for name, texts in made.items()}
+    return {name: [text for text in dict.fromkeys(texts) if text.strip() not in same] for name, texts in made.items()}
 
 
 def _empty(seed: Seed, frame: Frame) -> list[str]:
@@ -89,7 +90,7 @@ def _all_at_once(seed: Seed, frame: Frame) -> list[str]:
         return []
     half = len(seed.others) // 2
     orders = [[*seed.others, seed.right], [*seed.others[:half], seed.right, *seed.others[half:]]]
-    whole = [mark.join(order) for order in orders for mark in (" ", ", ")]
+    whole = [mark.join(order) for order in orders for mark in (" ", ", ", "\n")]
     inside = [frame.around(", ".join(map(frame.core, order))) for order in orders]
     return whole + inside
 
@@ -118,11 +119,11 @@ def _inside(make: Callable[[Seed, Frame], list[str]]) -> Callable[[Seed, Frame],
 def _right_then_wrong(seed: Seed, frame: Frame) -> list[str]:
     if seed.wrong is None:
         return []
-    return [f"{seed.right}\n{seed.wrong}", f"{seed.right}\n\nOr rather:\n{seed.wrong}"]
+    return [f"{seed.right}{apart}{seed.wrong}" for apart in ("\n", "\n\nOr rather:\n", _FAR_APART)]
 
 
 def _wrong_then_right(seed: Seed, frame: Frame) -> list[str]:
-    return [] if seed.wrong is None else [f"{seed.wrong}\n{seed.right}"]
+    return [] if seed.wrong is None else [f"{seed.wrong}{apart}{seed.right}" for apart in ("\n", _FAR_APART)]
 
 
 def _contradicting(seed: Seed, frame: Frame) -> list[str]:
@@ -164,7 +165,9 @@ def _zero_width(seed: Seed, frame: Frame) -> list[str]:
 def _one_megabyte(seed: Seed, frame: Frame) -> list[str]:
     nearly = seed.longest - len(frame.around("")) - 1
     units = ["x", "9", "a ", " ", "\n", "(", '"', "\\", "a+", "<"]
-    return ["x" * 1_000_000, *(frame.around((unit * nearly)[:nearly]) for unit in units)]
+    full = [(unit * nearly)[:nearly] for unit in units]
+    odd = [f"{text[:-1]}!" for text in full]  # slow for patterns that match all but the end
+    return ["x" * 1_000_000, *map(frame.around, [*full, *odd])]
 
 
 def _nesting(seed: Seed, frame: Frame) -> list[str]:
@@ -197,6 +200,11 @@ def _not_a_number(seed: Seed, frame: Frame) -> list[str]:
     return [*made, *map(frame.around, made)]
 
 
+def _wildcards(seed: Seed, frame: Frame) -> list[str]:
+    made = [".*", "(?s).*", "^", "[0-9]+", "\\w+", "|", "*", "?*", "%"]
+    return [*made, *map(frame.around, made)]
+
+
 def _near(seed: Seed, frame: Frame) -> list[str]:
     core = frame.core(seed.right)
     found = list(_NUMBER.finditer(core))
@@ -205,6 +213,7 @@ def _near(seed: Seed, frame: Frame) -> list[str]:
     start, end = found[-1].span()
     number = core[start:end]
     changed = [number + ("0000001" if "." in number else ".0000001"), number + ("01" if "." in number else ".001")]
+    changed.append(number[:-1] + str((int(number[-1]) + 1) % 10))
     return [frame.around(core[:start] + text + core[end:]) for text in changed]
 
 
@@ -263,12 +272,13 @@ PROBES: dict[str, Callable[[Seed, Frame], list[str]]] = {
     "power bomb": _bombs,
     "not a number": _not_a_number,
     "stalling code": _stalling,
+    "wildcards": _wildcards,
     "near number": _near,
     "prefix of the answer": _half,
 }
 HOSTILE = {"markup", "one megabyte", "deep nesting", "huge numbers", "power bomb", "not a number", "stalling code"}
 """Probes that do not depend on the example."""
-WITHOUT_ANSWER = {*HOSTILE, "empty", "whitespace", "prompt echoed", "refusal", "fake verdict"}
+WITHOUT_ANSWER = {*HOSTILE, "empty", "whitespace", "prompt echoed", "refusal", "fake verdict", "wildcards"}
 """Probes that need no right answer."""
 NAMES = (*PROBES, "code", "another's answer")
 """Every probe that a task may waive."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from r3core.check import probes
-from r3core.check.session import SEEDS, SHOWN, Checking, counterexample, plain, text_of
+from r3core.check.session import SEEDS, SHOWN, Checking, Judged, counterexample, plain, text_of
 from r3core.task import Example
 
 _HOSTILE_SEEDS = 3  # examples for the probes that do not depend on the example
+_OTHERS = 6  # answers to other examples, for each example
+_ROUND = 16  # responses that are judged before the errors among them are counted
 
 
 def check_probes(
@@ -28,8 +31,18 @@ def check_probes(
             if asked and texts:
                 tries.setdefault(name, []).extend((example, text) for text in texts)
     for name, pairs in tries.items():
-        checking.add_probe(name, checking.judged(pairs))
+        checking.add_probe(name, _judged(checking, pairs))
     _check_code(checking, seeds[:_HOSTILE_SEEDS], frame)
+
+
+def _judged(checking: Checking, pairs: Sequence[tuple[Example, str]]) -> list[Judged]:
+    """Return pairs with their verdicts; after a few errors no more are tried: each may take all the time it has."""
+    judged: list[Judged] = []
+    for start in range(0, len(pairs), _ROUND):
+        judged += checking.judged(pairs[start : start + _ROUND])
+        if sum(one.verdict.outcome == "error" for one in judged) >= SHOWN:
+            break
+    return judged
 
 
 def _check_code(checking: Checking, seeds: Sequence[tuple[Example, probes.Seed]], frame: probes.Frame) -> None:
@@ -57,22 +70,24 @@ def _seeds(
         return [(e, probes.Seed(text_of(checking.task, e), "", None, [], longest)) for e in drawn]
     chosen = checking.sample(right, SEEDS)
     others = [_others(checking, response, right) for _, response in chosen]
-    pairs = [(example, other) for (example, _), row in zip(chosen, others, strict=True) for other in row[:3]]
-    judged = checking.judged(pairs)
+    tries = [(example, other) for (example, _), row in zip(chosen, others, strict=True) for other in row.items()]
+    # Each comes right after its own example, whose answer a verifier might remember.
+    pairs = [pair for example, (other, owner) in tries for pair in ((owner, other), (example, other))]
+    judged = checking.judged(pairs)[1::2]
     fails = {(one.example.id, one.response) for one in judged if one.verdict.outcome == "fail"}
     if judged:
         few = sum(one.verdict.outcome == "pass" for one in judged) <= len(judged) / 2
         checking.add_probe("another's answer", judged, "some answers are right here too" if few else "")
     seeds = []
     for (example, response), row in zip(chosen, others, strict=True):
-        wrong = next((other for other in row[:3] if (example.id, other) in fails), None)
-        seeds.append((example, probes.Seed(text_of(checking.task, example), response, wrong, row, longest)))
+        wrong = next((other for other in row if (example.id, other) in fails), None)
+        seeds.append((example, probes.Seed(text_of(checking.task, example), response, wrong, [*row], longest)))
     return seeds
 
 
-def _others(checking: Checking, response: str, right: Sequence[tuple[Example, str]]) -> list[str]:
-    """Return a few answers to other examples, none of them the same or a part of this one."""
+def _others(checking: Checking, response: str, right: Sequence[tuple[Example, str]]) -> dict[str, Example]:
+    """Return a few answers to other examples, with these, none of them the same or a part of this one."""
     drawn = checking.sample(right, 60)
     own = plain(response)
-    others = [other for _, other in drawn if plain(other) not in own and own not in plain(other)]
-    return list(dict.fromkeys(others))[:6]
+    others = {other: owner for owner, other in drawn if plain(other) not in own and own not in plain(other)}
+    return dict(islice(others.items(), _OTHERS))

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from r3core import prompts
 from r3core.check.certificate import Counterexample, Finding, Group
 from r3core.check.fixtures import Fixture
+from r3core.config import Limits
 from r3core.stats import wilson
 from r3core.task import Example, Task, Verdict
 from r3core.verification import Judge
@@ -33,9 +34,10 @@ class Judged(NamedTuple):
 class Checking:
     """A check under way."""
 
-    def __init__(self, task: Task, judge: Judge, random: random.Random) -> None:
+    def __init__(self, task: Task, judge: Judge, *, fresh: Judge, random: random.Random) -> None:
         self.task = task
         self.judge = judge
+        self.fresh = fresh  # its worker is a new interpreter, where sets and dicts of texts have another order
         self.random = random
         self.findings: list[Finding] = []
         self.not_checked: list[str] = []
@@ -113,6 +115,11 @@ def counterexample(judged: Judged, wanted: str | None, before: str = "") -> Coun
     if wanted is not None and len(judged.response) <= 10_000:
         fixture = Fixture(example=judged.example, response=judged.response, outcome=cast(Any, wanted), why="r3 check")
     return Counterexample(example=judged.example.id, response=judged.response[:2_000], said=said, fixture=fixture)
+
+
+def alone(limits: Limits) -> Limits:
+    """Return the same limits for a judge with one worker."""
+    return limits.model_copy(update={"workers": 1})
 
 
 def text_of(task: Task, example: Example) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
 
 from r3core.check.probes import Frame
-from r3core.check.session import SEEDS, SHOWN, Checking, Judged, counterexample
+from r3core.check.session import SEEDS, SHOWN, Checking, Judged, alone, counterexample
 from r3core.check.texts import Strange, search
 from r3core.pool import portable
 from r3core.task import Example
@@ -13,7 +16,7 @@ from r3core.verification import Judge
 
 _AGAIN = 400  # responses that are judged once more
 _TEXTS = 1_000  # made by hypothesis
-_CLOCKS = (1.3137, 400.71)  # days ahead
+_DAYS = (1.62, 3.12, 404.12)  # ahead: one of them falls on an odd day more, one on a weekend or off it
 
 
 def check_every_text(
@@ -23,34 +26,46 @@ def check_every_text(
     drawn = checking.sample(right, SEEDS) or [(example, "") for example in known[:5]]
     examples, responses = [example for example, _ in drawn], [response for _, response in drawn]
     tried, strange = search(checking.judge, examples, responses, frame=frame, number=seed, count=_TEXTS)
-    _add_strange(checking, "a verdict for every text", tried, strange)
+    unstable = strange is not None and strange.verdict.outcome != "error"
+    _add_strange(checking, "a verdict for every text", tried, None if unstable else strange)
+    _add_strange(checking, "the same verdict twice", tried, strange if unstable else None)
     short = [one for one in checking.log if len(one.response) < 5_000 and one.verdict.outcome != "error"]
-    kept = checking.sample(short, _AGAIN)
-    limits = checking.judge.limits
-    _compare(checking, "the same verdict again", kept, checking.judge)
-    with Judge(checking.task, limits.model_copy(update={"workers": 1})) as other:
-        shuffled = checking.sample(kept, len(kept))
-        _compare(checking, "the same verdict in another order", shuffled, other)
-    if portable(checking.task):
-        with Judge(checking.task, limits, fresh=True) as other:
-            _compare(checking, "the same verdict in a fresh process", kept, other)
-    else:
-        checking.not_checked.append("verdicts in a fresh process: the task is defined in this process only")
-    differing: list[Judged] = []
-    for days in _CLOCKS:
-        with Judge(checking.task, limits, days=days) as other:
-            differing += _differing(checking, kept, other)
-    _add_differing(checking, "the same verdict at another time", len(_CLOCKS) * len(kept), differing)
+    _check_again(checking, checking.sample(short, _AGAIN))
 
 
-def _compare(checking: Checking, name: str, before: Sequence[Judged], judge: Judge) -> None:
-    _add_differing(checking, name, len(before), _differing(checking, before, judge))
+def _check_again(checking: Checking, before: list[Judged]) -> None:
+    """Ask for verdicts once more under all other circumstances, at the same time."""
+    limits = alone(checking.judge.limits)
+    shuffled = checking.sample(before, len(before))
+    with ExitStack() as judges:
+        again = [
+            _Again("the same verdict again", before, checking.judge),
+            _Again("the same verdict in another order", shuffled, judges.enter_context(Judge(checking.task, limits))),
+        ]
+        if portable(checking.task):
+            again.append(_Again("the same verdict in a fresh process", before, checking.fresh))
+        else:
+            checking.not_checked.append("verdicts in a fresh process: the task is defined in this process only")
+        for days in _DAYS:
+            ahead = judges.enter_context(Judge(checking.task, limits, days=days))
+            again.append(_Again("the same verdict at another time", before, ahead))
+        batches = [judge.verdicts() for _, _, judge in again]
+        for batch, (_, judged, _) in zip(batches, again, strict=True):
+            batch.add((index, one.example, one.response) for index, one in enumerate(judged))
+        tried: Counter[str] = Counter()
+        differing: dict[str, list[Judged]] = defaultdict(list)
+        for batch, (name, judged, _) in zip(batches, again, strict=True):
+            tried[name] += len(judged)
+            pairs = zip(judged, batch.result(), strict=True)
+            differing[name] += [one._replace(verdict=now) for one, now in pairs if now.outcome != one.verdict.outcome]
+    for name, count in tried.items():
+        _add_differing(checking, name, count, differing[name])
 
 
-def _differing(checking: Checking, before: Sequence[Judged], judge: Judge) -> list[Judged]:
-    verdicts = judge.judge([(one.example, one.response) for one in before])
-    pairs = zip(before, verdicts, strict=True)
-    return [one._replace(verdict=now) for one, now in pairs if now.outcome != one.verdict.outcome]
+class _Again(NamedTuple):
+    name: str
+    before: list[Judged]
+    judge: Judge
 
 
 def _add_differing(checking: Checking, name: str, tried: int, differing: Sequence[Judged]) -> None:

@@ -86,7 +86,9 @@ def _texts(rights: Sequence[str], frame: Frame) -> st.SearchStrategy[str]:
     anything = st.text(max_size=300)
     signs = st.text(alphabet=_SIGNS, max_size=200)
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-    values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=10), inner))
+    values = st.recursive(
+        scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=10), inner), max_leaves=10
+    )
     known = st.sampled_from(list(rights) or [""])
     edited = st.builds(_edited, known, st.integers(0, 400), st.integers(0, 20), st.text(max_size=5) | signs)
     inside = (anything | signs | values.map(json.dumps)).map(frame.around)
