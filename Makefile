@@ -29,6 +29,7 @@ check: $(DEVELOP)
 
 bench: $(DEVELOP) $(RIVALS)
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/calls.py
 	.venv-rivals/bin/python benchmarks/verifier.py
 
 docs: $(DEVELOP)

@@ -9,6 +9,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -22,9 +23,10 @@ from r3core.errors import TaskError
 from r3core.plugins import FILE_MODULE
 from r3core.task import Example, Split, Task
 
+Pair = tuple[Example, str]
 Future = ProcessFuture[tuple[list[worker.Said], float]]
 """What will hold the result of `worker.judge`."""
-_PLACES = 4096  # more chunks than this are never under way
+_PLACES = 65_536  # more chunks than this are never under way
 _MOST_WORKERS = 8
 MAIN_GUARD = 'a script that judges puts its main part under `if __name__ == "__main__":`'
 
@@ -35,6 +37,8 @@ class Pool:
     def __init__(self, task: Task, limits: Limits, *, days: float, fresh: bool) -> None:
         context = _context(task, fresh=fresh)
         self.places = context.RawArray("i", _PLACES)
+        self.start = 0
+        """How often the workers were replaced."""
         self._next = count()
         self._under_way: set[Future] = set()
         self._timeout = worker.WARM_UP_SECONDS + 3 * limits.seconds  # should a verifier undo the worker's own limit
@@ -45,13 +49,16 @@ class Pool:
         self._pool = self._new()
         self._end = weakref.finalize(self, _end, self._pool)
 
-    def schedule(self, method: str, pairs: Sequence[tuple[Example, str]]) -> tuple[int, Future]:
-        """Hand pairs to the workers; returns the chunk's place in `places`, and what will hold the result."""
+    def schedule(self, method: str, pairs: Sequence[Pair], *, warm_up: bool) -> tuple[int, Future]:
+        """Hand pairs to the workers; returns the chunk's place in `places`, and what will hold the result.
+
+        A new worker judges the first of them for nobody, to warm up.
+        """
         if not self._pool.active:
             self.restart()
         place = next(self._next) % _PLACES
         self.places[place] = worker.NOT_READY
-        future = self._pool.schedule(worker.judge, [place, method, pairs], timeout=self._timeout)
+        future = self._pool.schedule(worker.judge, [place, method, _Packed(pairs)], {"warm_up": warm_up}, self._timeout)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         return place, future
@@ -67,15 +74,26 @@ class Pool:
         return not any(future.running() for future in tuple(self._under_way))
 
     def restart(self) -> None:
-        """Replace all workers, unless that was done already."""
-        if not self._pool.active or self.idle:
-            self._end()
-            self._under_way.clear()
-            self._pool = self._new()
-            self._end = weakref.finalize(self, _end, self._pool)
+        """Replace all workers; what they were asked is cancelled."""
+        self.close()
+        self._pool = self._new()
+        self._end = weakref.finalize(self, _end, self._pool)
+        self.start += 1
 
     def close(self) -> None:
         self._end()
+        for future in tuple(self._under_way):
+            future.cancel()  # type: ignore[no-untyped-call]
+
+
+class _Packed:
+    """Pairs that are pickled each for itself, and only when a worker takes them."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self._pairs = pairs
+
+    def __reduce__(self) -> tuple[type[list[bytes]], tuple[list[bytes]]]:
+        return list, ([pickle.dumps(pair) for pair in self._pairs],)
 
 
 def _end(pool: ProcessPool) -> None:
@@ -131,7 +149,13 @@ def _loader(task: Task) -> Callable[[], Task]:
     if module.startswith(FILE_MODULE):
         path = str(sys.modules[module].__file__)
         source = (path, Path(path).read_bytes())
-    return partial(worker.load_pickled, pickle.dumps(task), module, source)
+    try:
+        return partial(worker.load_pickled, pickle.dumps(task), module, source)
+    except Exception as error:  # whatever the task's own values say to it
+        raise TaskError(
+            f"task `{task.name}` cannot be sent to a worker process: {type(error).__name__}: {error}",
+            "keep nothing in a task but its options; open files and make locks where they are used",
+        ) from error
 
 
 def _itself(task: Task) -> Task:
@@ -139,15 +163,25 @@ def _itself(task: Task) -> Task:
 
 
 def cause_of(code: int, limits: Limits) -> str:
+    """Return in words what a worker's exit code says of the verifier."""
     if code == worker.TOO_MUCH_MEMORY:
         return f"it needed more than {limits.memory_mb:,} MB of memory"
     if code == -signal.SIGALRM:
         return f"it gave no verdict within {limits.seconds:g} s"
     if code == worker.ENDED_ITSELF:
         return "it ended its process (exit code 0)"
+    if code == worker.SPOILED:
+        return "it left its process unusable"
     if code < 0:
-        return f"it crashed its process ({signal.Signals(-code).name})"
+        known = {one.value: one.name for one in signal.Signals}
+        return f"it crashed its process ({known.get(-code, f'signal {-code}')})"
     return f"it ended its process (exit code {code})"
+
+
+def end_group(leader: int) -> None:
+    """End the processes that a worker has left behind when it died."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def unloadable(task: Task, cause: str) -> TaskError:

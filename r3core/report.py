@@ -116,8 +116,9 @@ def print_rescored(rescored: Rescored, to: TextIO) -> None:
             console.print(f"  {one.unretried:,} attempts fail now that were not retried; they are in no second try")
     for tally in rescored.tallies:
         for example in tally.examples:
+            why = f"; now: {visible(example.reason)}" if example.reason else ""
             what = f"{tally.file}, {tally.kind}, {example.before} -> {example.now}, example {visible(example.id)}"
-            console.print(f"{what}: {visible(example.text, longest=_LONGEST_SHOWN)}; now: {visible(example.reason)}")
+            console.print(f"{what}: {visible(example.text, longest=_LONGEST_SHOWN)}{why}")
     console.print(f"{rescored.changed:,} of {rescored.judged:,} verdicts have changed")
 
 

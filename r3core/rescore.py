@@ -14,12 +14,12 @@ from pydantic import ConfigDict, ValidationError
 from r3core.config import Limits
 from r3core.episode import Answer, Episode, Reflection
 from r3core.errors import RunError, TaskError, UsageError
-from r3core.evaluate import solved
+from r3core.evaluate import Scores, scores
 from r3core.mine import Failure, read_failures
 from r3core.plugins import get_task
+from r3core.protocol import with_leak
 from r3core.runs import RunRecord, each_value
 from r3core.screen import progress_bar
-from r3core.stats import Rate, clustered
 from r3core.task import Example, Frozen, Task, Verdict
 from r3core.verification import Judge, verifier_hash
 
@@ -56,19 +56,12 @@ class Tally(Frozen):
     """The first of them."""
 
 
-class Rates(Frozen):
-    """What one model does by the verdicts of one time."""
-
-    first: Rate
-    second: Rate
-
-
 class Evaluated(Frozen):
-    """The rates of one model in an evaluation, by the verdicts that were recorded and by those of now."""
+    """What one model does in an evaluation, by the verdicts that were recorded and by those of now."""
 
     file: str
-    before: Rates
-    now: Rates
+    before: Scores
+    now: Scores
     unretried: int
     """Attempts that passed before and fail now: nothing was tried after them, so they count in no second try."""
 
@@ -172,24 +165,6 @@ class _Count:
             self.examples.append(changed)
 
 
-class _Outcomes:
-    """The outcomes of the two tries in a file, by the verdicts of one time: what becomes rates."""
-
-    def __init__(self) -> None:
-        self.first: list[tuple[str, bool]] = []
-        self.second: list[tuple[str, bool]] = []
-
-    def add(self, episode: Episode) -> None:
-        problem = episode.example.id
-        if episode.attempt.verdict.outcome != "error":
-            self.first.append((problem, episode.attempt.verdict.outcome == "pass"))
-        if (passed := solved(episode)) is not None:
-            self.second.append((problem, passed))
-
-    def rates(self) -> Rates:
-        return Rates(first=clustered(self.first), second=clustered(self.second))
-
-
 def _task_of(record: RunRecord, *, spec: str | None, options: dict[str, Any]) -> tuple[Task, Limits]:
     """Return the task of a run and the limits of its verifier, under which no share of errors is too large."""
     said = record.read_json("config") or record.read_json("failures/card")
@@ -220,8 +195,9 @@ def _files_of(folder: Path) -> list[str]:
 def _rescore_file(
     record: RunRecord, name: str, judge: Judge, counts: dict[tuple[str, str], _Count]
 ) -> Evaluated | None:
-    """Judge a file again, some rows at a time, and return its rates if it is one of an evaluation."""
-    before, now, unretried = _Outcomes(), _Outcomes(), 0
+    """Judge a file again, some rows at a time, and return its scores if it is one of an evaluation."""
+    before: list[Episode] = []
+    now: list[Episode] = []
     rows = _rows(record, name)
     with progress_bar(name, _lines(record.path / f"{name}.jsonl")) as bar:
         while batch := list(islice(rows, _ROWS)):
@@ -233,18 +209,17 @@ def _rescore_file(
             for episode, judgements in batch:
                 rejudged = list(islice(verdicts, len(judgements)))
                 if episode is not None:
-                    changed = _with(episode, rejudged)
-                    before.add(episode)
-                    now.add(changed)
-                    unretried += changed.failed and "reflect" not in changed.retries
+                    before.append(episode)
+                    now.append(_with(episode, rejudged))
             bar(len(batch))
     if not name.startswith(_EVALUATION):
         return None
-    return Evaluated(file=name, before=before.rates(), now=now.rates(), unretried=unretried)
+    unretried = sum(episode.failed and "reflect" not in episode.retries for episode in now)
+    return Evaluated(file=name, before=scores(before), now=scores(now), unretried=unretried)
 
 
 def _rows(record: RunRecord, name: str) -> Iterator[tuple[Episode | None, list[_Judged]]]:
-    """Yield what each row of a file recorded, and the whole episode where rates follow from it."""
+    """Yield what each row of a file recorded, and the whole episode where scores follow from it."""
     rows = record.rows(name)
     if name == _FAILURES:
         for failure in each_value(Failure, rows, name):
@@ -288,7 +263,9 @@ def _with(episode: Episode, verdicts: Sequence[Any]) -> Episode:
         answer.model_copy(update={"verdict": verdict})
         for answer, verdict in zip((episode.attempt, *episode.retries.values()), verdicts, strict=False)
     ]
-    return episode.model_copy(update={"attempt": attempt, "retries": dict(zip(episode.retries, others, strict=True))})
+    changed = {"attempt": attempt, "retries": dict(zip(episode.retries, others, strict=True))}
+    again = episode.model_copy(update=changed)
+    return with_leak(again, verdicts[-1]) if episode.reflection else again
 
 
 def _outcome(verdict: Verdict | bool | None) -> str:

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import wait
+from concurrent.futures import CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from math import ceil
@@ -21,13 +21,13 @@ from pebble import ProcessExpired
 from r3core import worker
 from r3core.config import Limits
 from r3core.errors import RunError, TaskError
-from r3core.pool import MAIN_GUARD, Future, Pool, cause_of, unloadable, workers_of
+from r3core.pool import MAIN_GUARD, Future, Pool, cause_of, end_group, unloadable, workers_of
 from r3core.task import Example, Outcome, Task, Verdict
 
 T = TypeVar("T")
 Pairs = Sequence[tuple[Example, str]]
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 8, 64  # answers that a worker is sent at a time
-_MOST_RESTARTS = 3
+_MOST_LOSSES = 3  # workers that may end in between verdicts, one after the other
 _PATIENCE = 60.0  # seconds, before it is asked whether a job was lost
 
 
@@ -127,6 +127,8 @@ class _Job(NamedTuple):
     items: Sequence[tuple[int, Example, str]]
     place: int
     future: Future
+    start: int
+    """Of the pool's workers, those that were asked."""
 
 
 class Batch(Generic[T]):
@@ -142,7 +144,7 @@ class Batch(Generic[T]):
         self._jobs: deque[_Job] = deque()
         self._told: dict[int, T] = {}
         self._added = 0
-        self._restarts = 0
+        self._losses = 0
 
     def add(self, items: Iterable[tuple[int, Example, str]]) -> None:
         """Begin to judge more of the batch: its index in the results, the example, the response. Waits for nothing."""
@@ -171,10 +173,10 @@ class Batch(Generic[T]):
             self._judge.seconds += perf_counter() - began
         return [self._told[index] for index in sorted(self._told)]
 
-    def _ask(self, items: Sequence[tuple[int, Example, str]]) -> None:
+    def _ask(self, items: Sequence[tuple[int, Example, str]], *, warm_up: bool = True) -> None:
         pairs = [(example, response) for _, example, response in items]
-        place, future = self._judge.pool.schedule(self._method, pairs)
-        self._jobs.append(_Job(items, place, future))
+        place, future = self._judge.pool.schedule(self._method, pairs, warm_up=warm_up)
+        self._jobs.append(_Job(items, place, future, self._judge.pool.start))
 
     def _collect(self, job: _Job) -> None:
         """Take in what a worker says, or find out which answer was its end; what it left goes to another one."""
@@ -184,15 +186,17 @@ class Batch(Generic[T]):
                 pass
             said, seconds = job.future.result(timeout=0)
         except ProcessExpired as death:
-            return self._bury(job, cause_of(death.exitcode, self._judge.limits))
+            end_group(death.pid)
+            return self._bury(job, death.exitcode)
         except TimeoutError:
-            if not job.future.done():
-                return self._begin_anew(job)
-            return self._bury(job, cause_of(-signal.SIGALRM, self._judge.limits))
-        except BrokenProcessPool:
+            return self._bury(job, -signal.SIGALRM) if job.future.done() else self._begin_anew(job)
+        except (BrokenProcessPool, CancelledError):
             return self._begin_anew(job)
-        except Exception as error:  # it is the task's own, from another process
+        except Exception as error:  # the examples cannot be sent
             raise unloadable(self._judge.task, f"{type(error).__name__}: {error}") from error
+        if said[0].outcome == "unloadable":
+            raise unloadable(self._judge.task, said[0].reason)
+        self._losses = 0
         self._judge.worker_seconds += seconds
         for (index, example, _), one in zip(job.items, said, strict=False):
             self._told[index] = self._tell(one, example)
@@ -201,30 +205,44 @@ class Batch(Generic[T]):
 
     def _begin_anew(self, job: _Job) -> None:
         """Ask again, with new workers: the old ones ended while they had nothing to do, or took a job with them."""
-        self._restarts += 1
-        if self._restarts > _MOST_RESTARTS:
-            raise RunError(
-                f"the worker processes of task `{self._judge.task.name}` end while they have nothing to do",
-                MAIN_GUARD,
-                "a task starts no threads or timers that outlive a verdict",
-            )
-        lost = [job, *self._jobs]
-        self._jobs.clear()
-        self._judge.pool.restart()
-        for one in lost:
-            self._ask(one.items)
+        if job.start == self._judge.pool.start:
+            self._losses += 1
+            if self._losses > _MOST_LOSSES:
+                raise RunError(
+                    f"the worker processes of task `{self._judge.task.name}` end while they have nothing to do",
+                    MAIN_GUARD,
+                    "a task starts no threads or timers that outlive a verdict",
+                )
+            self._judge.pool.restart()
+        self._ask(job.items)
 
-    def _bury(self, job: _Job, cause: str) -> None:
-        last = self._judge.pool.places[job.place]
+    def _bury(self, job: _Job, code: int) -> None:
+        """Find out which answer a worker died of, and ask again about the others."""
+        items, last = job.items, self._judge.pool.places[job.place]
+        cause = cause_of(code, self._judge.limits)
+        if last == worker.WARMING_UP:
+            return self._ask(items, warm_up=False)
         if last == worker.NOT_READY:
-            raise unloadable(self._judge.task, cause)
-        index, example, _ = job.items[last]
+            self._losses += code != worker.GROWN
+            if code == -signal.SIGALRM or self._losses > _MOST_LOSSES:
+                raise unloadable(self._judge.task, cause)
+            return self._ask(items)
+        if last == worker.ALL_JUDGED:  # one of them broke what the worker needs to say what it found
+            alone, cause = items, f"after its verdict, {cause}"
+        else:
+            alone = [items[last]]
+            for others in (items[:last], items[last + 1 :]):
+                if others:
+                    self._ask(others)
+        if len(items) > 1 and (last == worker.ALL_JUDGED or code == worker.TOO_MUCH_MEMORY):
+            for item in alone:  # to see whose fault it was
+                self._ask([item])
+            return None
+        [(index, example, _)] = alone
         self._told[index] = self._tell(worker.Said("error", cause, cause), example)
         if self._method == "verify":
             self._judge.check_errors(still=self._added - len(self._told))
-        for rest in (job.items[:last], job.items[last + 1 :]):
-            if rest:
-                self._ask(rest)
+        return None
 
 
 def judge(task: Task, pairs: Pairs) -> list[Verdict]:

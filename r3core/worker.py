@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import io
+import multiprocessing
 import os
 import pickle
 import resource
@@ -23,10 +25,14 @@ TOO_MUCH_MEMORY = 86
 """The exit code of a worker whose verifier needed more memory than it may have."""
 ENDED_ITSELF = 87
 """The exit code of a worker that the task's code ended with 0, which pebble would take for an orderly end."""
-NOT_READY = -1
-"""What stands at a chunk's place in `places` until its first answer is reached."""
+SPOILED = 88
+"""The exit code of a worker in which not even this module works any more, after what the task's code has done."""
+GROWN = 89
+"""The exit code of a worker that has kept so much memory that it makes room for another one."""
+NOT_READY, WARMING_UP, ALL_JUDGED = -1, -2, -3
+"""What stands at a chunk's place in `places` before its first answer is reached, and after its last one."""
 WARM_UP_SECONDS = 60.0
-"""Time for the first answer of a worker, which is not judged for anybody: verifiers import libraries there."""
+"""Time to load the task, and for a worker's first answer, judged for nobody: verifiers import libraries there."""
 _PRINTED = 1_000_000  # characters that a verifier may print for one answer
 _LONGEST_REASON = 300
 
@@ -35,7 +41,8 @@ class Said(NamedTuple):
     """What came of one answer, in a form that is quick to send."""
 
     outcome: str
-    """`pass`, `fail` or `error`; or `wrong value`, when the task's method returned something that it must not."""
+    """`pass`, `fail` or `error`; `wrong value`, when the task's method returned something that it must not; or
+    `unloadable`, for all answers of the chunk."""
     reason: str = ""
     kind: str = ""
     """What errors are counted by: an exception's type, or the task's own reason."""
@@ -68,6 +75,9 @@ class _Output(io.TextIOBase):
     def writable(self) -> bool:
         return True
 
+    def close(self) -> None:
+        """Stay open: the next verdict prints too."""
+
     def write(self, text: str) -> int:
         self.written += len(text)
         if self.written > _PRINTED:
@@ -76,43 +86,66 @@ class _Output(io.TextIOBase):
 
 
 _setting: Setting | None = None
+_pid = 0
 _task: Task | None = None
-_most_memory = resource.RLIM_INFINITY  # bytes of address space, while a verdict is made
+_usual_memory = 0  # bytes of address space, after the warm-up
+_most_memory = resource.RLIM_INFINITY  # the same, while a verdict is made
 _output = _Output()
 
 
 def start(setting: Setting) -> None:
     """Prepare the process, in which nothing is heard or seen of what a verifier prints."""
-    global _setting
-    _setting = setting
+    global _setting, _pid
+    _setting, _pid = setting, os.getpid()
     os.environ.clear()
     os.environ.update(setting.environment)
     with suppress(OSError):  # the folder is gone
         os.chdir(setting.folder)
+    _take_along()
     end = os._exit
-    os._exit = lambda status: end(status or ENDED_ITSELF)
+    os._exit = lambda status: end(status or (0 if _copied() else ENDED_ITSELF))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
 
 
-def judge(place: int, method: str, pairs: Sequence[tuple[Example, str]]) -> tuple[list[Said], float]:
+def _take_along() -> None:
+    """See to it that processes which a verifier starts end with this one, and this one with the main process."""
+    os.setpgid(0, 0)  # a group of its own, which the main process ends when this process has died
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if _copied() else os.killpg(0, signal.SIGKILL))
+    main = multiprocessing.parent_process()
+    assert main is not None
+    with suppress(OSError):  # Linux sends SIGIO to the group when the pipe from the main process is closed
+        fcntl.fcntl(main.sentinel, fcntl.F_SETOWN, -_pid)
+        fcntl.fcntl(main.sentinel, fcntl.F_SETFL, os.O_ASYNC)
+
+
+def judge(place: int, method: str, pairs: Sequence[bytes], *, warm_up: bool) -> tuple[list[Said], float]:
     """Return what a method of the task (`verify` or `leaks`) says of the first of the pairs, and the seconds it took.
 
     When they take longer together than one answer may, the rest is left to another call: so a chunk has a time limit.
+    Each pair is pickled for itself: a verifier that changes an example changes it for nobody else.
     """
     assert _setting is not None
     with redirect_stdout(_output), redirect_stderr(_output):
-        task = _ready(pairs[0][0])
-        asked = getattr(task, method)
+        try:
+            task = _task or _load(place, pairs[0], warm_up=warm_up)
+        except BaseException as error:  # whatever the task's module does
+            return [Said("unloadable", _reason(error))], 0.0
         said: list[Said] = []
         began = perf_counter()
-        for index, (example, response) in enumerate(pairs):
-            _setting.places[place] = index
-            said.append(_limited(asked, example, response, method))
-            if perf_counter() - began > _setting.seconds:
-                break
+        try:
+            _make_room()
+            asked = getattr(task, method)
+            for index, pair in enumerate(pairs):
+                _setting.places[place] = index
+                said.append(_limited(asked, pair, method))
+                if perf_counter() - began > _setting.seconds:
+                    break
+        except BaseException:
+            os._exit(SPOILED)
+        _setting.places[place] = ALL_JUDGED
     return said, perf_counter() - began
 
 
@@ -132,27 +165,38 @@ def digest(examples: Iterable[Example]) -> str:
     return whole.hexdigest()
 
 
-def _limited(asked: Callable[[Example, str], object], example: Example, response: str, method: str) -> Said:
+def _limited(asked: Callable[[Example, str], object], pair: bytes, method: str) -> Said:
     """Call a method of the task. The kernel ends this process when that takes too long, in Python code or in C."""
     assert _setting is not None
     _output.written = 0
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # an earlier verdict may have changed it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.setitimer(signal.ITIMER_REAL, _setting.seconds)
-    resource.setrlimit(resource.RLIMIT_AS, (_most_memory, resource.RLIM_INFINITY))
+    _hold_memory(_most_memory)
     try:
-        value = asked(example, response)
+        said = _said(asked(*pickle.loads(pair)), method)
     except MemoryError:
         os._exit(TOO_MUCH_MEMORY)  # the process may be in any state
-    except _TooMuchOutput:
-        value = None
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: here they are the verifier's errors
-        return Said("error", _reason(error), type(error).__name__)
+        said = Said("error", _reason(error), type(error).__name__)
     finally:
+        if _copied():
+            os._exit(0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        _hold_memory(resource.RLIM_INFINITY)
     if _output.written > _PRINTED:
         return Said("error", f"it printed more than {_PRINTED:,} characters", "it printed too much")
-    return _said(value, method)
+    return said
+
+
+def _copied() -> bool:
+    """Tell whether this process is not the worker but a copy of it, which the verifier made by a fork."""
+    return os.getpid() != _pid
+
+
+def _hold_memory(most: int) -> None:
+    with suppress(ValueError, OSError):  # the verifier has set a lower limit, for good
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 def _said(value: object, method: str) -> Said:
@@ -160,27 +204,47 @@ def _said(value: object, method: str) -> Said:
         return Said("pass" if value else "fail")
     if not isinstance(value, Verdict) or method != "verify":
         return Said("wrong value", shortened(repr(value)))
-    reason = shortened(value.reason)
-    return Said(value.outcome, reason, reason if value.outcome == "error" else "")
+    outcome, reason = value.outcome, value.reason
+    if outcome not in ("pass", "fail", "error") or not isinstance(reason, str):  # it was made by `model_construct`
+        return Said("wrong value", shortened(repr(value)))
+    reason = shortened(reason)
+    return Said(outcome, reason, reason if outcome == "error" else "")
 
 
-def _ready(example: Example) -> Task:
-    """Return the task, loaded and used once: only then is it known what its code takes of memory."""
-    global _task, _most_memory
+def _load(place: int, pair: bytes, *, warm_up: bool) -> Task:
+    """Load the task and use it once: only then is it known what its code takes of memory."""
+    global _task, _usual_memory
     assert _setting is not None
-    if _task is None:
-        signal.setitimer(signal.ITIMER_REAL, WARM_UP_SECONDS)
-        task = _setting.load()
-        if _setting.days:
-            _put_the_clock_forward(_setting.days)
+    signal.setitimer(signal.ITIMER_REAL, WARM_UP_SECONDS)
+    task = _setting.load()
+    if _setting.days:
+        _put_the_clock_forward(_setting.days)
+    if warm_up:
+        _setting.places[place] = WARMING_UP
         with suppress(BaseException):  # whatever is wrong will be seen in the first verdict too
+            example, _ = pickle.loads(pair)
             task.verify(example, task.reference(example) or "")
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        used = Path("/proc/self/statm")
-        if used.exists():  # elsewhere than on Linux the kernel does not hold a limit of the address space
-            _most_memory = int(used.read_text().split()[0]) * resource.getpagesize() + _setting.memory
-        _task = task
-    return _task
+        if _copied():
+            os._exit(0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    _task, _usual_memory = task, _memory()
+    return task
+
+
+def _make_room() -> None:
+    """Say how much memory a verdict may take up to; a process in which verdicts have kept too much of it ends."""
+    global _most_memory
+    assert _setting is not None
+    if used := _memory():
+        if used > _usual_memory + _setting.memory:
+            os._exit(GROWN)
+        _most_memory = used + _setting.memory
+
+
+def _memory() -> int:
+    """Return the bytes of address space in use; 0 elsewhere than on Linux, where the kernel does not limit it."""
+    used = Path("/proc/self/statm")
+    return int(used.read_text().split()[0]) * resource.getpagesize() if used.exists() else 0
 
 
 def _put_the_clock_forward(days: float) -> None:
@@ -205,8 +269,8 @@ def load_pickled(pickled: bytes, module: str, source: tuple[str, bytes] | None) 
 
 def _reason(error: BaseException) -> str:
     try:
-        message = str(error)
-    except Exception:  # the exception is the task's own, and its text is computed by the task's code
+        message = str(error)[:_LONGEST_REASON]
+    except BaseException:  # the exception is the task's own, and its text is computed by the task's code
         message = "(its message cannot be shown)"
     return shortened(f"{type(error).__name__}: {message}" if message else type(error).__name__)
 

@@ -130,7 +130,7 @@ def test_the_rates_of_an_evaluation_follow_the_verdicts(tmp_path: Path) -> None:
     rows = [
         episode(1, answer("1", "pass")),
         episode(2, answer("2", "fail"), said="hm", leaked=False, reflect=answer("3", "fail")),  # now solved at once
-        episode(3, answer("4", "fail"), said="hm", leaked=False, reflect=answer("3", "fail")),  # now by the retry
+        episode(3, answer("4", "fail"), said="say 3", leaked=False, reflect=answer("3", "fail")),  # now by the retry
         episode(4, answer("5", "pass")),  # now wrong, and nothing was tried after it
         episode(5, answer("unclear", "fail"), said="hm", leaked=False, reflect=answer("4", "fail")),  # now unknown
     ]
@@ -140,6 +140,7 @@ def test_the_rates_of_an_evaluation_follow_the_verdicts(tmp_path: Path) -> None:
     before, now = evaluated.before, evaluated.now
     assert [(rate.passed, rate.total) for rate in (before.first, before.second)] == [(2, 5), (2, 5)]
     assert [(rate.passed, rate.total) for rate in (now.first, now.second)] == [(2, 4), (3, 3)]
+    assert [(rate.passed, rate.total) for rate in (before.leaks, now.leaks)] == [(0, 3), (1, 1)]
 
 
 def test_a_file_of_several_batches_is_judged_in_order(tmp_path: Path) -> None:
@@ -283,7 +284,7 @@ def test_what_a_model_wrote_cannot_steer_the_terminal(tmp_path: Path) -> None:
     print_rescored(rescore_run(recorded(tmp_path / "run", mine=[episode(1, answer(text, "pass"))])), to)
     said = to.getvalue()
     assert all(c.isprintable() or c == "\n" for c in said)
-    assert r"'\x1b[2J[bold]\u202eone\nerror: none" in " ".join(said.split())
+    assert r"example n1: \x1b[2J[bold]\u202eone\nerror: none" in " ".join(said.split())
     assert "x" * 120 not in said.replace("\n", "")
 
 
@@ -298,5 +299,5 @@ def test_the_report_of_a_run_in_words(tmp_path: Path) -> None:
     assert "│ evaluate-base │ attempt │ 2 │ 1 │ pass -> fail: 1 │" in said
     assert "evaluate-base: first try 100.0 [34.2, 100.0] -> 50.0 [9.5, 90.5]; second try 100.0" in said
     assert "1 attempts fail now that were not retried" in said
-    assert "evaluate-base, attempt, pass -> fail, example 'n1': '2'; now: 'it should be 1'" in said
+    assert "evaluate-base, attempt, pass -> fail, example n1: 2; now: it should be 1" in said
     assert said.endswith("1 of 3 verdicts have changed")

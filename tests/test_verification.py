@@ -1,10 +1,13 @@
 import ctypes
 import math
+import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,6 +25,19 @@ LIMITS = Limits(seconds=2, memory_mb=256, workers=2)
 class Unprintable(Exception):
     def __str__(self) -> str:
         raise RuntimeError
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(1)
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise SystemExit(1)
+
+
+KEPT: list[bytearray] = []
 
 
 def throw(error: BaseException) -> object:
@@ -42,6 +58,29 @@ def alarm() -> object:
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.alarm(1000)
     return True
+
+
+def fork() -> object:
+    """Come back as two processes."""
+    os.fork()
+    return True
+
+
+def ask_a_child() -> object:
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
+    child.join()
+    return child.exitcode == 0
+
+
+def leave_behind() -> object:
+    """Return while a thread and a program are still at work."""
+    threading.Thread(target=time.sleep, args=(1000,)).start()
+    return Verdict.failed(str(subprocess.Popen(["sleep", "1000"]).pid))
+
+
+def ask_a_program() -> object:
+    return subprocess.run(["sleep", "1000"])
 
 
 SAYS: dict[str, Callable[[], object]] = {
@@ -72,6 +111,21 @@ SAYS: dict[str, Callable[[], object]] = {
     "text": lambda: "pass",
     "nothing": lambda: None,
     "number": lambda: 1,
+    "invented": lambda: Verdict.model_construct(outcome="maybe"),
+    "unreadable": lambda: Verdict.model_construct(outcome="fail", reason=7),
+    "unspeakable": lambda: throw(Unspeakable()),
+    "unshowable": lambda: Unshowable(),
+    "real time": lambda: os.kill(os.getpid(), 40),
+    "close files": lambda: os.closerange(0, 4096) or True,
+    "close output": lambda: sys.stdout.close() or True,
+    "block": lambda: bool(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})) or True,
+    "limit": lambda: resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40)) or True,
+    "keep": lambda: KEPT.append(bytearray(2**23)) or True,
+    "fork": fork,
+    "child": ask_a_child,
+    "leave behind": leave_behind,
+    "program": ask_a_program,
+    "who": lambda: Verdict.failed(str(os.getpid())),
 }
 
 
@@ -126,6 +180,10 @@ def test_verdicts_come_in_order_and_a_bool_is_one(judged: Judge) -> None:
         ("segfault", "it crashed its process (SIGSEGV)"),
         ("quit", "it ended its process (exit code 3)"),
         ("quit quietly", "it ended its process (exit code 0)"),
+        ("real time", "it crashed its process (signal 40)"),
+        ("unspeakable", "Unspeakable: (its message cannot be shown)"),
+        ("unshowable", "SystemExit: 1"),
+        ("close files", "after its verdict, it ended its process"),
     ],
 )
 def test_a_broken_verifier_costs_one_answer_an_error_and_never_a_fail(
@@ -159,9 +217,85 @@ def test_the_pool_is_full_again_after_workers_died() -> None:
         assert len(workers_under(os.getpid())) >= LIMITS.workers  # type: ignore[operator]  # it is set above
 
 
-def test_a_verifier_s_own_alarm_does_no_harm(judged: Judge) -> None:
-    verdicts = judged.judge(pairs("alarm", "right", "loop", "right"))
-    assert [verdict.outcome for verdict in verdicts] == ["pass", "pass", "error", "pass"]
+@pytest.mark.parametrize("response", ["alarm", "block", "limit", "close output", "fork", "child"])
+def test_what_a_verifier_does_to_its_process_harms_no_other_verdict(response: str) -> None:
+    with Judge(Toy(), LIMITS.model_copy(update={"workers": 1, "seconds": 1})) as one:
+        verdicts = one.judge(pairs(response, "right", "print quietly", "loop", "right"))
+        assert [verdict.outcome for verdict in verdicts] == ["pass", "pass", "fail", "error", "pass"]
+
+
+def test_memory_that_a_verifier_keeps_is_no_answer_s_fault() -> None:
+    with Judge(Toy(), LIMITS.model_copy(update={"memory_mb": 64, "workers": 1})) as one:
+        assert {verdict.outcome for verdict in one.judge(pairs(*["keep"] * 30))} == {"pass"}
+
+
+class Careless(Toy):
+    """Uses an example up."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return example.info.popitem() == ("n", 1)
+
+
+def test_an_example_that_a_verifier_changes_is_changed_for_no_other_answer() -> None:
+    example = Example(id="1", info={"n": 1})
+    assert judge(Careless(), [(example, "")] * 3) == [Verdict.passed()] * 3
+
+
+class Spoiler(Toy):
+    """Has a reference that ends the process."""
+
+    def reference(self, example: Example) -> str | None:
+        return "quit"
+
+
+def test_a_reference_that_breaks_the_verifier_does_not_break_the_run() -> None:
+    with Judge(Spoiler(), LIMITS) as one:
+        assert one.judge(pairs("right", "wrong")) == [Verdict.passed(), Verdict.failed("too small")]
+
+
+class Full(Toy):
+    """Holds what no other process can have."""
+
+    def model_post_init(self, context: object) -> None:
+        vars(self)["lock"] = threading.Lock()
+
+
+def test_a_task_that_cannot_be_sent_is_the_author_s_mistake() -> None:
+    with pytest.raises(TaskError, match="cannot be sent to a worker process: TypeError: cannot pickle"):
+        judge(Full(), pairs("right"))
+
+
+def test_programs_that_a_verifier_has_started_end_with_its_worker() -> None:
+    with Judge(Toy(), LIMITS.model_copy(update={"workers": 1})) as one:
+        [first] = one.judge(pairs("leave behind"))
+        one.judge(pairs("program"))
+        assert gone([int(first.reason)])
+        [last] = one.judge(pairs("leave behind"))
+        assert alive(int(last.reason))
+    assert gone([int(last.reason)])
+
+
+def test_workers_that_are_killed_from_outside_are_replaced() -> None:
+    with Judge(Toy(), LIMITS) as one:
+        for _ in range(3):
+            for who in {verdict.reason for verdict in one.judge(pairs(*["who"] * 64))}:
+                os.kill(int(who), signal.SIGKILL)
+        assert {verdict.outcome for verdict in one.judge(pairs(*["right"] * 64))} == {"pass"}
+
+
+def test_two_batches_of_one_judge_outlive_their_workers() -> None:
+    with Judge(Toy(), LIMITS) as one:
+        ids = {int(verdict.reason) for verdict in one.judge(pairs(*["who"] * 64))}
+        batches = [one.verdicts(), one.verdicts()]
+        for batch in batches:
+            batch.add((index, *pair) for index, pair in enumerate(pairs(*["right"] * 1000)))
+        for who in ids:
+            os.kill(who, signal.SIGKILL)
+        for batch in batches:
+            outcomes = [verdict.outcome for verdict in batch.result()]
+            assert len(outcomes) == 1000
+            assert outcomes.count("error") <= len(ids)
+            assert "fail" not in outcomes
 
 
 def test_what_a_verifier_prints_is_not_seen(judged: Judge, capfd: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +303,16 @@ def test_what_a_verifier_prints_is_not_seen(judged: Judge, capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("response", "value"), [("text", "'pass'"), ("nothing", "None"), ("number", "1")])
+@pytest.mark.parametrize(
+    ("response", "value"),
+    [
+        ("text", "'pass'"),
+        ("nothing", "None"),
+        ("number", "1"),
+        ("invented", "Verdict(outcome='maybe', reason='')"),
+        ("unreadable", "Verdict(outcome='fail', reason=7)"),
+    ],
+)
 def test_any_other_value_is_the_author_s_mistake(response: str, value: str) -> None:
     with pytest.raises(TaskError) as caught:
         judge(Toy(), pairs(response))
@@ -284,13 +427,16 @@ from pathlib import Path
 import neighbour
 from r3core import Example, Task
 
+class Problem(Example):
+    end: str
+
 class Filed(Task):
     name = "filed"
     word: str = "yes"
     def load(self, split):
-        return []
+        return [Problem(id="1", end="?")]
     def verify(self, example, response):
-        return response == self.word + neighbour.END
+        return response == self.word + getattr(example, "end", neighbour.END)
 """
 
 
@@ -306,6 +452,7 @@ def test_a_task_from_a_file_is_judged_as_it_was_when_it_was_read(
         assert [verdict.outcome for verdict in one.judge(pairs("no!", "no"))] == ["pass", "fail"]
         (tmp_path / "filed.py").write_text("raise ValueError")
         assert [verdict.outcome for verdict in one.judge(pairs("no!", "no"))] == ["pass", "fail"]
+        assert one.judge([(example, "no?") for example in task.load("test")]) == [Verdict.passed()]
 
 
 def test_a_hash_follows_the_sources_of_a_task_and_of_those_it_inherits_from(
@@ -368,7 +515,7 @@ def workers_under(pid: int) -> list[int]:
         if state != "Z":
             parents[int(stat.parent.name)] = int(parent)
     found = {pid}
-    for _ in range(3):
+    for _ in range(4):
         found |= {child for child, parent in parents.items() if parent in found}
     return sorted(found - {pid})
 
@@ -377,11 +524,11 @@ KILLED = """
 import sys, time
 from r3core import Example
 from r3core.verification import Judge
-from toy import Toy
+from test_verification import Toy
 
 if __name__ == "__main__":
     judge = Judge(Toy())
-    judge.judge([(Example(id="1", answer="1"), "1")])
+    judge.judge([(Example(id="1"), "leave behind")])
     print("judged", flush=True)
     sys.stdin.read()
 """
@@ -407,6 +554,19 @@ def test_no_worker_outlives_the_run(end: signal.Signals | None, tmp_path: Path) 
             run.send_signal(end)
         _, said = run.communicate(timeout=60)
     assert "Traceback" not in said
+    assert gone(workers)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(pids: Iterable[int]) -> bool:
+    """Wait until some processes have ended, but not for long."""
     deadline = time.monotonic() + 30
-    while alive := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline, alive
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        pass
+    return not any(map(alive, pids))

@@ -95,6 +95,7 @@ def state_of(task: Task, limits: Limits) -> str:
         "name": task.name,
         "version": task.version,
         "options": task.options(),
+        "files": {name: _hash(value) for name, value in task if isinstance(value, Path) and value.is_file()},
         "verifier": verifier_hash(task),
         "fixtures": fixtures_hash(task),
         "waived": task.waived,
@@ -103,6 +104,11 @@ def state_of(task: Task, limits: Limits) -> str:
         "python": environment()["python"],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def kept(task: Task, limits: Limits) -> Certificate | None:

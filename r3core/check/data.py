@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Iterable
 from itertools import islice
@@ -76,6 +77,8 @@ def _fresh(checking: Checking, splits: dict[Split, list[Example]]) -> None:
     if not portable(checking.task):
         checking.not_checked.append(f"{name}: the task is defined in this process only")
         return
+    if os.environ.get("PYTHONHASHSEED", "random") != "random":
+        checking.not_checked.append("other orders of sets: PYTHONHASHSEED holds for every process")
     counts = {split: min(len(examples), _FRESH) for split, examples in splits.items() if examples}
     there = checking.fresh.pool.digests(counts)
     here = {split: worker.digest(splits[split][:count]) for split, count in counts.items()}

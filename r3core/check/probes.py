@@ -40,7 +40,7 @@ class Seed(NamedTuple):
 
     prompt: str
     right: str
-    """A response that passes."""
+    """A response that passes; empty when none is known."""
     wrong: str | None
     """Another example's answer, which fails for this one."""
     others: Sequence[str]
@@ -64,7 +64,7 @@ def frame_of(references: Sequence[str]) -> Frame:
 def probes_of(seed: Seed, frame: Frame) -> dict[str, list[str]]:
     """Return the probes of one example by name."""
     made = {name: make(seed, frame) for name, make in PROBES.items()}
-    same = {seed.right.strip(), frame.core(seed.right).strip()}
+    same = {seed.right.strip(), frame.core(seed.right).strip()} if seed.right else set()
     return {name: [text for text in dict.fromkeys(texts) if text.strip() not in same] for name, texts in made.items()}
 
 
@@ -90,7 +90,9 @@ def _all_at_once(seed: Seed, frame: Frame) -> list[str]:
         return []
     half = len(seed.others) // 2
     orders = [[*seed.others, seed.right], [*seed.others[:half], seed.right, *seed.others[half:]]]
-    whole = [mark.join(order) for order in orders for mark in (" ", ", ", "\n")]
+    whole = [mark.join(order) for order in orders for mark in (" ", ", ")]
+    if half:
+        whole.append("\n".join(orders[1]))  # neither the first nor the last line is right
     inside = [frame.around(", ".join(map(frame.core, order))) for order in orders]
     return whole + inside
 
@@ -167,7 +169,8 @@ def _one_megabyte(seed: Seed, frame: Frame) -> list[str]:
     units = ["x", "9", "a ", " ", "\n", "(", '"', "\\", "a+", "<"]
     full = [(unit * nearly)[:nearly] for unit in units]
     odd = [f"{text[:-1]}!" for text in full]  # slow for patterns that match all but the end
-    return ["x" * 1_000_000, *map(frame.around, [*full, *odd])]
+    gaps = [f"a{text[2:]}a" for text in full if text.isspace()]
+    return ["x" * 1_000_000, *map(frame.around, [*full, *odd, *gaps])]
 
 
 def _nesting(seed: Seed, frame: Frame) -> list[str]:
@@ -276,9 +279,18 @@ PROBES: dict[str, Callable[[Seed, Frame], list[str]]] = {
     "near number": _near,
     "prefix of the answer": _half,
 }
-HOSTILE = {"markup", "one megabyte", "deep nesting", "huge numbers", "power bomb", "not a number", "stalling code"}
+HOSTILE = {
+    "markup",
+    "one megabyte",
+    "deep nesting",
+    "huge numbers",
+    "power bomb",
+    "not a number",
+    "stalling code",
+    "wildcards",
+}
 """Probes that do not depend on the example."""
-WITHOUT_ANSWER = {*HOSTILE, "empty", "whitespace", "prompt echoed", "refusal", "fake verdict", "wildcards"}
+WITHOUT_ANSWER = {*HOSTILE, "empty", "whitespace", "prompt echoed", "refusal", "fake verdict"}
 """Probes that need no right answer."""
 NAMES = (*PROBES, "code", "another's answer")
 """Every probe that a task may waive."""

@@ -14,7 +14,7 @@ from r3core.task import Example
 
 _HOSTILE_SEEDS = 3  # examples for the probes that do not depend on the example
 _OTHERS = 6  # answers to other examples, for each example
-_ROUND = 16  # responses that are judged before the errors among them are counted
+_ROUND = 4  # responses of a probe that are judged before the errors among them are counted; then twice as many
 
 
 def check_probes(
@@ -38,10 +38,10 @@ def check_probes(
 def _judged(checking: Checking, pairs: Sequence[tuple[Example, str]]) -> list[Judged]:
     """Return pairs with their verdicts; after a few errors no more are tried: each may take all the time it has."""
     judged: list[Judged] = []
-    for start in range(0, len(pairs), _ROUND):
-        judged += checking.judged(pairs[start : start + _ROUND])
-        if sum(one.verdict.outcome == "error" for one in judged) >= SHOWN:
-            break
+    size = _ROUND
+    while len(judged) < len(pairs) and sum(one.verdict.outcome == "error" for one in judged) < SHOWN:
+        judged += checking.judged(pairs[len(judged) : len(judged) + size])
+        size *= 2
     return judged
 
 
@@ -55,9 +55,10 @@ def _check_code(checking: Checking, seeds: Sequence[tuple[Example, probes.Seed]]
         checking.add_probe("code", judged)
         written = [re.compile(rf"{re.escape(str(path))}(?![0-9])") for path in Path(folder).iterdir()]
     ran = [one for one in judged if any(path.search(one.response) for path in written)]
-    shown = [counterexample(one, "fail", "it was run; ") for one in ran[:SHOWN]]
+    name = "code in a response is not run"
+    shown = [counterexample(one, "fail", name=name, before="it was run; ") for one in ran[:SHOWN]]
     held = [True] * (len(judged) - len(ran)) + [False] * len(ran)
-    checking.add("probes", "code in a response is not run", held, shown=shown)
+    checking.add("probes", name, held, shown=shown)
 
 
 def _seeds(

@@ -70,7 +70,7 @@ class Checking:
         status, why = "broken" if wrong else "ok", ""
         if wrong and not errors and (waiver or note):
             status, why = ("waived", waiver) if waiver else ("noted", note)
-        shown = [counterexample(one, wanted) for one in [*errors, *wrong][:SHOWN]]
+        shown = [counterexample(one, wanted, name=name) for one in [*errors, *wrong][:SHOWN]]
         rate = wilson(len(judged) - len(wrong), len(judged))
         self.findings.append(
             Finding(group=group, name=name, held=rate, status=cast(Any, status), why=why or "", counterexamples=shown)
@@ -108,13 +108,21 @@ class Checking:
         return self.random.sample(list(drawn_from), min(count, len(drawn_from)))
 
 
-def counterexample(judged: Judged, wanted: str | None, before: str = "") -> Counterexample:
+def counterexample(judged: Judged, wanted: str | None, *, name: str, before: str = "") -> Counterexample:
+    """Return a counter-example of the finding `name`, as a fixture too where it is known what the verdict should be."""
     verdict = judged.verdict
     said = f"{before}{verdict.outcome}" + (f": {verdict.reason}" if verdict.reason else "")
     fixture = None
-    if wanted is not None and len(judged.response) <= 10_000:
-        fixture = Fixture(example=judged.example, response=judged.response, outcome=cast(Any, wanted), why="r3 check")
-    return Counterexample(example=judged.example.id, response=judged.response[:2_000], said=said, fixture=fixture)
+    if wanted is not None and len(judged.response) <= 10_000 and _storable(judged.response) == judged.response:
+        why = f"r3 check: {name}"
+        fixture = Fixture(example=judged.example, response=judged.response, outcome=cast(Any, wanted), why=why)
+    shown = _storable(judged.response[:2_000])
+    return Counterexample(example=judged.example.id, response=shown, said=_storable(said), fixture=fixture)
+
+
+def _storable(text: str) -> str:
+    """Return a text with its lone surrogates spelled out, which no file can hold."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def alone(limits: Limits) -> Limits:

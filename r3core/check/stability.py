@@ -11,12 +11,21 @@ from r3core.check.probes import Frame
 from r3core.check.session import SEEDS, SHOWN, Checking, Judged, alone, counterexample
 from r3core.check.texts import Strange, search
 from r3core.pool import portable
-from r3core.task import Example
-from r3core.verification import Judge
+from r3core.task import Example, Verdict
+from r3core.verification import Batch, Judge
 
-_AGAIN = 400  # responses that are judged once more
+_AGAIN = 400  # responses that are judged once more, at most half of them with the verdict pass
 _TEXTS = 1_000  # made by hypothesis
-_DAYS = (1.62, 3.12, 404.12)  # ahead: one of them falls on an odd day more, one on a weekend or off it
+# Ahead, so that whatever day it is, one of them is an odd number of dates later, and one at a weekend or off it.
+_DAYS = (1.62, 3.12, 404.12)
+
+
+class _Again(NamedTuple):
+    """Responses that are being judged once more."""
+
+    name: str
+    before: list[Judged]
+    batch: Batch[Verdict]
 
 
 def check_every_text(
@@ -25,52 +34,55 @@ def check_every_text(
     """Check what must hold for every text, and add what was found; `seed` is hypothesis's."""
     drawn = checking.sample(right, SEEDS) or [(example, "") for example in known[:5]]
     examples, responses = [example for example, _ in drawn], [response for _, response in drawn]
-    tried, strange = search(checking.judge, examples, responses, frame=frame, number=seed, count=_TEXTS)
-    unstable = strange is not None and strange.verdict.outcome != "error"
-    _add_strange(checking, "a verdict for every text", tried, None if unstable else strange)
-    _add_strange(checking, "the same verdict twice", tried, strange if unstable else None)
-    short = [one for one in checking.log if len(one.response) < 5_000 and one.verdict.outcome != "error"]
-    _check_again(checking, checking.sample(short, _AGAIN))
-
-
-def _check_again(checking: Checking, before: list[Judged]) -> None:
-    """Ask for verdicts once more under all other circumstances, at the same time."""
-    limits = alone(checking.judge.limits)
-    shuffled = checking.sample(before, len(before))
     with ExitStack() as judges:
-        again = [
-            _Again("the same verdict again", before, checking.judge),
-            _Again("the same verdict in another order", shuffled, judges.enter_context(Judge(checking.task, limits))),
-        ]
-        if portable(checking.task):
-            again.append(_Again("the same verdict in a fresh process", before, checking.fresh))
-        else:
-            checking.not_checked.append("verdicts in a fresh process: the task is defined in this process only")
-        for days in _DAYS:
-            ahead = judges.enter_context(Judge(checking.task, limits, days=days))
-            again.append(_Again("the same verdict at another time", before, ahead))
-        batches = [judge.verdicts() for _, _, judge in again]
-        for batch, (_, judged, _) in zip(batches, again, strict=True):
-            batch.add((index, one.example, one.response) for index, one in enumerate(judged))
-        tried: Counter[str] = Counter()
+        again = _ask_again(checking, judges)
+        tried, strange = search(checking.judge, examples, responses, frame=frame, number=seed, count=_TEXTS)
+        unstable = strange is not None and strange.verdict.outcome != "error"
+        _add_strange(checking, "a verdict for every text", tried, None if unstable else strange)
+        _add_strange(checking, "the same verdict twice", tried, strange if unstable else None)
+        counts: Counter[str] = Counter()
         differing: dict[str, list[Judged]] = defaultdict(list)
-        for batch, (name, judged, _) in zip(batches, again, strict=True):
-            tried[name] += len(judged)
-            pairs = zip(judged, batch.result(), strict=True)
+        for name, before, batch in again:
+            pairs = zip(before, batch.result(), strict=True)
+            counts[name] += len(before)
             differing[name] += [one._replace(verdict=now) for one, now in pairs if now.outcome != one.verdict.outcome]
-    for name, count in tried.items():
+    for name, count in counts.items():
         _add_differing(checking, name, count, differing[name])
 
 
-class _Again(NamedTuple):
-    name: str
-    before: list[Judged]
-    judge: Judge
+def _ask_again(checking: Checking, judges: ExitStack) -> list[_Again]:
+    """Have responses judged once more under other circumstances, all at the same time, and wait for nothing."""
+    before, limits = _sample(checking), alone(checking.judge.limits)
+    shuffled = checking.sample(before, len(before))
+    asked = [
+        ("the same verdict again", before, checking.judge),
+        ("the same verdict in another order", shuffled, judges.enter_context(Judge(checking.task, limits))),
+    ]
+    if portable(checking.task):
+        asked.append(("the same verdict in a fresh process", before, checking.fresh))
+    else:
+        checking.not_checked.append("verdicts in a fresh process: the task is defined in this process only")
+    for days in _DAYS:
+        ahead = judges.enter_context(Judge(checking.task, limits, days=days))
+        asked.append(("the same verdict at another time", before, ahead))
+    again = [_Again(name, judged, judge.verdicts()) for name, judged, judge in asked]
+    for _, judged, batch in again:
+        batch.add((index, one.example, one.response) for index, one in enumerate(judged))
+    return again
+
+
+def _sample(checking: Checking) -> list[Judged]:
+    """Return responses that were judged, among them what passed: it is rare, and tells most."""
+    judged = [one for one in checking.log if len(one.response) < 5_000 and one.verdict.outcome != "error"]
+    passed = checking.sample([one for one in judged if one.verdict.outcome == "pass"], _AGAIN // 2)
+    failed = checking.sample([one for one in judged if one.verdict.outcome == "fail"], _AGAIN - len(passed))
+    return checking.sample([*passed, *failed], _AGAIN)
 
 
 def _add_differing(checking: Checking, name: str, tried: int, differing: Sequence[Judged]) -> None:
     held = [True] * (tried - len(differing)) + [False] * len(differing)
-    checking.add("every text", name, held, shown=[counterexample(one, None, "now ") for one in differing[:SHOWN]])
+    shown = [counterexample(one, None, name=name, before="now ") for one in differing[:SHOWN]]
+    checking.add("every text", name, held, shown=shown)
 
 
 def _add_strange(checking: Checking, name: str, tried: int, strange: Strange | None) -> None:
@@ -79,5 +91,6 @@ def _add_strange(checking: Checking, name: str, tried: int, strange: Strange | N
         unstable = strange.verdict.outcome != "error"
         said = "now " if unstable else ""
         for example, text in strange.texts[:SHOWN]:
-            shown.append(counterexample(Judged(example, text, strange.verdict), None if unstable else "fail", said))
+            one = Judged(example, text, strange.verdict)
+            shown.append(counterexample(one, None if unstable else "fail", name=name, before=said))
     checking.add("every text", name, [True] * (tried - bool(strange)) + [False] * bool(strange), shown=shown)

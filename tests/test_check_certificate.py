@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r3core import Example, Split, Task
+from r3core.check import certificate
+from r3core.check.certificate import Certificate, Counterexample, Finding, keep, kept, print_certificate, state_of
+from r3core.config import Limits
+from r3core.stats import wilson
+
+LIMITS = Limits()
+
+
+class Toy(Task):
+    """A task whose class and options the tests change."""
+
+    name = "toy"
+
+    size: int = 1
+    file: Path | None = None
+
+    def load(self, split: Split) -> Iterator[Example]:
+        return iter(())
+
+    def verify(self, example: Example, response: str) -> bool:
+        return False
+
+
+def finding(**values: Any) -> Finding:
+    given: dict[str, Any] = {"group": "probes", "name": "empty", "held": wilson(4, 4), "status": "ok"}
+    return Finding(**(given | values))
+
+
+BROKEN = finding(name="negated", status="broken", held=wilson(1, 4))
+WAIVED = finding(name="near number", status="waived", held=wilson(0, 4), why="near is enough")
+
+
+def certified(task: Task, *findings: Finding) -> Certificate:
+    broken = any(one.status == "broken" for one in findings)
+    return Certificate(
+        task=task.name,
+        task_options=task.options(),
+        task_version=task.version,
+        state=state_of(task, LIMITS),
+        verifier_hash="0",
+        fixtures_hash=None,
+        outcome="fail" if broken else "pass",
+        findings=list(findings),
+        not_checked=["fixtures: the task has none"],
+        data={},
+        limits={},
+        seed=0,
+        seconds=1.5,
+        environment={},
+    )
+
+
+def printed(*findings: Finding) -> str:
+    to = io.StringIO()
+    print_certificate(certified(Toy(), *findings), to)
+    return to.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("R3_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "certificates"
+
+
+@pytest.mark.parametrize("changed", ["version", "name", "waived", "fixtures"])
+def test_the_state_follows_the_class(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fixtures.jsonl").write_text("{}", encoding="utf-8")
+    values = {"version": "2", "name": "other", "waived": {"empty": "so"}, "fixtures": tmp_path / "fixtures.jsonl"}
+    before = state_of(Toy(), LIMITS)
+    monkeypatch.setattr(Toy, changed, values[changed])
+    assert state_of(Toy(), LIMITS) != before
+
+
+def test_the_state_follows_the_verifiers_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = state_of(Toy(), LIMITS)
+    assert state_of(Toy(), LIMITS) == before
+    monkeypatch.setattr(certificate, "verifier_hash", lambda task: "another")
+    assert state_of(Toy(), LIMITS) != before
+
+
+def test_the_state_follows_options_and_the_files_that_they_name(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("{}", encoding="utf-8")
+    states = [
+        state_of(Toy(), LIMITS),
+        state_of(Toy(size=2), LIMITS),
+        state_of(Toy(file=tmp_path / "data.jsonl"), LIMITS),
+    ]
+    (tmp_path / "data.jsonl").write_text("[]", encoding="utf-8")
+    states.append(state_of(Toy(file=tmp_path / "data.jsonl"), LIMITS))
+    assert len(set(states)) == 4
+
+
+def test_the_state_follows_the_limits_of_a_verdict_and_no_others() -> None:
+    before = state_of(Toy(), LIMITS)
+    assert state_of(Toy(), Limits(seconds=1)) != before
+    assert state_of(Toy(), Limits(workers=1, max_errors=1)) == before
+
+
+@pytest.mark.parametrize("findings", [[], [BROKEN, WAIVED]])
+def test_what_is_kept_is_found_again(findings: list[Finding], cache: Path) -> None:
+    made = certified(Toy(), *findings)
+    assert kept(Toy(), LIMITS) is None
+    assert keep(Toy(), made) == cache / f"toy-{made.state}.json"
+    assert kept(Toy(), LIMITS) == made
+    assert [path.name for path in cache.iterdir()] == [f"toy-{made.state}.json"]
+
+
+def test_a_certificate_of_another_state_is_not_found() -> None:
+    keep(Toy(), certified(Toy()))
+    assert kept(Toy(size=2), LIMITS) is None
+    assert kept(Toy(), Limits(seconds=1)) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", "\x00"])
+def test_a_damaged_file_is_ignored(content: str) -> None:
+    path = keep(Toy(), certified(Toy()))
+    assert path is not None
+    path.write_text(content, encoding="utf-8")
+    assert kept(Toy(), LIMITS) is None
+
+
+def test_a_file_under_the_wrong_name_is_ignored() -> None:
+    path = keep(Toy(), certified(Toy()))
+    assert path is not None
+    path.rename(path.with_name(f"toy-{state_of(Toy(size=2), LIMITS)}.json"))
+    assert kept(Toy(size=2), LIMITS) is None
+
+
+def test_a_folder_that_cannot_be_written_keeps_nobody_from_working(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
+    assert keep(Toy(), certified(Toy())) is None
+
+
+def test_the_summary_is_one_line() -> None:
+    assert certified(Toy(), finding()).summary() == "pass: 1 checks, 4 tries, all hold"
+    assert certified(Toy(), finding(), WAIVED).summary() == "pass: 2 checks, 8 tries, all hold, 1 waived"
+    assert certified(Toy(), WAIVED, BROKEN).summary() == "fail: 2 checks, 8 tries, does not hold: `negated`"
+
+
+def test_the_table_shows_counts_intervals_and_what_was_not_checked() -> None:
+    told = printed(finding(), BROKEN, WAIVED)
+    assert "4 of 4" in told
+    assert "4.6 to 69.9%" in told
+    assert "- near number (waived): near is enough" in told
+    assert "- negated does not hold:" in told
+    assert "- not checked: fixtures: the task has none" in told
+    assert told.endswith("fail: 3 checks, 12 tries, does not hold: `negated` in 2 s\n")
+
+
+@pytest.mark.parametrize("bad", ["\x1b[2J", "\x07", "\r", "\u202e", "[bold]x[/]", "[/]"])
+def test_model_text_cannot_steer_the_terminal(bad: str) -> None:
+    one = Counterexample(example=f"n{bad}", response=f"r{bad}", said=f"pass: {bad}")
+    told = printed(BROKEN.model_copy(update={"counterexamples": [one]}))
+    spelled = bad if bad.isprintable() else bad.encode("unicode_escape").decode()
+    assert told.count(spelled) == 3
+    assert bad.isprintable() or bad not in told
+
+
+def test_a_long_response_is_cut() -> None:
+    one = Counterexample(example="n1", response="y" * 2_000, said="pass")
+    told = "".join(printed(BROKEN.model_copy(update={"counterexamples": [one]})).split())
+    assert f"{'y' * 160}'...(2,000characters)" in told
+
+
+def test_counter_examples_of_what_holds_are_not_shown() -> None:
+    one = Counterexample(example="n1", response="hello", said="pass")
+    assert "hello" not in printed(WAIVED.model_copy(update={"counterexamples": [one]}))
