@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, all else elsewhere.")]
 TaskOptions = Annotated[
-    list[str] | None, typer.Option("--task-option", help="An option of the task, as name=value; may be repeated.")
+    list[str] | None,
+    typer.Option("--task-option", metavar="NAME=VALUE", help="An option of the task; may be repeated."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A key of the configuration, with its dots; may be repeated."),
 ]
 
 

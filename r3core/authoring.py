@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r3core.asked import Asked, Json, TaskOptions
+from r3core.asked import Asked, Json, Overrides, TaskOptions
 from r3core.errors import UsageError
 from r3core.screen import visible
 
 if TYPE_CHECKING:
     from r3core.task import Example, Split, Task
 
-TaskArgument = Annotated[str, typer.Argument(help="An installed task, path/to/file.py:Class or module:Class.")]
+TaskArgument = Annotated[
+    str, typer.Argument(metavar="TASK", help="An installed task, path/to/file.py:Class or module:Class.")
+]
 
 _SPLITS: tuple[Split, ...] = ("test", "validation", "train")
 _LONGEST_SHOWN = 300  # characters of a prompt or a response, unless all of it is asked for by --json
@@ -32,29 +34,32 @@ def register(app: typer.Typer) -> None:
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="What the task is to be called: letters, digits, `-` and `_`.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What the task is to be called: letters, digits, `-` and `_`.")
+    ],
     bare: Annotated[bool, typer.Option("--bare", help="Make a single file, for --task file.py:Class.")] = False,
     output_dir: Annotated[Path, typer.Option(help="The directory to make it in.")] = Path("."),
 ) -> None:
-    """Make a plugin package around a small task that works and passes its own tests: change it into yours."""
+    """Make a plugin package that works, to be changed into yours.
+
+    It installs, and passes its own test and `r3 check`, before anything is edited.
+    """
     from r3core.scaffold import make_file, make_package
 
     made = make_file(name, output_dir) if bare else make_package(name, output_dir)
-    model = "--model Qwen/Qwen2.5-1.5B-Instruct"
     task = shlex.quote(made.task)
+    asked = f"--task {task} --model Qwen/Qwen2.5-1.5B-Instruct"
     install = [] if bare else [f"pip install -e {shlex.quote(str(made.path))}"]
-    show = [f"r3 show --task {task} {model} -n 1"] if bare else []
+    train = [f"r3 show {asked} -n 1", f"r3 run {asked} --set grpo.max_steps=100"]
     typer.echo(f"made {made.path}; the task is in {made.source}\nnext:")
-    for command in (*install, f"r3 check {task}", *show, f"r3 run --task {task} {model}"):
+    for command in (*install, f"r3 check {task}", *train):
         typer.echo(f"  {command}")
 
 
 def check(
     task: TaskArgument,
     task_option: TaskOptions = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="A configuration key, for example judge.seconds=10.")
-    ] = None,
+    overrides: Overrides = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other examples and texts.", min=0)] = 0,
     save_fixtures: Annotated[
         Path | None, typer.Option(help="Add the responses that were judged wrongly to this file, as fixtures.")
@@ -62,7 +67,11 @@ def check(
     output: Annotated[Path | None, typer.Option(help="Write the certificate, as JSON, to this file too.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check whether a task's verifier and data can be trusted, without a model; the exit code is 1 when not."""
+    """Find out whether a verifier can be trusted, without a model.
+
+    The certificate that it makes is what `r3 run` and `r3 train` ask for. The exit code is 1 when something does not
+    hold.
+    """
     from r3core.check import check_task
     from r3core.check.certificate import keep, print_certificate
     from r3core.check.fixtures import add_fixtures
@@ -84,6 +93,8 @@ def check(
     if save_fixtures is not None:
         found = [one.fixture for finding in certificate.broken for one in finding.counterexamples if one.fixture]
         typer.echo(f"added {add_fixtures(save_fixtures, found)} fixtures to {save_fixtures}", err=True)
+        if chosen.fixtures is None or chosen.fixtures.resolve() != save_fixtures.resolve():
+            typer.echo("hint: name the file in the class, as `fixtures`, and every check tries them", err=True)
     if certificate.broken:
         raise typer.Exit(1)
 
@@ -95,13 +106,18 @@ def verify(
         str | None, typer.Option(help="The id of the problem, of any split; by default the first one of `test`.")
     ] = None,
     task_option: TaskOptions = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Judge one response to one problem, and say why; the exit code is 1 only when the verifier could not judge."""
+    """Judge one response to one problem, and say why.
+
+    The exit code is 1 only when the verifier could not judge.
+    """
     from r3core import prompts
     from r3core.verification import Judge
 
-    chosen, config = Asked(task, task_option or [], None, [], {"output_dir": None}, False, as_json).resolve()
+    flags = {"output_dir": None}
+    chosen, config = Asked(task, task_option or [], None, overrides or [], flags, False, as_json).resolve()
     split, problem = _problem(chosen, example)
     asked = prompts.attempt(chosen, problem)
     text = sys.stdin.buffer.read().decode(errors="replace") if response == "-" else response
@@ -133,5 +149,6 @@ def _problem(task: Task, wanted: str | None) -> tuple[Split, Example]:
     if not ids:
         raise UsageError(f"task `{task.name}` has no problem in any of its splits: {', '.join(_SPLITS)}")
     near = get_close_matches(wanted or "", ids, n=3)
-    hint = f"near: {', '.join(map(visible, near))}" if near else f"an id looks like this: {visible(ids[0])}"
+    shown = ", ".join(map(visible, near or ids[:1]))
+    hint = f"ids that are near: {shown}" if near else f"an id looks like this: {shown}"
     raise UsageError(f"task `{task.name}` has no example `{wanted}`; {len(ids):,} were looked through", hint)

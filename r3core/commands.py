@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r3core.asked import Asked, Json, TaskOptions, of_a_folder, options_given, trained_in
+from r3core.asked import Asked, Json, Overrides, TaskOptions, of_a_folder, options_given, trained_in
 
 if TYPE_CHECKING:
     from r3core.config import Config
@@ -35,7 +35,10 @@ def register(app: typer.Typer) -> None:
 
 
 def run(asked: Asked) -> None:
-    """Mine failures, train the reflections, evaluate and report; goes on where it was stopped."""
+    """Mine failures, train the reflections, evaluate and report.
+
+    Goes on where it was stopped. The verifier has to pass `r3 check` first.
+    """
     task, config = asked.resolve()
     _check_training(task, config)
     if asked.dry_run:
@@ -49,7 +52,10 @@ def run(asked: Asked) -> None:
 
 
 def mine(asked: Asked) -> None:
-    """Attempt the task's problems, keep the failures, and forecast what training on them may bring."""
+    """Attempt the task's problems, and keep the failures.
+
+    It forecasts what training on them may bring, too.
+    """
     task, config = asked.resolve()
     if asked.dry_run:
         return _explain(task, config)
@@ -60,7 +66,10 @@ def mine(asked: Asked) -> None:
 
 
 def train(asked: Asked) -> None:
-    """Train the reflections on the run's failures."""
+    """Train the reflections on the run's failures.
+
+    The verifier has to pass `r3 check` first.
+    """
     from r3core.report import shares_of_a_step
 
     task, config = asked.resolve()
@@ -77,7 +86,10 @@ def train(asked: Asked) -> None:
 
 
 def evaluate(asked: Asked) -> None:
-    """Evaluate a run's base and trained model, or with --model a model and what it was trained from."""
+    """Evaluate a run's base and trained model.
+
+    With --model, it is the model of a folder against what that was trained from, or any model alone.
+    """
     folder = asked.flags["model"]
     if folder is None or not Path(folder).is_dir():
         task, config = asked.resolve()
@@ -92,7 +104,7 @@ def evaluate(asked: Asked) -> None:
 
 
 def report(asked: Asked) -> None:
-    """Print the table of a run that was evaluated, and write its model card."""
+    """Print the table of an evaluated run, and write its model card."""
     task, config = asked.resolve()
     with _stages(task, config, trained=trained_in(config)) as stages:
         _print_result(stages, stages.report(), as_json=asked.as_json)
@@ -103,10 +115,13 @@ def show(
     task_option: TaskOptions = None,
     model: ModelName = None,
     count: Annotated[int, typer.Option("-n", help="How many failures.", min=1)] = 3,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="A configuration key, as a.b=value.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed.")] = None,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(help="The one seed that everything random follows from.")] = None,
 ) -> None:
-    """Print attempt, reflection and retry as the model sees them, with the trained tokens marked."""
+    """Print attempt, reflection and retry as the model sees them.
+
+    The trained tokens are marked.
+    """
     from r3core.show import print_conversations
 
     asked = Asked(
@@ -117,7 +132,7 @@ def show(
 
 
 def rescore(
-    source: Annotated[Path, typer.Argument(help="A run directory or a set of failures.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A run directory or a set of failures.")],
     task: Annotated[
         str | None, typer.Option(help="The task, where it is not to be found by the name that was recorded.")
     ] = None,
@@ -127,7 +142,10 @@ def rescore(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge again all that a run recorded, or a set of failures, and show what changed; neither is changed itself."""
+    """Judge again all that was recorded, and show what changed.
+
+    The run, or the set of failures, stays as it is.
+    """
     from r3core.mine import read_failures, rescore_failures
     from r3core.plugins import get_task
     from r3core.report import print_rescored
@@ -146,6 +164,8 @@ def rescore(
         typer.echo(json.dumps(rescored.model_dump(mode="json"), indent=2))
     else:
         print_rescored(rescored, sys.stdout)
+        if output_dir is not None:
+            typer.echo(f"{facts['unchanged']:,} of {facts['judged']:,} failures still fail; they are in {output_dir}")
 
 
 def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
@@ -155,15 +175,13 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
         task: TaskName = None,
         task_option: TaskOptions = None,
         model: ModelName = None,
-        preset: Annotated[str | None, typer.Option(help="A named set of values, for example `paper`.")] = None,
+        preset: Annotated[str | None, typer.Option(help="A named set of values: paper.")] = None,
         config: Annotated[Path | None, typer.Option(help="A YAML file of configuration keys.")] = None,
-        overrides: Annotated[
-            list[str] | None, typer.Option("--set", help="A configuration key, as a.b=value; may be repeated.")
-        ] = None,
+        overrides: Overrides = None,
         samples: Annotated[int | None, typer.Option(help="Attempts at each problem in mining.")] = None,
         keep: Annotated[str | None, typer.Option(help="Which failures to keep: any-failed or all-failed.")] = None,
         failures: Annotated[Path | None, typer.Option(help="A set of failures to use instead of mining.")] = None,
-        engine: Annotated[str | None, typer.Option(help="What generates text.")] = None,
+        engine: Annotated[str | None, typer.Option(help="What generates text: transformers.")] = None,
         limit: Annotated[int | None, typer.Option(help="At most so many problems in mining and evaluation.")] = None,
         seed: Annotated[int | None, typer.Option(help="The one seed that everything random follows from.")] = None,
         output_dir: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
@@ -186,7 +204,11 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             "evaluate.limit": limit,
             "uncertified": uncertified or None,
         }
-        work(Asked(task, task_option or [], config, overrides or [], flags, dry_run, as_json))
+        try:
+            work(Asked(task, task_option or [], config, overrides or [], flags, dry_run, as_json))
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command goes on from here", err=True)
+            raise
 
     command.__doc__ = work.__doc__
     return command
@@ -240,11 +262,20 @@ def _explain(task: Task, config: Config) -> None:
     typer.echo(f"\nrun directory: {config.directory}\nmodel: {model}")
     mining = f"{config.mine.limit or 'all'} problems x {config.mine.samples} attempts"
     mined = config.mine.failures if config.mine.failures else mining
-    typer.echo(f"mine: {mined}")
+    typer.echo(f"check: {_certified(task, config)}\nmine: {mined}")
     for line in explain_batch(config.grpo_options()):
         typer.echo(f"train: {line}")
     controls = "with" if config.evaluate.controls else "without"
     typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
+
+
+def _certified(task: Task, config: Config) -> str:
+    """Say what is known of the verifier before anything is done."""
+    from r3core.check.certificate import kept
+
+    certificate = kept(task, config.judge)
+    known = certificate.summary() if certificate else "the verifier was not checked yet"
+    return f"{known}; it need not pass (--uncertified)" if config.uncertified else f"{known}; training needs a pass"
 
 
 def _print_result(stages: Stages, result: Result, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic import PydanticUndefinedAnnotation, PydanticUserError, ValidationE
 from pydantic_core import ErrorDetails
 
 from r3core.errors import R3Error, TaskError
-from r3core.task import Demo, Example, Split, Task, Wording
+from r3core.task import Demo, Example, Split, Task, Verdict, Wording
 
 _ATTRIBUTES: dict[str, tuple[type, ...]] = {
     "version": (str,),
@@ -24,11 +25,16 @@ _ATTRIBUTES: dict[str, tuple[type, ...]] = {
     "fixtures": (Path, type(None)),
     "waived": (dict,),
 }  # what a task may set beside its name -> the types that are allowed
+_VALUES = {kind.__name__: kind for kind in (Example, Verdict, Wording, Demo)}
 _METHODS = {
     name: ", ".join(list(inspect.signature(method).parameters)[1:])
     for name, method in vars(Task).items()
     if inspect.isfunction(method) and not name.startswith("_")
 }  # method -> what r3 calls it with
+_WRITTEN = {
+    "fixtures": 'as in `Path(__file__).with_name("fixtures.jsonl")`',
+    "waived": "of probes and reasons",
+}  # what a task may set -> how it is written, where the type alone does not tell
 _UNTYPED = re.compile(r"`(\w+) = (.*?)`\. All model fields require", re.DOTALL)
 _SHADOWS = re.compile(r"""Field (?:name )?["'](\w+)["'] (?:in .*? )?(?:shadows|conflicts with)""")
 _UNKNOWN_TYPE = re.compile(r"Unable to generate pydantic-core schema for (.*?)\. Set")
@@ -40,7 +46,8 @@ def fault_of(task: object) -> str | None:
         return _no_class(task)
     if missing := sorted(getattr(task, "__abstractmethods__", ())):
         return f"`{task.__qualname__}` does not define {', '.join(f'`{method}`' for method in missing)}"
-    return _clash(task) or _wrong_name(task) or _wrong_attribute(task) or _wrong_method(task) or _unknown_type(task)
+    faults = (_clash, _wrong_name, _wrong_attribute, _wrong_method, _misspelt_method, _unknown_type)
+    return next((said for fault in faults if (said := fault(task))), None)
 
 
 @contextmanager
@@ -63,7 +70,7 @@ def load_examples(task: Task, split: Split) -> Iterator[Example]:
         loaded: Any = task.load(split)
         if isinstance(loaded, (str, bytes, Mapping, Example)) or not isinstance(loaded, Iterable):
             said = f"task `{task.name}`: {call} returned {loaded!r:.100}"
-            raise TaskError(said, "yield Examples, or return a list of them")
+            raise TaskError(said, "yield Examples, or return a list of them; an empty one where a split has none")
         for example in loaded:
             if not isinstance(example, Example):
                 said = f"task `{task.name}`: {call} yielded {example!r:.100}"
@@ -79,7 +86,8 @@ def told(error: BaseException) -> str:
     """Return an exception in one line; what pydantic has against a class is said in the words of this project."""
     kind = type(error).__name__
     if isinstance(error, ValidationError):
-        return f"{kind} of {error.title}: {'; '.join(map(_wrong_value, error.errors(include_url=False)))}"
+        faults = (_wrong_value(detail, error.title) for detail in error.errors(include_url=False))
+        return f"{kind} of {error.title}: {'; '.join(faults)}"
     try:
         text = str(error)
     except Exception:  # the exception is the task's own, and its text is computed by the task's code
@@ -103,6 +111,8 @@ def _of_a_class(text: str) -> str | None:
     name, value = match.groups()
     if name in _METHODS:
         return f"`{name} = {value}` is no method; write `def {name}(self, {_METHODS[name]})`"
+    if near := get_close_matches(name, [*_ATTRIBUTES, "name"], n=1, cutoff=0.75):
+        return f"`{name} = {value}` is nothing that a task has; did you mean `{near[0]}`?"
     return f"`{name} = {value}` has no type; an option has one, as in `size: int = 3`, all else is a `ClassVar`"
 
 
@@ -141,7 +151,8 @@ def _wrong_attribute(task: type[Task]) -> str | None:
     for name, allowed in _ATTRIBUTES.items():
         value = getattr(task, name)
         if not isinstance(value, allowed):
-            return f"`{name}` of `{task.__qualname__}` is {value!r:.60}; it should be a {allowed[0].__name__}"
+            wanted = " ".join([allowed[0].__name__, *([_WRITTEN[name]] if name in _WRITTEN else [])])
+            return f"`{name}` of `{task.__qualname__}` is {value!r:.60}; it should be a {wanted}"
     return None
 
 
@@ -154,11 +165,26 @@ def _wrong_method(task: type[Task]) -> str | None:
         method = found.__get__(object(), task) if hasattr(found, "__get__") else found
         if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
             return f"{called} is `async`; write it as a plain `def`"
+        parameters = list(inspect.signature(method).parameters)
+        names = wanted.split(", ") if wanted else []
+        swapped = parameters != names and sorted(parameters) == sorted(names)
         try:
-            inspect.signature(method).bind(*wanted.split(", ") if wanted else ())
+            inspect.signature(method).bind(*names)
         except TypeError:
-            takes = ", ".join(inspect.signature(method).parameters) or "nothing"
-            return f"{called} takes {takes}; it is called with {wanted or 'nothing'}"
+            swapped = True
+        if swapped:
+            return f"{called} takes {', '.join(parameters) or 'nothing'}; it is called with {wanted or 'nothing'}"
+    return None
+
+
+def _misspelt_method(task: type[Task]) -> str | None:
+    """Return which method nothing calls, though its name is nearly that of one that the task does not define."""
+    kept = [name for name in _METHODS if getattr(task, name) is getattr(Task, name) and name != "options"]
+    for kind in task.__mro__[: task.__mro__.index(Task)]:
+        for name in (name for name, value in vars(kind).items() if inspect.isfunction(value)):
+            if name not in _METHODS and name[0] != "_" and (near := get_close_matches(name, kept, n=1, cutoff=0.85)):
+                said = f"r3 does not call `{kind.__qualname__}.{name}`; did you mean `{near[0]}`?"
+                return f"{said} If not, call it `_{name}`"
     return None
 
 
@@ -180,7 +206,11 @@ def _line_of(error: BaseException, task: type[Task]) -> str:
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
-def _wrong_value(detail: ErrorDetails) -> str:
+def _wrong_value(detail: ErrorDetails, title: str) -> str:
     field = ".".join(map(str, detail["loc"])) or "it"
+    if detail["type"] == "extra_forbidden" and (kind := _VALUES.get(title)):
+        return f"there is no `{field}`; there are {', '.join(f'`{name}`' for name in kind.model_fields)}"
+    if detail["type"] == "frozen_instance":
+        return f"`{field}` cannot be set: a task never changes; what it computes once is a `functools.cached_property`"
     message = detail["msg"].removeprefix("Value error, ")
     return f"`{field}` cannot be {detail['input']!r:.60}: {message[:1].lower() + message[1:]}"

@@ -101,15 +101,18 @@ def find_task(spec: str) -> type[Task]:
     location, colon, class_name = spec.rpartition(":")
     if not colon:
         if spec.endswith(".py"):
-            raise TaskError(f"`{spec}` does not say which class is the task", f"write `{spec}:Class`")
+            with _quietly():
+                classes = _classes_of(_import_file(spec)) or ["Class"]
+            ways = " or ".join(f"`{spec}:{name}`" for name in classes)
+            raise TaskError(f"`{spec}` does not say which class is the task", f"write {ways}")
         return _find_installed(spec)
     if not location or not class_name:
         raise TaskError(f"`{spec}` is not a task", "write a task's name, `path/to/file.py:Class` or `module:Class`")
     with _quietly():
         module = _import_file(location) if location.endswith(".py") else _import_module(location)
     if not hasattr(module, class_name):
-        classes = [name for name, value in vars(module).items() if fault_of(value) is None]
-        has = f"; its tasks: {', '.join(sorted(classes))}" if classes else ""
+        classes = _classes_of(module)
+        has = f"; its tasks: {', '.join(classes)}" if classes else ""
         raise TaskError(f"`{location}` has no class called `{class_name}`{has}", *did_you_mean(class_name, classes))
     found: Any = getattr(module, class_name)
     if fault := fault_of(found):
@@ -125,6 +128,11 @@ def get_task(spec: str, /, **options: Any) -> Task:
         TaskError: there is no such task, or it does not have such an option, or not with such a value.
     """
     return set_options(find_task(spec), options)
+
+
+def _classes_of(module: ModuleType) -> list[str]:
+    """Return the names of the classes in a module that are usable tasks."""
+    return sorted(name for name, value in vars(module).items() if fault_of(value) is None)
 
 
 def _origin(entry: EntryPoint) -> tuple[str, str]:
@@ -191,6 +199,8 @@ def _find_installed(name: str) -> type[Task]:
     hints = did_you_mean(name, installed)
     if discovery.broken:
         hints += ("some plugins are broken: `r3 tasks` says why",)
+    if not hints:
+        hints = ("a package is installed first; a task in a file is named as `path/to/file.py:Class`",)
     if not installed:
         raise TaskError(f"no task is called `{name}`; none is installed", *hints, "pip install r3-plugin-countdown")
     raise TaskError(f"no task is called `{name}`; installed: {', '.join(installed)}", *hints)

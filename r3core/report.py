@@ -48,7 +48,7 @@ def notes(result: Result, config: Config) -> list[str]:
         f"{config.evaluate.split} split, {result.base.first.total} attempts, {config.evaluate.samples} a problem, "
         f"seed {config.seed}; Wilson intervals; {test} over the same problems",
         "second try = solved by the attempt or the retry; fix rate = retries right, of the first attempts that failed; "
-        "each model on its own failures, in the last rows both on the base's",
+        "each model on its own failures" + (", in the last rows both on the base's" if result.cross else ""),
     ]
     if config.uncertified:
         said.append("the verifier did not have to pass `r3 check` (--uncertified)")
@@ -102,7 +102,7 @@ def print_rescored(rescored: Rescored, to: TextIO) -> None:
     console = Console(file=to, highlight=False, markup=False, width=None if to.isatty() else 120)
     before, now = rescored.before, rescored.now
     console.print(f"{rescored.run}: task {rescored.task}; finished: {', '.join(rescored.stages) or 'no stage yet'}")
-    console.print(f"judged by {_named(now)}; then " + ("the same" if before == now else _named(before)))
+    console.print(f"then: {_named(before)}; now: {'the same' if before == now else _named(now)}")
     table = Table("file", "what", "judged", "changed", "then -> now")
     for tally in rescored.tallies:
         ways = ", ".join(f"{way}: {count:,}" for way, count in tally.changed.items())

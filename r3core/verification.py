@@ -27,7 +27,7 @@ from r3core.task import Example, Outcome, Task, Verdict
 T = TypeVar("T")
 Pairs = Sequence[tuple[Example, str]]
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 8, 64  # answers that a worker is sent at a time
-_MOST_LOSSES = 3  # workers that may end in between verdicts, one after the other
+_MOST_LOSSES = 5  # workers that may end in between verdicts, one after the other
 _PATIENCE = 60.0  # seconds, before it is asked whether a job was lost
 
 

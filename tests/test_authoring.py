@@ -82,7 +82,8 @@ def test_a_new_package_is_told_with_what_to_do_next(r3: R3) -> None:
         "next:\n"
         "  pip install -e 'my plugins/r3-plugin-my-task'\n"
         "  r3 check my-task\n"
-        "  r3 run --task my-task --model Qwen/Qwen2.5-1.5B-Instruct\n",
+        "  r3 show --task my-task --model Qwen/Qwen2.5-1.5B-Instruct -n 1\n"
+        "  r3 run --task my-task --model Qwen/Qwen2.5-1.5B-Instruct --set grpo.max_steps=100\n",
         "",
     )
     assert Path("my plugins/r3-plugin-my-task/pyproject.toml").is_file()
@@ -95,6 +96,12 @@ def test_a_new_file_is_told_with_what_task_takes(r3: R3) -> None:
     assert "  r3 run --task my_task.py:MyTask --model " in said.out
     assert "pip install" not in said.out
     assert r3("verify", "my_task.py:MyTask", "--example", "7x12-3", "--response", "81").out.endswith("verdict: pass\n")
+
+
+def test_the_run_that_is_told_of_can_begin(r3: R3) -> None:
+    lines = r3("new", "my-task", "--bare").out.splitlines()
+    [asked] = [line.split() for line in lines if line.startswith("  r3 run ")]
+    assert r3(*asked[1:], "--dry-run").code == 0
 
 
 def test_a_name_that_is_taken_is_an_error_for_people(r3: R3) -> None:
@@ -194,6 +201,12 @@ def test_a_verifier_that_returns_no_verdict_is_its_authors_mistake(r3: R3, odd: 
     said = r3("verify", odd, "--response", "string")
     assert said.code == 2
     assert "`verify` returned 'right'; it should return a Verdict or a bool" in said.err
+
+
+def test_a_verdict_has_the_limits_that_are_set(r3: R3) -> None:
+    said = r3("verify", TOY, "--response", "12345", "--set", "judge.characters=4")
+    assert said.code == 0
+    assert "verdict: fail: response of 5 characters is longer than the limit of 4" in said.out
 
 
 def test_a_response_must_be_given(r3: R3) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -227,16 +228,18 @@ def test_all_of_a_run_is_judged_again(r3: R3, copied: Path, tmp_path: Path) -> N
     result = json.loads((copied / "result.json").read_text())
     for evaluated, side in zip(told["evaluated"], ("base", "trained"), strict=True):
         assert evaluated["before"] == evaluated["now"]
-        assert evaluated["now"] == {name: result[side][name] for name in ("first", "second")}
+        assert evaluated["now"] == result[side]
 
     task = tmp_path / "longer.py"
     task.write_text(TOY.read_text().replace("len(response) % 2 == 0", "len(response) > 2"))
     said = r3("rescore", "run", "--task", f"{task}:Even", "--output-dir", "again")
     assert said.code == 0
     assert "pass -> fail" in said.out
-    assert "; then verifier version 1 (" in said.out
-    for line in Path("again/failures.jsonl").read_text().splitlines():
-        assert len(json.loads(line)["attempt"]["text"]) <= 2
+    assert "; now: verifier version 1 (" in said.out
+    still = [json.loads(line) for line in Path("again/failures.jsonl").read_text().splitlines()]
+    assert all(len(failure["attempt"]["text"]) <= 2 for failure in still)
+    mined = len(Path("run/failures/failures.jsonl").read_text().splitlines())
+    assert said.out.endswith(f"{len(still)} of {mined} failures still fail; they are in again\n")
 
 
 def test_show_prints_conversations(r3: R3, tiny_folder: Path) -> None:
@@ -253,6 +256,7 @@ def test_a_dry_run_explains_and_does_nothing(r3: R3, asked: list[str]) -> None:
     assert said.code == 0
     for line in (
         "run directory: run",
+        "; it need not pass (--uncertified)",
         "mine: 12 problems x 1 attempts",
         "train: a step trains on 4 reflections = per_device_train_batch_size 4 x gradient_accumulation_steps 1",
         "train: 4 reflections are generated at a time = 1 failures x num_generations 4",
@@ -260,6 +264,22 @@ def test_a_dry_run_explains_and_does_nothing(r3: R3, asked: list[str]) -> None:
     ):
         assert line in said.out
     assert not list(Path().iterdir())
+
+
+def test_a_dry_run_tells_what_the_check_has_found(r3: R3, asked: list[str]) -> None:
+    r3("check", TASK)
+    said = r3("run", *asked, "--dry-run", "--set", "uncertified=false").out
+    assert re.search(r"^check: fail: \d+ checks, .*; training needs a pass$", said, re.MULTILINE)
+
+
+def test_a_run_that_is_interrupted_says_how_it_goes_on(r3: R3, tiny_folder: Path) -> None:
+    Path("stopped.py").write_text(
+        TOY.read_text().replace("def load(self", "def load(self, _): raise KeyboardInterrupt\n    def unused(self")
+    )
+    said = r3("mine", "--task", "stopped.py:Toy", "--model", tiny_folder, *settings())
+    assert said.code == 130
+    assert "stopped; the same command goes on from here\n" in said.err
+    assert "Traceback" not in said.err
 
 
 def test_a_dry_run_suggests_numbers_that_fit(r3: R3, asked: list[str]) -> None:

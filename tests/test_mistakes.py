@@ -51,6 +51,8 @@ def written() -> Iterator[Any]:
         WHOLE + "    version: ClassVar[str] = '2'\n    waived = {'empty': 'by rule'}\n    wording = Wording()\n",
         WHOLE + "    prompt = lambda self, example: 'Say 1.'\n",
         WHOLE + "    def prompt(self, *all): return 'Say 1.'\n",
+        WHOLE + "    def _refrence(self, example): ...\n    def loads(self, text): ...\n",
+        WHOLE + "    def variants(self, example): return []\n    def variant(self, example): ...\n",
         WHOLE + "    @staticmethod\n    def reference(example): return '1'\n",
         WHOLE + "    @classmethod\n    def reference(cls, example, more=1): return '1'\n",
     ],
@@ -90,8 +92,20 @@ def test_a_method_may_be_made_of_another() -> None:
         (WHOLE + "    options: dict = {}", "the option `options` of `X` has the name of something"),
         (WHOLE + "    copy: bool = True", "the option `copy` of `X` has the name of something"),
         (WHOLE + "    version = 2", "`version` of `X` is 2; it should be a str"),
-        (WHOLE + "    fixtures = 'f.jsonl'", "`fixtures` of `X` is 'f.jsonl'; it should be a Path"),
-        (WHOLE + "    waived = ['empty']", "`waived` of `X` is ['empty']; it should be a dict"),
+        (
+            WHOLE + "    fixtures = 'f.jsonl'",
+            "`fixtures` of `X` is 'f.jsonl'; it should be a Path as in `Path(__file__)",
+        ),
+        (WHOLE + "    waived = ['empty']", "`waived` of `X` is ['empty']; it should be a dict of probes and reasons"),
+        (
+            WHOLE + "    def refrence(self, example): ...",
+            "r3 does not call `X.refrence`; did you mean `reference`? If not",
+        ),
+        (WHOLE + "    def variant(self, example): ...", "r3 does not call `X.variant`; did you mean `variants`?"),
+        (
+            NAME + LOAD + "    def verify(self, response, example): return True",
+            "`X.verify` takes response, example; it is called with example, response",
+        ),
         (WHOLE + "    wording = 'Again.'", "`wording` of `X` is 'Again.'; it should be a Wording"),
         (NAME + VERIFY + "    def load(self): return []", "`X.load` takes nothing; it is called with split"),
         (
@@ -150,6 +164,10 @@ def test_what_is_no_task_is_told_apart(found: object, fault: str) -> None:
         (
             WHOLE + "    size = 3",
             "`size = 3` has no type; an option has one, as in `size: int = 3`, all else is a `ClassVar`",
+        ),
+        (
+            WHOLE + "    fixture = Path('f')",
+            "`fixture = PosixPath('f')` is nothing that a task has; did you mean `fixtures`?",
         ),
         (WHOLE + "    prompt = 'Say 1.'", "`prompt = 'Say 1.'` is no method; write `def prompt(self, example)`"),
         (
@@ -236,6 +254,14 @@ def stops_after_one(split: Split) -> Iterator[Example]:
             "`load('test')` raised FileNotFoundError: [Errno 2] No such file or",
         ),
         (lambda _: sys.exit("no words"), "`load('test')` raised SystemExit: no words (test_mistakes.py, line "),
+        (
+            lambda _: [Example(id="n1", question="1?")],  # type: ignore[call-arg]  # the mistake that is tested
+            "`load('test')` raised ValidationError of Example: there is no `question`; there are `id`, `prompt`,",
+        ),
+        (
+            lambda _: setattr(Toy(), "problems", 3),
+            "`load('test')` raised ValidationError of Toy: `problems` cannot be set: a task never changes; what it",
+        ),
         (
             stops_after_one,
             "`load('test')` raised ValidationError of Example: `id` cannot be 2: input should be a valid string "

@@ -172,6 +172,18 @@ def test_a_wrong_name_lists_what_is_installed_and_suggests_the_nearest(install: 
     assert error.value.exit_code == 2
 
 
+def test_a_name_like_no_other_is_told_how_a_task_is_named() -> None:
+    with pytest.raises(TaskError, match="no task is called `zzzzzzzz`") as error:
+        find_task("zzzzzzzz")
+    assert error.value.hints == ("a package is installed first; a task in a file is named as `path/to/file.py:Class`",)
+
+
+def test_a_file_without_a_class_is_told_which_it_has(apples: Path) -> None:
+    with pytest.raises(TaskError, match="does not say which class is the task") as error:
+        find_task(str(apples))
+    assert error.value.hints == (f"write `{apples}:Apples`",)
+
+
 @pytest.fixture
 def apples(tmp_path: Path) -> Path:
     path = tmp_path / "apples.py"

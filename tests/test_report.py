@@ -83,6 +83,13 @@ def test_errors_are_told_of() -> None:
     assert not any("could not judge" in note for note in notes(result(), CONFIG))
 
 
+def test_the_cross_table_is_spoken_of_where_there_is_one() -> None:
+    told = result()
+    assert told.cross is not None
+    assert any("in the last rows" in note for note in notes(told, CONFIG))
+    assert not any("in the last rows" in note for note in notes(told.model_copy(update={"cross": None}), CONFIG))
+
+
 def test_the_table_is_printed_whole_where_no_terminal_is() -> None:
     paper = io.StringIO()
     print_table(result(), CONFIG.model_copy(update={"model": "[bold]some[/bold]/model"}), paper)

@@ -295,7 +295,7 @@ def test_the_report_of_a_run_in_words(tmp_path: Path) -> None:
     print_rescored(rescore_run(recorded(tmp_path / "run", failures=failed, evaluate_base=rows)), to)
     said = " ".join(to.getvalue().split())
     assert "task toy; finished: no stage yet" in said
-    assert f"judged by verifier version 1 ({verifier_hash(Toy())}); then verifier version 1 ({'0' * 16})" in said
+    assert f"then: verifier version 1 ({'0' * 16}); now: verifier version 1 ({verifier_hash(Toy())})" in said
     assert "│ evaluate-base │ attempt │ 2 │ 1 │ pass -> fail: 1 │" in said
     assert "evaluate-base: first try 100.0 [34.2, 100.0] -> 50.0 [9.5, 90.5]; second try 100.0" in said
     assert "1 attempts fail now that were not retried" in said

@@ -78,6 +78,9 @@ def test_a_new_package_is_built_listed_and_used(package: Made, tmp_path: Path) -
     assert "my-task  (r3-plugin-my-task 0.1.0)\n    Count the pencils that are left in some boxes.\n" in listed
     arguments = ("verify", "my-task", "--example", "7x12-3", "--response", "81")
     assert "verdict: pass\n" in ran(*R3, *arguments, folder=tmp_path, path=site)
+    readme = (package.path / "README.md").read_text(encoding="utf-8")
+    [asked] = [line.split()[1:] for line in readme.splitlines() if line.startswith("r3 run ")]
+    assert "train: a step trains on" in ran(*R3, *asked, "--dry-run", folder=tmp_path, path=site)
 
 
 def test_a_new_package_passes_its_own_test_and_the_check(package: Made, tmp_path: Path) -> None:

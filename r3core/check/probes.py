@@ -111,7 +111,7 @@ def _inside(make: Callable[[Seed, Frame], list[str]]) -> Callable[[Seed, Frame],
     def made(seed: Seed, frame: Frame) -> list[str]:
         if frame == Frame("", ""):
             return []
-        wrong = None if seed.wrong is None else frame.core(seed.wrong)
+        wrong = None if seed.wrong is None else frame.core(seed.wrong).strip() or None
         within = seed._replace(right=frame.core(seed.right), wrong=wrong)
         return [frame.around(text) for text in make(within, Frame("", ""))]
 

@@ -1,0 +1,171 @@
+"""A seeded generator of function-calling problems: a query in English, tools, and the calls that it asks for.
+
+A query determines its calls: every argument that a call has is said in the form that the schema wants, or in one that
+is plainly the same (`7:30 pm`, `March 3, 2026`, `seven`), and no two tools of a split do the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+from pydantic import JsonValue
+
+from r3_plugin_apigen.catalog import Form, forms
+from r3_plugin_apigen.values import draw_unlike
+from r3_plugin_apigen.words import Said, choose
+from r3core import Example, Split
+
+_T = TypeVar("_T")
+
+MOST_CALLS = 4
+MOST_DISTRACTORS = 8
+SIZES: dict[Split, int] = {"train": 20_000, "validation": 5_000, "test": 5_000}
+"""How many problems a split has at most."""
+_DRAWS_PER_PROBLEM = 2_000  # when so many draws bring no new problem, the space counts as exhausted
+_SAME_TOOL = 0.2  # of the further calls use a tool that the query has asked for already
+
+_QUESTIONS = ("What", "How", "Which", "Is", "Are", "Where", "When")
+# {A} begins with a capital letter, {a} does not
+_REQUEST = (
+    "{A}.",
+    "{A}.",
+    "{A}.",
+    "Please {a}.",
+    "{A}, please.",
+    "Can you {a}?",
+    "Could you {a}?",
+    "I want you to {a}.",
+)
+_QUESTION = ("{A}?", "{A}?", "{A}?", "Tell me: {a}?")
+_NEXT_REQUEST = ("{A}.", "Also, {a}.", "Then {a}.", "After that, {a}.", "And please {a}.")
+_NEXT_QUESTION = ("{A}?", "Also, {a}?", "And {a}?")
+_TWO_REQUESTS = ("{A}, and also {b}.", "{A} and then {b}.", "Please {a}, and {b}.", "Can you {a} and also {b}?")
+_IN_ONE_SENTENCE = 0.5  # of the pairs of requests
+
+
+class Space(NamedTuple):
+    """The problems that the generator draws from."""
+
+    calls: tuple[int, ...] = (1, 2)
+    """How many calls a query asks for, one of these; with 0, no offered tool fits and the answer is the empty list."""
+    distractors: int = 2
+    """How many tools are offered that no call needs (one at least with 0 calls); half of them, rounded up, are of the
+    same domain as far as there are such."""
+    optional: float = 0.5
+    """The share of the optional arguments that queries state."""
+    nested: bool = True
+    """Whether tools may take objects as arguments."""
+    terse: bool = False
+    """Whether schemas are kept small: parameters have no descriptions and ranges, and a tool has at most one optional
+    argument."""
+
+
+class _Request(NamedTuple):
+    call: dict[str, JsonValue]
+    text: str
+
+    @property
+    def question(self) -> bool:
+        return self.text.split()[0] in _QUESTIONS
+
+
+def fault(space: Space) -> str | None:
+    """Return why no problem can be in a space, or `None` when some may be."""
+    if not space.calls or not all(0 <= count <= MOST_CALLS for count in space.calls):
+        return f"calls={list(space.calls)} should be numbers from 0 to {MOST_CALLS}, one at least"
+    if not 0 <= space.distractors <= MOST_DISTRACTORS:
+        return f"distractors={space.distractors} is not between 0 and {MOST_DISTRACTORS}"
+    if not 0 <= space.optional <= 1:
+        return f"optional={space.optional} is not between 0 and 1"
+    return None
+
+
+def generate(space: Space, split: Split, seed: int) -> Iterator[Example]:
+    """Yield distinct problems of one split, until there are as many as `SIZES` says or no new ones are found.
+
+    The splits share no tool. No two problems of a split ask the same, or for the same calls, except for none.
+    """
+    rng = random.Random(f"{space}{split}{seed}")
+    known = forms(split, nested=space.nested, terse=space.terse)
+    seen: set[str] = set()
+    made = idle = 0
+    while made < SIZES[split] and idle < _DRAWS_PER_PROBLEM:
+        idle += 1
+        count = choose(rng, space.calls)
+        wanted, offered = _choose_forms(rng, known, count, space.distractors)
+        requests = [_request(rng, form, space.optional) for form in wanted]
+        calls = sorted(json.dumps(request.call, sort_keys=True) for request in requests[:count])
+        query = _compose(rng, requests)
+        keys = {query, " ".join(calls) or query}
+        if seen.isdisjoint(keys) and len(set(calls)) == len(calls):
+            seen |= keys
+            made += 1
+            idle = 0
+            yield _example(query, [form.offer for form in offered], [request.call for request in requests[:count]])
+
+
+def _choose_forms(
+    rng: random.Random, known: Sequence[Sequence[Form]], count: int, distractors: int
+) -> tuple[list[Form], list[Form]]:
+    """Return the form of the tool that each request asks for, and all forms on offer, in any order.
+
+    For no calls there is a request nevertheless: for a tool that is not on offer.
+    """
+    shuffled = [choose(rng, known[index]) for index in _shuffle(rng, range(len(known)))]
+    wanted = [shuffled.pop()]
+    while len(wanted) < count:
+        wanted.append(choose(rng, wanted) if rng.random() < _SAME_TOOL else shuffled.pop())
+    domains = {form.tool.domain for form in wanted}
+    near = [form for form in shuffled if form.tool.domain in domains]
+    far = [form for form in shuffled if form.tool.domain not in domains]
+    distractors = distractors if count else max(distractors, 1)
+    others = near[: (distractors + 1) // 2]
+    others += far[: distractors - len(others)]
+    needed = list({form.name: form for form in wanted}.values()) if count else []
+    return wanted, _shuffle(rng, [*needed, *others])
+
+
+def _request(rng: random.Random, form: Form, optional: float) -> _Request:
+    """Draw a call of a tool, and say it."""
+    stated: dict[str, Said] = {}
+    ask, more = choose(rng, form.tool.asks), ""
+    for name, value in form.tool.takes.items():
+        if name not in form.arguments or (value.optional and rng.random() >= optional):
+            continue
+        others = [said for said in stated.values() if isinstance(said.value, str)]
+        stated[name] = draw_unlike(lambda value=value: value.ask(rng), others)  # type: ignore[misc]
+        if value.optional:
+            more += " " + (value.say or "{}").format(stated[name].text)
+    arguments = {form.arguments[name]: said.value for name, said in stated.items()}
+    texts = {name: said.text for name, said in stated.items()}
+    return _Request({"name": form.name, "arguments": arguments}, ask.format_map(texts) + more)
+
+
+def _compose(rng: random.Random, requests: Sequence[_Request]) -> str:
+    """Put requests into sentences."""
+    if len(requests) == 2 and not any(one.question for one in requests) and rng.random() < _IN_ONE_SENTENCE:
+        return _fill(choose(rng, _TWO_REQUESTS), *(one.text for one in requests))
+    first, *others = requests
+    sentences = [_fill(choose(rng, _QUESTION if first.question else _REQUEST), first.text)]
+    for one in others:
+        sentences.append(_fill(choose(rng, _NEXT_QUESTION if one.question else _NEXT_REQUEST), one.text))
+    return " ".join(sentences)
+
+
+def _fill(pattern: str, one: str, other: str = "") -> str:
+    return pattern.format(A=one[:1].upper() + one[1:], a=one[:1].lower() + one[1:], b=other[:1].lower() + other[1:])
+
+
+def _shuffle(rng: random.Random, items: Sequence[_T]) -> list[_T]:
+    return [item for _, item in sorted(((rng.random(), item) for item in items), key=lambda pair: pair[0])]
+
+
+def _example(query: str, tools: Sequence[JsonValue], calls: Sequence[dict[str, JsonValue]]) -> Example:
+    content = json.dumps([query, tools, calls], sort_keys=True).encode()
+    name = calls[0]["name"] if calls else "nothing"
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return Example.model_validate({"id": f"{name}-{digest}", "answer": calls, "info": {"query": query, "tools": tools}})

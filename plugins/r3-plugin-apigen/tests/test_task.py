@@ -1,0 +1,165 @@
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from r3_plugin_apigen.calls import Kind, kind_of
+from r3_plugin_apigen.task import Apigen
+from r3core import Example, TaskError, get_task
+from r3core.check.fixtures import read_fixtures
+
+FIXTURES = read_fixtures(Apigen())
+TOOLS = [
+    {
+        "name": "get_weather",
+        "description": "Forecast",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer", "default": 1}},
+            "required": ["city"],
+        },
+    },
+    {"name": "stop", "description": "Stop", "parameters": {"type": "object", "properties": {}}},
+]
+
+
+def example(*calls):
+    answer = [{"name": name, "arguments": arguments} for name, arguments in calls]
+    return Example(id="x", answer=answer, info={"query": "Weather in Rome for 3 days?", "tools": TOOLS})
+
+
+ROME = example(("get_weather", {"city": "Rome", "days": 3}))
+TWO = example(("get_weather", {"city": "Rome"}), ("stop", {}))
+
+
+def test_the_task_is_found_by_its_name():
+    assert type(get_task("apigen")) is Apigen
+    assert get_task("apigen", calls=3).calls == (3,)
+
+
+def test_the_page_has_every_option_and_every_kind_of_error():
+    page = (Path(__file__).parents[3] / "docs/apigen.md").read_text(encoding="utf-8")
+    for name, default in Apigen().options().items():
+        stated = ",".join(map(str, default)) if isinstance(default, list) else str(default)
+        assert f"| `{name}` | `{stated.lower()}` |" in page
+    assert all(f"`{kind}`" in page for kind in Kind)
+
+
+def test_options_survive_a_round_trip():
+    task = Apigen(calls=(1, 3), distractors=4, ordered=True, defaults=False)
+    assert Apigen(**task.options()) == task
+    assert Apigen(**Apigen(source="hub", ordered=True).options()) == Apigen(source="hub", ordered=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "generatd"}, "source=generatd is neither `generated` nor `hub` nor a file"),
+        ({"source": "hub", "calls": 2, "nested": False}, "calls, nested has no effect unless source=generated"),
+        ({"calls": -1}, "greater than or equal to 0"),
+        ({"calls": 99}, "less than or equal to"),
+        ({"calls": ()}, "at least 1"),
+        ({"distractors": -1}, "greater than or equal to 0"),
+        ({"optional": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(TaskError, match=message):
+        get_task("apigen", **options)
+
+
+@pytest.mark.parametrize("row", FIXTURES, ids=[row.why.replace(" ", "-") for row in FIXTURES])
+def test_fixtures_get_the_verdict_they_state(row):
+    verdict = Apigen().verify(row.example, row.response)
+    assert verdict.outcome == row.outcome
+    assert (kind_of(verdict.reason) is None) is (row.outcome == "pass")
+
+
+@pytest.mark.parametrize("options", [{"ordered": True}, {"defaults": False}])
+def test_fixtures_hold_under_every_option(options):
+    for row in FIXTURES:
+        assert Apigen(**options).verify(row.example, row.response).outcome == row.outcome, row.why
+
+
+def test_fixtures_meet_every_kind_of_error_that_the_default_options_know():
+    found = {kind_of(Apigen().verify(row.example, row.response).reason) for row in FIXTURES}
+    assert found == {None, *Kind} - {Kind.WRONG_ORDER}
+
+
+def test_fixtures_hold_no_row_twice():
+    assert len({(str(row.example), row.response) for row in FIXTURES}) == len(FIXTURES)
+
+
+def test_the_prompt_has_the_tools_the_request_and_the_form_of_the_answer():
+    prompt = Apigen().prompt(ROME)
+    assert [json.loads(line) for line in prompt.split("\n")[1:3]] == TOOLS
+    assert "\n\nRequest: Weather in Rome for 3 days?\n\n" in prompt
+    for said in (
+        "one JSON list,",
+        '"name" and "arguments"',
+        "code fence",
+        "tool_call tags",
+        "text around",
+        "no second",
+    ):
+        assert said in prompt
+    assert "in the order" not in prompt
+    assert "in the order" in Apigen(ordered=True).prompt(ROME)
+
+
+def test_a_prompt_that_is_said_again_is_no_answer_and_takes_none_away():
+    for one in (ROME, TWO, example()):
+        prompt = Apigen().prompt(one)
+        assert Apigen().verify(one, prompt).reason.startswith("no calls found")
+        assert Apigen().verify(one, f"{prompt}\n\n{Apigen().reference(one)}").outcome == "pass"
+
+
+@pytest.mark.parametrize("options", [{}, {"ordered": True}, {"defaults": False}, {"calls": (0, 1, 3)}, {"terse": True}])
+def test_references_and_other_forms_of_them_pass(options):
+    task = Apigen(**options)
+    for one in islice(task.load("train"), 30):
+        right = [task.reference(one), *task.variants(one)]
+        assert len(set(right)) == len(right) >= 5
+        assert [task.verify(one, response).outcome for response in right] == ["pass"] * len(right)
+
+
+def test_the_order_of_calls_and_defaults_are_options():
+    turned = json.dumps(TWO.answer[::-1])
+    assert Apigen().verify(TWO, turned).outcome == "pass"
+    assert kind_of(Apigen(ordered=True).verify(TWO, turned).reason) is Kind.WRONG_ORDER
+    stated = json.dumps(TWO.answer).replace('"Rome"', '"Rome", "days": 1')
+    assert Apigen().verify(TWO, stated).outcome == "pass"
+    assert kind_of(Apigen(defaults=False).verify(TWO, stated).reason) is Kind.WRONG_ARGUMENT
+
+
+def test_an_answer_that_is_not_json_is_written_in_its_own_letters():
+    one = example(("get_weather", {"city": "Zürich"}))
+    assert "Zürich" in Apigen().reference(one)
+
+
+@pytest.mark.parametrize(
+    ("one", "reflection", "leaks"),
+    [
+        (ROME, Apigen().reference(ROME), True),
+        (ROME, f"I should have written {Apigen().reference(ROME)}", True),
+        (ROME, "The right call is get_weather with the city Rome and 3 days.", True),
+        (ROME, 'get_weather(city="rome", days=3)', True),
+        (ROME, "I gave days as a text; get_weather wants a number.", False),
+        (ROME, "Rome has to be the city, for 3 days.", False),
+        (ROME, "get_weather for Rome and 30 days, 3.5 or x3", False),
+        (TWO, "get_weather for Rome, then stop.", True),
+        (TWO, "get_weather for Rome, and never stopped.", False),
+        (example(), "No tool fits the request.", False),
+        (example(), "I should have answered\n[]", True),
+        (ROME, "", False),
+    ],
+)
+def test_a_reflection_that_names_every_tool_and_value_gives_the_answer_away(one, reflection, leaks):
+    assert Apigen().leaks(one, reflection) is leaks
+
+
+@pytest.mark.parametrize("broken", [{"info": {}}, {"answer": None}, {"answer": [{"name": "f"}]}])
+def test_an_example_that_is_no_problem_is_an_error_and_not_a_wrong_answer(broken):
+    with pytest.raises(Exception, match=r"tools|not a list of calls"):
+        Apigen().verify(ROME.model_copy(update=broken), "[]")
