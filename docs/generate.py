@@ -141,12 +141,13 @@ def _filled(page: str) -> str:
 def _parameter(parameter: Any, context: Any) -> str:
     if parameter.param_type_name == "argument":
         return f"`{parameter.name.upper()}`"
-    kind = re.sub(r"list|\W", "", parameter.display_type(context)).upper().replace("STR", "TEXT")
+    shown = re.sub(r"list|range|\W", "", parameter.display_type(context)).upper().replace("STR", "TEXT")
+    kind = parameter.metavar or shown
     return f"`{parameter.opts[0]}`" if parameter.is_flag else f"`{parameter.opts[0]} {kind}`"
 
 
 def _default(parameter: Any) -> str:
-    return "" if parameter.default in (None, False) else f"`{parameter.default}`"
+    return "" if parameter.default is None or parameter.default is False else f"`{parameter.default}`"
 
 
 def _keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, ...]]:

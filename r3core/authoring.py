@@ -79,7 +79,7 @@ def check(
     flags = {"output_dir": None, "seed": None}
     chosen, config = Asked(task, task_option or [], None, overrides or [], flags, False, as_json).resolve()
     certificate = check_task(chosen, seed=seed, limits=config.judge)
-    place = keep(chosen, certificate)
+    place = keep(chosen, certificate) if seed == 0 else None  # nobody should look for a seed that passes
     if output is not None:
         try:
             output.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -89,7 +89,7 @@ def check(
         typer.echo(certificate.model_dump_json(indent=2))
     else:
         print_certificate(certificate, sys.stdout)
-        typer.echo(f"certificate: {output or place or 'not kept; --output FILE writes it'}")
+        typer.echo(f"certificate: {output or place or 'only that of seed 0 is kept; --output FILE writes this one'}")
     if save_fixtures is not None:
         found = [one.fixture for finding in certificate.broken for one in finding.counterexamples if one.fixture]
         typer.echo(f"added {add_fixtures(save_fixtures, found)} fixtures to {save_fixtures}", err=True)

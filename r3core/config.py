@@ -233,7 +233,11 @@ def chosen_task(
     asked = _asked(file, overrides, flags or {})
     name, options = asked.get("task"), asked.get("task_options") or {}
     if name is None:
-        raise ConfigError("no task is named", "name one with --task, or with `task` in the configuration file")
+        raise ConfigError(
+            "no task is named",
+            "name one with --task, or with `task` in the configuration file",
+            "--output-dir goes on with the run that is there, when nothing else is given",
+        )
     if not isinstance(name, str):
         raise ConfigError(f"`task` cannot be {name!r}: it should be a valid string")
     if not isinstance(options, dict):

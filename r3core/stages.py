@@ -58,7 +58,7 @@ class Stages:
         certificate = certified(self.task, self.config.judge)
         self.run.write_json("certificate", certificate)
         if not self.config.uncertified:
-            demand(certificate)
+            demand(certificate, self.config.task)
         elif certificate.broken:
             print(f"warning: trained on an untrusted verifier: {certificate.summary()}", file=sys.stderr)
 

@@ -274,7 +274,9 @@ def _leak(judge: Judge, said: worker.Said, example: Example) -> bool | None:
 def _wrong_value(task: Task, method: str, shown: str, *, allowed: str) -> TaskError:
     return TaskError(
         f"task `{task.name}`: `{method}` returned {shown}; it should return {allowed}",
-        "write bool(...) around a value such as numpy.bool_",
+        f"some way through `{method}` ends without a `return`"
+        if shown == "None"
+        else "write bool(...) around a value such as numpy.bool_",
     )
 
 

@@ -149,13 +149,15 @@ KILLED = {"steps": 6, "save_strategy": "steps", "per_device_train_batch_size": 1
 
 
 class Deadly(Doors):
-    """Doors whose verifier kills the process once a checkpoint is there."""
+    """Doors whose verifier kills the run once a checkpoint is there."""
 
     checkpoint: Path
+    run: int
+    """The process to be killed; the verifier itself is in another one."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
         if self.checkpoint.exists():
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(self.run, signal.SIGKILL)
         return super().verify(example, response)
 
 
@@ -166,7 +168,7 @@ def _main(directory: Path, step: int, folder: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     settings = config(**KILLED)
-    task = Deadly(checkpoint=directory / "checkpoints" / f"checkpoint-{step - 1}")
+    task = Deadly(checkpoint=directory / "checkpoints" / f"checkpoint-{step - 1}", run=os.getpid())
     with Run.open(directory, settings.record()) as run:
         train(run, protocol(settings, task), failures(), model=model, tokenizer=tokenizer())
 

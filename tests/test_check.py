@@ -242,7 +242,7 @@ def test_a_certificate_is_made_once_and_kept(
     assert certified(gallery.Prefix(), Limits()) == made
     assert capsys.readouterr().err == ""
     with pytest.raises(RunError, match="does not hold: `prefix of the answer`") as caught:
-        demand(made)
+        demand(made, made.task)
     first, way_out = caught.value.hints
     assert first.startswith("prefix of the answer: held ")
-    assert way_out.startswith("mend it, or say --uncertified")
+    assert way_out.startswith("`r3 check sound` shows all of it; mend it, or say --uncertified")

@@ -80,7 +80,7 @@ def test_a_task_that_cannot_be_made_is_told_with_the_line() -> None:
             (self.basket / "apples.txt").read_text()
 
     for task, message in (
-        (Fixed, "task `apples`: `{}(...)` raised ValidationError of Fixed: `seen` cannot be set(): instance is frozen"),
+        (Fixed, "task `apples`: `{}(...)` raised ValidationError of Fixed: `seen` cannot be set: a task never changes"),
         (
             Lost,
             "task `apples`: `{}(...)` raised FileNotFoundError: [Errno 2] No such file or directory: 'no/apples.txt'",

@@ -18,9 +18,11 @@ import pytest
 from toy import Even
 
 from r3core import RunError, UsageError, cli, get_task
-from r3core.config import Config, resolve
+from r3core.check import certified
+from r3core.config import Config, Limits, resolve
 from r3core.evaluate import Result
 from r3core.mine import read_failures
+from r3core.pool import workers_of
 from r3core.runs import RunRecord
 from r3core.stages import Stages
 
@@ -32,6 +34,7 @@ SETTINGS = [
     *(f"batch_size={BATCH}", f"mine.limit={MINED}", "mine.probe=4"),
     *(f"grpo.max_steps={STEPS}", f"grpo.per_device_train_batch_size={REFLECTIONS}", "grpo.num_generations=4"),
     *("grpo.gradient_accumulation_steps=1", "grpo.gradient_checkpointing=false", "grpo.learning_rate=1e-3"),
+    "uncertified=true",  # `Even` lets almost everything pass
 ]
 
 
@@ -83,6 +86,7 @@ def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A whole run, and what it printed; do not write to it."""
     directory = tmp_path_factory.mktemp("runs") / "undisturbed"
     printed = StringIO()
+    certified(get_task(TASK, problems=64), Limits())  # now, so that no run has its verdicts among its own
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setenv("TOY_VERDICTS", str(directory.with_suffix(".verdicts")))
         patch.setattr(sys, "argv", ["r3", *command(tiny_folder, directory)[3:]])
@@ -94,7 +98,7 @@ def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_a_run_goes_from_problems_to_a_model_and_a_result(undisturbed: tuple[Path, dict[str, Any]]) -> None:
     directory, told = undisturbed
-    assert set(told) == {"base", "trained", "paired", "cross", "seconds"}
+    assert set(told) == {"base", "trained", "paired", "cross", "seconds", "shares_of_a_step"}
     assert {"mine", "forecast", "train", "evaluate"} <= set(told["seconds"])
     assert told["base"]["first"]["total"] == told["trained"]["first"]["total"] == TESTED
     assert list(told["base"]["controls"]) == ["none", "generic", "shuffled", "resample"]
@@ -139,7 +143,7 @@ def test_a_finished_run_is_over_at_once(
 
 
 def without_seconds(told: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in told.items() if key != "seconds"}
+    return {key: value for key, value in told.items() if key not in ("seconds", "shares_of_a_step")}
 
 
 def opened(directory: Path, model: Path, *overrides: str) -> Any:
@@ -179,8 +183,10 @@ def test_a_run_that_is_killed_again_and_again_ends_like_any_other(
     steps = Counter(row["step"] for row in record.read("train"))
     assert set(steps) == set(range(1, STEPS + 1))
     assert steps.total() <= STEPS + 1  # at most the step in flight was made again
-    # In flight were a batch of attempts, a step's retries, and a batch of attempts with its five arms.
-    assert verdicts(directory) <= verdicts(whole) + BATCH + REFLECTIONS + 6 * BATCH
+    # In flight were a batch of attempts, a step's retries, and a batch of attempts with its five arms; and each of the
+    # three new starts had new workers, which judge one answer for nobody.
+    in_flight = BATCH + REFLECTIONS + 6 * BATCH
+    assert verdicts(directory) <= verdicts(whole) + in_flight + 3 * workers_of(Limits())
 
 
 def refused(directory: Path, model: Path, pid: int, capfd: pytest.CaptureFixture[str]) -> None:

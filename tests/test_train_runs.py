@@ -105,7 +105,6 @@ def test_every_step_is_logged_in_full(tmp_path: Path) -> None:
         assert 1 <= row["completions/mean_length"] <= 4
         seconds = {name: row[f"seconds/{name}"] for name in ("generation", "verification", "training", "rest")}
         assert all(value > 0 for value in seconds.values())
-        assert row["seconds/training"] > row["seconds/verification"]
     episodes = run.read("train-episodes")
     assert [row["step"] for row in episodes] == [step for step in (1, 2, 3) for _ in range(64)]
     assert sum(row["reward"] for row in episodes[:64]) / 64 == pytest.approx(rows[0]["reward"])

@@ -31,7 +31,8 @@ def check_task(task: Task, *, seed: int = 0, limits: Limits | None = None) -> Ce
     limits = limits or Limits()
     for name in task.waived:
         if name not in NAMES:
-            raise TaskError(f"task `{task.name}` waives `{name}`, which is no probe", *did_you_mean(name, [*NAMES]))
+            said = f"task `{task.name}` waives `{name}`, which is no probe"
+            raise TaskError(said, *did_you_mean(name, [*NAMES]), f"the probes: {', '.join(NAMES)}")
     tolerant = limits.model_copy(update={"max_errors": 1.0})
     with Judge(task, tolerant) as judge, Judge(task, alone(tolerant), fresh=True) as fresh:
         checking = Checking(task, judge, fresh=fresh, random=random.Random(seed))
@@ -90,13 +91,16 @@ def certified(task: Task, limits: Limits) -> Certificate:
     return certificate
 
 
-def demand(certificate: Certificate) -> None:
-    """Raise RunError, with what does not hold, unless a certificate is one of a verifier that passed."""
+def demand(certificate: Certificate, spec: str) -> None:
+    """Raise RunError, with what does not hold, unless a certificate is one of a verifier that passed.
+
+    `spec` is what `--task` takes.
+    """
     if certificate.broken:
         raise RunError(
             f"the verifier of task `{certificate.task}` does not pass `r3 check`; {certificate.summary()}",
             *(f"{one.name}: {_told(one)}" for one in certificate.broken[:3]),
-            "mend it, or say --uncertified to train on its verdicts all the same",
+            f"`r3 check {spec}` shows all of it; mend it, or say --uncertified to train on its verdicts all the same",
         )
 
 

@@ -52,7 +52,13 @@ def _check_forms(checking: Checking, right: Sequence[tuple[Example, str]], frame
             required[name] = form.required
             tries.setdefault(name, []).extend((example, text) for text in form.texts)
         with blamed(checking.task, f"`variants` of example {example.id!r}"):
-            variants = list(islice(checking.task.variants(example), 50))
+            variants: Any = checking.task.variants(example)
+            variants = variants if isinstance(variants, str) else list(islice(variants, 50))
+        if isinstance(variants, str) or not all(isinstance(text, str) for text in variants):
+            raise TaskError(
+                f"task `{checking.task.name}`: `variants` of example {example.id!r} returned {variants!r:.100}",
+                "yield responses as texts",
+            )
         tries.setdefault("the task's variants", []).extend((example, text) for text in variants)
     for name, pairs in tries.items():
         if pairs:

@@ -174,8 +174,14 @@ def print_certificate(certificate: Certificate, to: TextIO) -> None:
         if finding.status == "broken":
             for one in finding.counterexamples:
                 response = visible(repr(one.response[:_SHOWN]))
-                more = f"... ({len(one.response):,} characters)" if len(one.response) > _SHOWN else ""
+                more = "... (shortened)" if len(one.response) > _SHOWN else ""
                 console.print(Text(f"    {visible(one.example)}: {response}{more} -> {visible(one.said)}"))
     for said in certificate.not_checked:
         console.print(Text(f"- not checked: {visible(said)}"))
+    if certificate.broken:
+        console.print(
+            "hint: `r3 verify` judges one answer; --save-fixtures FILE keeps these; what should pass by design "
+            "is named, with the reason, in the class attribute `waived`",
+            markup=False,
+        )
     console.print(Text(f"{certificate.summary()} in {certificate.seconds:.0f} s"))

@@ -32,17 +32,19 @@ def check_data(checking: Checking) -> dict[Split, list[Example]]:
     if not splits["validation"]:
         checking.not_checked.append("the split `validation`, which has no problems")
     filled = [bool(splits["train"]), bool(splits["test"])]
-    checking.add("data", "train and test have problems", filled)
-    checking.add("data", "ids are unique", _firsts(example.id for example in known), known)
+    checking.add("data", "train and test have problems", filled, advice="a run needs both: see what `load` yields")
+    unique = _firsts(example.id for example in known)
+    checking.add("data", "ids are unique", unique, known, advice="these ids stand in another split too")
     asked = {split: [text_of(checking.task, example) for example in examples] for split, examples in splits.items()}
     held_out = [*splits["validation"], *splits["test"]]
     texts = [plain(text) for text in (*asked["validation"], *asked["test"])]
     trained, tested = {plain(text) for text in asked["train"]}, set(map(plain, asked["test"]))
     validation = len(splits["validation"])
     apart = [t not in trained and (n >= validation or t not in tested) for n, t in enumerate(texts)]
-    checking.add("data", "no problem is in two splits", apart, held_out)
+    advice = "these prompts stand in another split too; let a hash of the problem decide its split"
+    checking.add("data", "no problem is in two splits", apart, held_out, advice=advice)
     again = [_loaded(checking, split)[: len(examples)] == examples for split, examples in splits.items() if examples]
-    checking.add("data", "the same problems when loaded again", again)
+    checking.add("data", "the same problems when loaded again", again, advice="seed what `load` draws at random")
     _fresh(checking, splits)
     everything = [text for texts in asked.values() for text in texts]
     note = "some problems of one split ask the same"
@@ -82,7 +84,8 @@ def _fresh(checking: Checking, splits: dict[Split, list[Example]]) -> None:
     counts = {split: min(len(examples), _FRESH) for split, examples in splits.items() if examples}
     there = checking.fresh.pool.digests(counts)
     here = {split: worker.digest(splits[split][:count]) for split, count in counts.items()}
-    checking.add("data", name, [there[split] == here[split] for split in counts])
+    advice = "`hash()` and the order of a set differ from process to process: use hashlib, and sort"
+    checking.add("data", name, [there[split] == here[split] for split in counts], advice=advice)
 
 
 def _firsts(names: Iterable[str]) -> list[bool]:

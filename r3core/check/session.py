@@ -19,6 +19,7 @@ from r3core.verification import Judge
 T = TypeVar("T")
 SEEDS = 24
 """Examples whose references other responses are made from."""
+_WITH_PATHS = ("code", "code in a response is not run")  # findings whose responses hold a path of this check alone
 SHOWN = 3
 """Counter-examples of each finding."""
 
@@ -84,13 +85,18 @@ class Checking:
         examples: Sequence[Example] = (),
         *,
         note: str = "",
+        advice: str = "",
         shown: Sequence[Counterexample] = (),
     ) -> None:
-        """Add a finding about anything else; `examples` are what each entry of `held` is about."""
+        """Add a finding about anything else; `examples` are what each entry of `held` is about.
+
+        With a `note` it is only noted when it does not hold; otherwise `advice` says what to do.
+        """
         good = all(held)
         lost = [example for example, ok in zip(examples, held, strict=False) if not ok][:SHOWN]
         shown = list(shown) or [
-            Counterexample(example=example.id, response=text_of(self.task, example), said="not so") for example in lost
+            Counterexample(example=example.id, response=_storable(text_of(self.task, example)[:2_000]), said="not so")
+            for example in lost
         ]
         self.findings.append(
             Finding(
@@ -98,7 +104,7 @@ class Checking:
                 name=name,
                 held=wilson(sum(held), len(held)),
                 status="ok" if good else "noted" if note else "broken",
-                why="" if good else note,
+                why="" if good else note or advice,
                 counterexamples=shown,
             )
         )
@@ -113,7 +119,12 @@ def counterexample(judged: Judged, wanted: str | None, *, name: str, before: str
     verdict = judged.verdict
     said = f"{before}{verdict.outcome}" + (f": {verdict.reason}" if verdict.reason else "")
     fixture = None
-    if wanted is not None and len(judged.response) <= 10_000 and _storable(judged.response) == judged.response:
+    if (
+        wanted is not None
+        and name not in _WITH_PATHS
+        and len(judged.response) <= 10_000
+        and _storable(judged.response) == judged.response
+    ):
         why = f"r3 check: {name}"
         fixture = Fixture(example=judged.example, response=judged.response, outcome=cast(Any, wanted), why=why)
     shown = _storable(judged.response[:2_000])
