@@ -69,6 +69,11 @@ class Pool:
         return told
 
     @property
+    def active(self) -> bool:
+        """Whether jobs can be handed in."""
+        return bool(self._pool.active)
+
+    @property
     def idle(self) -> bool:
         """Whether no worker is at work: a chunk that is still waited for was lost with a worker that had taken it."""
         return not any(future.running() for future in tuple(self._under_way))

@@ -192,7 +192,9 @@ class Batch(Generic[T]):
             return self._bury(job, -signal.SIGALRM) if job.future.done() else self._begin_anew(job)
         except (BrokenProcessPool, CancelledError):
             return self._begin_anew(job)
-        except Exception as error:  # the examples cannot be sent
+        except Exception as error:
+            if job.start != pool.start or not pool.active:  # the pipe was closed while the job was being sent
+                return self._begin_anew(job)
             raise unloadable(self._judge.task, f"{type(error).__name__}: {error}") from error
         if said[0].outcome == "unloadable":
             raise unloadable(self._judge.task, said[0].reason)
