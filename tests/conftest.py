@@ -1,4 +1,4 @@
-"""Fixtures that need torch, which is imported only by the tests that ask for one of them."""
+"""Fixtures that several modules share; torch is imported only by the tests that ask for a model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import command
 import pytest
 import tiny
 
@@ -41,3 +42,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.tiny_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def r3(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> command.R3:
+    """A function that runs a command in the directory of the test."""
+    return command.runner(monkeypatch, capfd, tmp_path)

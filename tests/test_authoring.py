@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-
-from r3core import cli
+from command import R3
 
 TOY = f"{Path(__file__).with_name('toy.py')}:Toy"
 ODD = '''
@@ -37,34 +32,6 @@ class Odd(Task):
             return "right"
         return Verdict.failed(f"`{response}` is wrong")
 '''
-
-
-class Said(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-R3 = Callable[..., Said]
-
-
-@pytest.fixture
-def r3(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> R3:
-    """Return a function that runs a command in the directory of the test, with `stdin` as its standard input."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def r3(*arguments: object, stdin: bytes = b"") -> Said:
-        monkeypatch.setattr(sys, "argv", ["r3", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Said(int(stopped.value.code or 0), out, err)
-
-    return r3
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from command import R3
 
 from r3core import cli
 
@@ -22,33 +21,6 @@ TINY = [
     *("grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1", "grpo.gradient_checkpointing=false"),
     "uncertified=true",  # `Even` lets almost everything pass
 ]
-
-
-class Said(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-R3 = Callable[..., Said]
-
-
-@pytest.fixture
-def r3(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> R3:
-    """Return a function that runs a command in the directory of the test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def r3(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["r3", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Said(int(stopped.value.code or 0), out, err)
-
-    return r3
 
 
 def settings(*overrides: str) -> list[str]:
