@@ -1,4 +1,4 @@
-"""The commands of those who write tasks: a new task, and the verdict on one response."""
+"""The commands of those who write tasks: a new task, the check of its verifier, and the verdict on one response."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def check(
     place = keep(chosen, certificate) if seed == 0 else None  # nobody should look for a seed that passes
     if output is not None:
         try:
-            output.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            output.write_text(certificate.text(), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"`{output}` cannot be written: {error.strerror}") from None
     if as_json:
-        typer.echo(certificate.model_dump_json(indent=2))
+        typer.echo(certificate.text(), nl=False)
     else:
         print_certificate(certificate, sys.stdout)
         typer.echo(f"certificate: {output or place or 'only that of seed 0 is kept; --output FILE writes this one'}")
@@ -121,7 +121,7 @@ def verify(
     split, problem = _problem(chosen, example)
     asked = prompts.attempt(chosen, problem)
     text = sys.stdin.buffer.read().decode(errors="replace") if response == "-" else response
-    with Judge(chosen, config.judge.model_copy(update={"workers": 1})) as judge:
+    with Judge(chosen, config.judge.alone()) as judge:
         [verdict] = judge.judge([(problem, text)])
     if as_json:
         facts = {"task": chosen.name, "split": split, "example": problem.model_dump(mode="json"), "prompt": asked}

@@ -128,6 +128,10 @@ class Limits(Section):
     max_errors: float = Field(default=0.05, ge=0, le=1)
     """When a larger share of the answers cannot be judged, the run stops."""
 
+    def alone(self) -> Limits:
+        """Return the same limits for a judge with one worker."""
+        return self.model_copy(update={"workers": 1})
+
 
 class Config(Section):
     """Everything that decides what a run does."""

@@ -115,8 +115,7 @@ class Stages:
             card = report.model_card(result, self.config, certificate)
             (self.run.path / "model" / "README.md").write_text(card, encoding="utf-8")
             if certificate is not None:
-                text = certificate.model_dump_json(indent=2) + "\n"
-                (self.run.path / "model" / "certificate.json").write_text(text, encoding="utf-8")
+                (self.run.path / "model" / "certificate.json").write_text(certificate.text(), encoding="utf-8")
         return result
 
     def _result(self) -> Result:

@@ -13,7 +13,7 @@ from r3core.check.data import check_data
 from r3core.check.fixtures import fixtures_hash
 from r3core.check.probes import NAMES, frame_of
 from r3core.check.refusals import check_probes
-from r3core.check.session import Checking, alone
+from r3core.check.session import Checking
 from r3core.check.stability import check_every_text
 from r3core.config import Limits
 from r3core.errors import RunError, TaskError, did_you_mean
@@ -34,7 +34,7 @@ def check_task(task: Task, *, seed: int = 0, limits: Limits | None = None) -> Ce
             said = f"task `{task.name}` waives `{name}`, which is no probe"
             raise TaskError(said, *did_you_mean(name, [*NAMES]), f"the probes: {', '.join(NAMES)}")
     tolerant = limits.model_copy(update={"max_errors": 1.0})
-    with Judge(task, tolerant) as judge, Judge(task, alone(tolerant), fresh=True) as fresh:
+    with Judge(task, tolerant) as judge, Judge(task, tolerant.alone(), fresh=True) as fresh:
         checking = Checking(task, judge, fresh=fresh, random=random.Random(seed))
         _ask(checking, seed)
     broken = any(finding.status == "broken" for finding in checking.findings)

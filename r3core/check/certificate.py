@@ -78,6 +78,10 @@ class Certificate(Frozen):
         """The findings that keep the verifier from being trusted."""
         return [finding for finding in self.findings if finding.status == "broken"]
 
+    def text(self) -> str:
+        """Return the certificate as JSON, as it is written to files."""
+        return self.model_dump_json(indent=2) + "\n"
+
     def summary(self) -> str:
         """Say the outcome in one line."""
         tried = sum(finding.held.total for finding in self.findings)
@@ -127,7 +131,7 @@ def keep(task: Task, certificate: Certificate) -> Path | None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.write_text(certificate.text(), encoding="utf-8")
         partial.replace(path)
     except OSError:  # a home that is read-only keeps nobody from working
         return None

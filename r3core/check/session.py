@@ -11,7 +11,6 @@ from pydantic import JsonValue
 from r3core import prompts
 from r3core.check.certificate import Counterexample, Finding, Group
 from r3core.check.fixtures import Fixture
-from r3core.config import Limits
 from r3core.stats import wilson
 from r3core.task import Example, Task, Verdict
 from r3core.verification import Judge
@@ -134,11 +133,6 @@ def counterexample(judged: Judged, wanted: str | None, *, name: str, before: str
 def _storable(text: str) -> str:
     """Return a text with its lone surrogates spelled out, which no file can hold."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def alone(limits: Limits) -> Limits:
-    """Return the same limits for a judge with one worker."""
-    return limits.model_copy(update={"workers": 1})
 
 
 def text_of(task: Task, example: Example) -> str:

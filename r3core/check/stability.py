@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from r3core.check.probes import Frame
-from r3core.check.session import SEEDS, SHOWN, Checking, Judged, alone, counterexample
+from r3core.check.session import SEEDS, SHOWN, Checking, Judged, counterexample
 from r3core.check.texts import Strange, search
 from r3core.pool import portable
 from r3core.task import Example, Verdict
@@ -52,7 +52,7 @@ def check_every_text(
 
 def _ask_again(checking: Checking, judges: ExitStack) -> list[_Again]:
     """Have responses judged once more under other circumstances, all at the same time, and wait for nothing."""
-    before, limits = _sample(checking), alone(checking.judge.limits)
+    before, limits = _sample(checking), checking.judge.limits.alone()
     shuffled = checking.sample(before, len(before))
     asked = [
         ("the same verdict again", before, checking.judge),
