@@ -19,8 +19,10 @@ from typing import Any
 
 import typer.main
 
-from r3_plugin_countdown import corpus
-from r3_plugin_countdown.demo import DEMO
+import r3_plugin_apigen.corpus as apigen
+import r3_plugin_countdown.corpus as countdown
+from r3_plugin_apigen.task import Apigen
+from r3_plugin_countdown.task import Countdown
 from r3core.cli import app
 from r3core.config import PRESETS, Config, Section
 from r3core.grpo import OWNED
@@ -79,7 +81,9 @@ def configuration() -> str:
     ]
     for name, values in PRESETS.items():
         lines += [f"### {name}", _table(("key", "value"), _settings(values))]
-    lines += ["## Settings of Countdown's built-in model", _table(("key", "value"), _settings(DEMO.settings))]
+    for title, task in (("Countdown", Countdown), ("apigen", Apigen)):
+        assert task.demo is not None
+        lines += [f"## Settings of {title}'s built-in model", _table(("key", "value"), _settings(task.demo.settings))]
     return _page(lines)
 
 
@@ -91,41 +95,80 @@ def file_map() -> str:
     return _table(("`r3core/`", "holds"), [(f"`{name}`", _summary(ROOT / "r3core", name)) for name in modules])
 
 
-def corpus_table() -> str:
-    """Return a table of the shares in the built-in model's corpus, for both of its mixtures."""
-    mixtures = (corpus.BROAD, corpus.FINAL)
-    kinds = {kind: [mixture.kinds[kind] for mixture in mixtures] for kind in corpus.BROAD.kinds}
+def countdown_corpus() -> str:
+    """Return a table of the shares in the corpus of Countdown's model."""
+    mixtures = (countdown.BROAD, countdown.FINAL)
     rows = [
-        ("first attempts that are right", [mixture.right_attempts for mixture in mixtures]),
-        ("attempts that show their steps before the answer", [corpus.WORKED]),
-        ("failures that are retried without a reflection", [corpus.WITHOUT_REFLECTION]),
-        ("reflections that are practice (see below)", [mixture.practice for mixture in mixtures]),
-        *((f"other reflections: {kind}", shares) for kind, shares in kinds.items()),
-        *((f"retries that follow, after a {kind}", [share]) for kind, share in corpus.FOLLOWS.items()),
-        ("searches that go on to the second step", [corpus.SEARCH_SPELLED_OUT]),
+        ("first attempts that are right", *(mixture.right_attempts for mixture in mixtures)),
+        ("attempts that show their steps before the answer", countdown.WORKED),
+        ("failures that are retried without a reflection", countdown.WITHOUT_REFLECTION),
+        ("reflections that are practice (see below)", *(mixture.practice for mixture in mixtures)),
+        *_kinds(mixtures),
+        *((f"retries that follow, after a {kind}", share) for kind, share in countdown.FOLLOWS.items()),
+        ("searches that go on to the second step", countdown.SEARCH_SPELLED_OUT),
     ]
-    return _table(
-        ("share of", "broad", "final"),
-        [(what, f"{shares[0]:.0%}", f"{shares[-1]:.0%}") for what, shares in rows],
-    )
+    return _shares(("broad", "final"), rows)
 
 
-def phases() -> str:
-    """Return a table of the phases in which the built-in model is trained."""
-    found = importlib.util.spec_from_file_location("pretrain", ROOT / "plugins/r3-plugin-countdown/pretrain.py")
+def apigen_corpus() -> str:
+    """Return a table of the shares in the corpus of apigen's model."""
+    mixtures = (apigen.DRILLS, apigen.BROAD, apigen.FINAL)
+    rows = [
+        (f"conversations that are drills: {apigen.DRILL} requests", *(mixture.drills for mixture in mixtures)),
+        ("first attempts that are right, of the others", *(mixture.right_attempts for mixture in mixtures)),
+        ("wrong calls that are trained on", *(float(mixture.sloppy) for mixture in mixtures)),
+        ("tools whose words are replaced", apigen.DISGUISED),
+        ("failures that are retried without a reflection", apigen.WITHOUT_REFLECTION),
+        ("reflections that are practice", *(mixture.practice for mixture in mixtures)),
+        *_kinds(mixtures),
+        *((f"retries that follow, after a {kind}", share) for kind, share in apigen.FOLLOWS.items()),
+    ]
+    return _shares(("drills", "broad", "final"), rows)
+
+
+def _kinds(mixtures: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    for kind in mixtures[0].kinds:
+        yield f"other reflections: {kind}", *(mixture.kinds[kind] for mixture in mixtures)
+
+
+def _shares(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
+    """Return a table of shares; a single one holds for every mixture."""
+    filled = [(what, *(f"{share:.0%}" for share in shares * (len(names) // len(shares)))) for what, *shares in rows]
+    return _table(("share of", *names), filled)
+
+
+def countdown_phases() -> str:
+    """Return a table of the phases in which Countdown's model is trained."""
+    return _phases("countdown", {"broad": countdown.BROAD, "final": countdown.FINAL})
+
+
+def apigen_phases() -> str:
+    """Return a table of the phases in which apigen's model is trained."""
+    return _phases("apigen", {"drills": apigen.DRILLS, "broad": apigen.BROAD, "final": apigen.FINAL})
+
+
+def _phases(plugin: str, mixtures: dict[str, Any]) -> str:
+    script = ROOT / f"plugins/r3-plugin-{plugin}/pretrain.py"
+    found = importlib.util.spec_from_file_location(f"pretrain_{plugin}", script)
     assert found is not None
     assert found.loader is not None
     sys.modules[found.name] = pretrain = importlib.util.module_from_spec(found)
     found.loader.exec_module(pretrain)
-    names = {id(corpus.BROAD): "broad", id(corpus.FINAL): "final"}
     rows = []
     for number, phase in enumerate(pretrain.PHASES, start=1):
         knots = ", ".join(f"{share:g} at step {step:,}" for step, share in phase.rates)
-        rows.append((str(number), names[id(phase.mixture)], f"{phase.steps:,}", knots))
+        name = next(name for name, mixture in mixtures.items() if mixture is phase.mixture)
+        rows.append((str(number), name, f"{phase.steps:,}", knots))
     return _table(("phase", "mixture", "steps", "share of the learning rate, linear in between"), rows)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"file map": file_map, "corpus": corpus_table, "phases": phases}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "file map": file_map,
+    "countdown corpus": countdown_corpus,
+    "countdown phases": countdown_phases,
+    "apigen corpus": apigen_corpus,
+    "apigen phases": apigen_phases,
+}
 
 
 def _filled(page: str) -> str:

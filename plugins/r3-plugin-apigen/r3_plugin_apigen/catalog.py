@@ -77,25 +77,31 @@ def forms(split: Split, *, nested: bool, terse: bool) -> tuple[tuple[Form, ...],
     """
     found = []
     for tool in tools(split):
-        optional = [name for name, value in tool.takes.items() if value.optional and (nested or not value.nested)]
-        kept = {*tool.required, *(optional[:1] if terse else optional)}
-        if nested or not any(tool.takes[name].nested for name in tool.required):
-            names = [name for name in tool.takes if name in kept]
-            found.append(tuple(_form(tool, names, number, terse=terse) for number in range(2 * len(tool.also) + 2)))
+        numbers = range(2 * len(tool.also) + 2)
+        made = [form for number in numbers if (form := form_of(tool, number, nested=nested, terse=terse))]
+        if made:
+            found.append(tuple(made))
     return tuple(found)
 
 
-def _form(tool: Tool, kept: list[str], number: int, *, terse: bool) -> Form:
-    """Return the form of a number: odd ones write names in camel case, and every number takes other synonyms."""
+def form_of(tool: Tool, number: int, *, nested: bool, terse: bool) -> Form | None:
+    """Return the form of a number: odd ones write names in camel case, and every number takes other synonyms.
+
+    `None` for a tool that cannot do without an object.
+    """
+    if not nested and any(tool.takes[name].nested for name in tool.required):
+        return None
+    optional = [name for name, value in tool.takes.items() if value.optional and (nested or not value.nested)]
+    kept = {*tool.required, *(optional[:1] if terse else optional)}
     style = _camel if number % 2 else str
     called: dict[str, str] = {}
-    for name in kept:
+    for name in [name for name in tool.takes if name in kept]:
         names = [name, *_synonyms().get(name, [])]
         other = names[number % len(names)]
         called[name] = style(name if other in tool.takes else other)
-    properties = {called[name]: tool.takes[name].schema_of(terse=terse) for name in kept}
+    properties = {called[name]: tool.takes[name].schema_of(terse=terse) for name in called}
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
-    parameters["required"] = [called[name] for name in kept if name in tool.required]
+    parameters["required"] = [called[name] for name in called if name in tool.required]
     name = style([tool.name, *tool.also][number // 2])
     return Form(tool, {"name": name, "description": tool.about, "parameters": parameters}, called)
 

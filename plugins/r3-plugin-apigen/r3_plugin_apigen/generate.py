@@ -50,27 +50,55 @@ _IN_ONE_SENTENCE = 0.5  # of the pairs of requests
 class Space(NamedTuple):
     """The problems that the generator draws from."""
 
-    calls: tuple[int, ...] = (1, 2)
+    calls: tuple[int, ...] = (1,)
     """How many calls a query asks for, one of these; with 0, no offered tool fits and the answer is the empty list."""
     distractors: int = 2
     """How many tools are offered that no call needs (one at least with 0 calls); half of them, rounded up, are of the
     same domain as far as there are such."""
     optional: float = 0.5
     """The share of the optional arguments that queries state."""
-    nested: bool = True
+    nested: bool = False
     """Whether tools may take objects as arguments."""
-    terse: bool = False
+    terse: bool = True
     """Whether schemas are kept small: parameters have no descriptions and ranges, and a tool has at most one optional
     argument."""
 
 
-class _Request(NamedTuple):
-    call: dict[str, JsonValue]
+class Request(NamedTuple):
+    """A call that is asked for, and how."""
+
+    form: Form
+    said: dict[str, Said]
+    """The arguments that the query states, by their names in the form."""
     text: str
+
+    @property
+    def call(self) -> dict[str, JsonValue]:
+        """The call as a value of JSON."""
+        return {"name": self.form.name, "arguments": {name: value for name, (value, _) in self.said.items()}}
 
     @property
     def question(self) -> bool:
         return self.text.split()[0] in _QUESTIONS
+
+
+class Problem(NamedTuple):
+    """What a model is asked, and what for."""
+
+    query: str
+    offered: list[Form]
+    requests: list[Request]
+    """What the query asks for; for no calls, something that no tool on offer does."""
+    calls: list[dict[str, JsonValue]]
+
+    def example(self) -> Example:
+        """Return the problem as an example of the task."""
+        tools: list[JsonValue] = [form.offer for form in self.offered]
+        content = json.dumps([self.query, tools, self.calls], sort_keys=True).encode()
+        name = self.calls[0]["name"] if self.calls else "nothing"
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        told = {"query": self.query, "tools": tools}
+        return Example.model_validate({"id": f"{name}-{digest}", "answer": self.calls, "info": told})
 
 
 def fault(space: Space) -> str | None:
@@ -95,17 +123,28 @@ def generate(space: Space, split: Split, seed: int) -> Iterator[Example]:
     made = idle = 0
     while made < SIZES[split] and idle < _DRAWS_PER_PROBLEM:
         idle += 1
-        count = choose(rng, space.calls)
-        wanted, offered = _choose_forms(rng, known, count, space.distractors)
-        requests = [_request(rng, form, space.optional) for form in wanted]
-        calls = sorted(json.dumps(request.call, sort_keys=True) for request in requests[:count])
-        query = _compose(rng, requests)
-        keys = {query, " ".join(calls) or query}
+        problem = draw(rng, known, space)
+        calls = sorted(json.dumps(call, sort_keys=True) for call in problem.calls)
+        keys = {problem.query, " ".join(calls) or problem.query}
         if seen.isdisjoint(keys) and len(set(calls)) == len(calls):
             seen |= keys
             made += 1
             idle = 0
-            yield _example(query, [form.offer for form in offered], [request.call for request in requests[:count]])
+            yield problem.example()
+
+
+def draw(rng: random.Random, known: Sequence[Sequence[Form]], space: Space) -> Problem:
+    """Draw a problem from tools, each of which is known in some forms; two of its calls may be the same."""
+    count = choose(rng, space.calls)
+    wanted, offered = _choose_forms(rng, known, count, space.distractors)
+    requests = [_request(rng, form, space.optional) for form in wanted]
+    return Problem(_compose(rng, requests), offered, requests, [request.call for request in requests[:count]])
+
+
+def ask_for(rng: random.Random, form: Form, offered: list[Form], *, optional: float) -> Problem:
+    """Draw a problem that asks for one call of a tool."""
+    asked = _request(rng, form, optional)
+    return Problem(_compose(rng, [asked]), offered, [asked], [asked.call])
 
 
 def _choose_forms(
@@ -129,7 +168,7 @@ def _choose_forms(
     return wanted, _shuffle(rng, [*needed, *others])
 
 
-def _request(rng: random.Random, form: Form, optional: float) -> _Request:
+def _request(rng: random.Random, form: Form, optional: float) -> Request:
     """Draw a call of a tool, and say it."""
     stated: dict[str, Said] = {}
     ask, more = choose(rng, form.tool.asks), ""
@@ -140,12 +179,11 @@ def _request(rng: random.Random, form: Form, optional: float) -> _Request:
         stated[name] = draw_unlike(lambda value=value: value.ask(rng), others)  # type: ignore[misc]
         if value.optional:
             more += " " + (value.say or "{}").format(stated[name].text)
-    arguments = {form.arguments[name]: said.value for name, said in stated.items()}
     texts = {name: said.text for name, said in stated.items()}
-    return _Request({"name": form.name, "arguments": arguments}, ask.format_map(texts) + more)
+    return Request(form, {form.arguments[name]: said for name, said in stated.items()}, ask.format_map(texts) + more)
 
 
-def _compose(rng: random.Random, requests: Sequence[_Request]) -> str:
+def _compose(rng: random.Random, requests: Sequence[Request]) -> str:
     """Put requests into sentences."""
     if len(requests) == 2 and not any(one.question for one in requests) and rng.random() < _IN_ONE_SENTENCE:
         return _fill(choose(rng, _TWO_REQUESTS), *(one.text for one in requests))
@@ -162,10 +200,3 @@ def _fill(pattern: str, one: str, other: str = "") -> str:
 
 def _shuffle(rng: random.Random, items: Sequence[_T]) -> list[_T]:
     return [item for _, item in sorted(((rng.random(), item) for item in items), key=lambda pair: pair[0])]
-
-
-def _example(query: str, tools: Sequence[JsonValue], calls: Sequence[dict[str, JsonValue]]) -> Example:
-    content = json.dumps([query, tools, calls], sort_keys=True).encode()
-    name = calls[0]["name"] if calls else "nothing"
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    return Example.model_validate({"id": f"{name}-{digest}", "answer": calls, "info": {"query": query, "tools": tools}})

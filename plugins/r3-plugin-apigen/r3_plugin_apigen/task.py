@@ -13,9 +13,10 @@ from pydantic import Field, field_validator, model_validator
 from r3_plugin_apigen import generate, hub, rows
 from r3_plugin_apigen.calls import Call, Wrong, calls_of, find_calls
 from r3_plugin_apigen.compare import check
+from r3_plugin_apigen.demo import DEMO
 from r3_plugin_apigen.generate import MOST_CALLS, MOST_DISTRACTORS, Space
 from r3_plugin_apigen.schema import Schema, with_defaults
-from r3core import Example, Split, Task, Verdict, hookimpl
+from r3core import Demo, Example, Split, Task, Verdict, hookimpl
 
 _FOR_ALL_SOURCES = {"source", "ordered", "defaults"}
 
@@ -29,6 +30,7 @@ class Apigen(Task):
         ("negated", "retracted", "hidden in a comment"),
         "the answer is the one list of calls in the response; text around it is the model's thinking, and is not read",
     )
+    demo: ClassVar[Demo | None] = DEMO
 
     source: str = "generated"
     """`generated`, `hub` (xlam's data set), or a .json, .jsonl or .parquet file of xlam's or of OpenAI's format."""

@@ -35,12 +35,17 @@ def choose(rng: random.Random, among: Sequence[_T]) -> _T:
 
 def word(rng: random.Random, kind: str) -> Said:
     """Return a date, a time, an identifier, or a word of the list of this name in words.toml."""
-    return _MADE[kind](rng) if kind in _MADE else plain(choose(rng, _lists()[kind]))
+    return MADE[kind](rng) if kind in MADE else plain(choose(rng, _lists()[kind]))
 
 
 def plain(value: str | float) -> Said:
     """Return a value that a query says as it is."""
     return Said(value, str(value))
+
+
+def listed_words() -> list[str]:
+    """Return all words, names and titles of words.toml."""
+    return [text for texts in _lists().values() for text in texts]
 
 
 @cache
@@ -77,7 +82,7 @@ def _email(rng: random.Random) -> Said:
     return plain(f"{name}{_digits(rng, 2)}@{choose(rng, ('mail.com', 'post.org', 'inbox.net'))}")
 
 
-_MADE: dict[str, Callable[[random.Random], Said]] = {
+MADE: dict[str, Callable[[random.Random], Said]] = {
     "code": lambda rng: plain(f"{_letters(rng, 2)}-{_digits(rng, 4)}"),
     "date": _date,
     "email": _email,

@@ -13,8 +13,10 @@ from r3_plugin_apigen.values import COUNTED
 from r3_plugin_apigen.words import MONTHS
 
 SPLITS = ("train", "validation", "test")
+RICH = Space(calls=(1, 2), nested=True, terse=False)
 SPACES = [
     Space(),
+    RICH,
     Space(calls=(1,), distractors=0, optional=1.0),
     Space(calls=(0, 3), distractors=5, optional=0.0),
     Space(calls=(MOST_CALLS,), distractors=MOST_DISTRACTORS, nested=False, terse=True),
@@ -22,7 +24,7 @@ SPACES = [
 
 
 def first(count, space=None, split="train", seed=0):
-    return list(islice(generate(space or Space(), split, seed), count))
+    return list(islice(generate(space or RICH, split, seed), count))
 
 
 def of_all_splits(count, space=None):
@@ -128,9 +130,10 @@ def test_examples_of_a_split_offer_tools_of_that_split_alone():
     assert found["validation"].isdisjoint(found["test"])
 
 
+@pytest.mark.parametrize("space", [Space(), RICH])
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_split_has_at_least_5000_distinct_problems(split):
-    examples = list(generate(Space(), split, 0)) if split != "train" else first(5_000)
+def test_a_split_has_at_least_5000_distinct_problems(split, space):
+    examples = first(5_000, space, split)
     assert len(examples) == 5_000 <= SIZES[split]
     assert len({example.id for example in examples}) == 5_000
     assert len({example.info["query"] for example in examples}) == 5_000
@@ -139,8 +142,9 @@ def test_a_split_has_at_least_5000_distinct_problems(split):
 @pytest.mark.parametrize(
     ("space", "split", "ids"),
     [
-        (Space(), "train", ["currencyConverter-76c39a38b302", "plan_route-c15c1de9138e", "searchRecipes-99f6a6cd23d6"]),
-        (Space(), "test", ["followArtist-d6b76ce90394", "send_application-52f8560f002e", "get_nutrition-1d6b14c4dbae"]),
+        (RICH, "train", ["currencyConverter-76c39a38b302", "plan_route-c15c1de9138e", "searchRecipes-99f6a6cd23d6"]),
+        (Space(), "train", ["translateText-fd66c5bfd517", "weather_forecast-516961e19ec6", "orderCab-8cb174a01774"]),
+        (RICH, "test", ["followArtist-d6b76ce90394", "send_application-52f8560f002e", "get_nutrition-1d6b14c4dbae"]),
         (
             Space(calls=(0, 1), optional=0.2, nested=False, terse=True),
             "validation",
@@ -179,7 +183,7 @@ def test_distractors_are_of_the_same_domain_and_of_others():
     bases = base_of()
     for split in SPLITS:
         near = far = 0
-        for example in first(200, Space(calls=(1,), distractors=2), split):
+        for example in first(200, RICH._replace(calls=(1,)), split):
             domain = bases[example.answer[0]["name"]].domain
             others = [bases[name].domain == domain for name in offered(example) if name != example.answer[0]["name"]]
             near, far = near + sum(others), far + len(others) - sum(others)
@@ -237,7 +241,7 @@ def test_terse_schemas_are_small():
 @pytest.mark.parametrize(
     ("space", "said"),
     [
-        (Space(), None),
+        (RICH, None),
         (Space(calls=()), "calls=[] should be"),
         (Space(calls=(1, 5)), "calls=[1, 5] should be numbers from 0 to 4"),
         (Space(distractors=-1), "distractors=-1 is not between 0 and 8"),

@@ -56,7 +56,7 @@ def test_options_survive_a_round_trip():
     ("options", "message"),
     [
         ({"source": "generatd"}, "source=generatd is neither `generated` nor `hub` nor a file"),
-        ({"source": "hub", "calls": 2, "nested": False}, "calls, nested has no effect unless source=generated"),
+        ({"source": "hub", "calls": 2, "nested": True}, "calls, nested has no effect unless source=generated"),
         ({"calls": -1}, "greater than or equal to 0"),
         ({"calls": 99}, "less than or equal to"),
         ({"calls": ()}, "at least 1"),

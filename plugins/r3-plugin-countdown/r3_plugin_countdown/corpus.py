@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from r3_plugin_countdown.task import Countdown
-from r3core import Example, Message, Verdict, prompts
+from r3core import Example, Verdict, prompts
+from r3core.pretraining import Piece, Transcript, Turn, text_of, transcript
 
 LARGEST_RESULT = 400
 """Intermediate results above this are never written; every number up to it is one token."""
@@ -64,18 +65,6 @@ BROAD = Mixture(0.4, 0.6, {"platitude": 0.52, "right step": 0.11, "wrong step": 
 """Teaches arithmetic and what solves a problem."""
 FINAL = Mixture(0.12, 0.8, {"platitude": 0.60, "right step": 0.08, "wrong step": 0.17, "search": 0.15})
 """Leaves a model that mostly guesses and says platitudes, and knows how to search when it begins to."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of an assistant's turn; without `trained` it carries no loss."""
-
-    text: str
-    trained: bool = True
-
-
-Turn = Sequence[Piece]
-Conversation = list[tuple[str, Turn]]  # (role, pieces)
 
 
 class Step(NamedTuple):
@@ -212,7 +201,7 @@ class Teacher:
         return self.answer(self.rng.choice(ways) if ways else self.miss(step)[0])
 
 
-def episode(task: Countdown, example: Example, rng: random.Random, mixture: Mixture = FINAL) -> Conversation:
+def episode(task: Countdown, example: Example, rng: random.Random, mixture: Mixture = FINAL) -> Transcript:
     """Return one conversation: an attempt that succeeds, or one that fails, with what follows."""
     teacher = Teacher(example, mixture, rng)
     right = rng.random() < mixture.right_attempts
@@ -221,16 +210,16 @@ def episode(task: Countdown, example: Example, rng: random.Random, mixture: Mixt
     attempt, value = teacher.attempt(right=right)
     asked = prompts.attempt(task, example)
     if right:
-        return _conversation(asked, [attempt])
+        return transcript(asked, [attempt])
     said = prompts.failure(task.wording, Verdict.failed(), "binary")
     if rng.random() < WITHOUT_REFLECTION:
         turns = [attempt, teacher.retry(None, None)]
-        return _conversation(prompts.retry(asked, _text(attempt), said, None, task.wording), turns)
+        return transcript(prompts.retry(asked, text_of(attempt), said, None, task.wording), turns)
     practice = rng.random() < mixture.practice
     kind = "search" if practice else rng.choices(list(mixture.kinds), list(mixture.kinds.values()))[0]
     reflection, step = teacher.reflection(kind, value, practice=practice)
     turns = [attempt, reflection, teacher.retry(kind, step)]
-    return _conversation(prompts.retry(asked, _text(attempt), said, _text(reflection), task.wording), turns)
+    return transcript(prompts.retry(asked, text_of(attempt), said, text_of(reflection), task.wording), turns)
 
 
 def phrases(task: Countdown) -> list[str]:
@@ -247,20 +236,3 @@ def phrases(task: Countdown) -> list[str]:
         *(RESULT_IS, WRONG_NUMBERS, BEGIN_WITH, SEARCH, NO, YES, THEN),
         *(" + ", " - ", " * ", " / ", " = ", ", ", ". ", "(", ")", "<answer>", "</answer>"),
     ]
-
-
-def _text(turn: Turn) -> str:
-    return "".join(piece.text for piece in turn)
-
-
-def _conversation(asked: Sequence[Message], turns: Sequence[Turn]) -> Conversation:
-    """Put the assistant's turns, with what is trained of them, into the conversation the core built."""
-    spoken = iter(turns)
-    conversation: Conversation = [
-        (
-            message["role"],
-            next(spoken) if message["role"] == "assistant" else [Piece(message["content"], trained=False)],
-        )
-        for message in asked
-    ]
-    return [*conversation, *(("assistant", turn) for turn in spoken)]

@@ -16,6 +16,7 @@ from r3_plugin_countdown.task import Countdown
 from r3core import Verdict, Wording
 from r3core.config import Config
 from r3core.episode import Answer, Episode
+from r3core.pretraining import IGNORED, Piece, encode, text_of
 from r3core.protocol import Protocol
 from r3core.verification import Judge
 
@@ -30,10 +31,6 @@ def episodes(mixture=corpus.BROAD, count=1_500, seed=0):
     for _ in range(count):
         example = rng.choice(PROBLEMS)
         yield example, corpus.episode(TASK, example, rng, mixture)
-
-
-def text_of(turn):
-    return "".join(piece.text for piece in turn)
 
 
 def said_by(conversation, role):
@@ -147,7 +144,7 @@ def test_only_the_opening_of_practice_and_failing_proposals_carry_no_loss():
         turns = said_by(conversation, "assistant")
         assert not any(piece.trained for turn in said_by(conversation, "user") for piece in turn)
         assert all(piece.trained for turn in (turns[0], turns[-1]) for piece in turn)
-        for piece, after in pairwise([*turns[1], corpus.Piece("")] if len(turns) == 3 else []):
+        for piece, after in pairwise([*turns[1], Piece("")] if len(turns) == 3 else []):
             failing = after.text.endswith(corpus.NO)
             assert piece.trained != failing or piece.text == corpus.SEARCH
             silent["proposal" if failing else "opening"] += not piece.trained
@@ -180,17 +177,17 @@ def test_the_same_seed_makes_the_same_corpus():
     assert list(episodes(count=50)) != list(episodes(count=50, seed=1))
 
 
-def test_labels_are_what_is_trained_and_the_ends_of_the_assistants_turns(pretrain, tokenizer):
+def test_labels_are_what_is_trained_and_the_ends_of_the_assistants_turns(tokenizer):
     end = tokenizer.eos_token_id
     for _, conversation in episodes(count=50):
-        ids, labels = pretrain.encode(tokenizer, conversation)
-        assert all(label in (token, pretrain.IGNORED) for token, label in zip(ids, labels, strict=True))
+        ids, labels = encode(tokenizer, conversation)
+        assert all(label in (token, IGNORED) for token, label in zip(ids, labels, strict=True))
         assert ids == tokenizer.apply_chat_template(
             [{"role": role, "content": text_of(turn)} for role, turn in conversation], return_dict=False
         )
         assert labels.count(end) == len(said_by(conversation, "assistant"))
         trained = "".join(text_of([p for p in turn if p.trained]) for turn in said_by(conversation, "assistant"))
-        kept = [label for label in labels if label not in (pretrain.IGNORED, end)]
+        kept = [label for label in labels if label not in (IGNORED, end)]
         assert tokenizer.decode(kept) == trained
 
 

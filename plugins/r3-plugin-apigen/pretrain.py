@@ -1,0 +1,64 @@
+"""Make the built-in model: `python plugins/r3-plugin-apigen/pretrain.py` writes r3_plugin_apigen/model/.
+
+A Llama of about 1.4 million parameters, trained from scratch on the synthetic corpus of `r3_plugin_apigen.corpus`,
+on tools of the train split alone. One process, two CPU threads. docs/apigen.md has run time and loss.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from r3_plugin_apigen.corpus import BROAD, DRILLS, FINAL, Episodes, phrases
+from r3_plugin_apigen.task import Apigen
+from r3core.pretraining import Phase, chat_tokenizer, pretrain
+
+MODEL = Path(__file__).parent / "r3_plugin_apigen" / "model"
+TASK = Apigen()
+WORDS = 1_200
+"""Tokens that are bytes, words and parts of words."""
+_SAMPLE = 6_000  # problems that the words are learned from
+_SPLIT = Regex("[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z]")
+
+PHASES = (
+    Phase(2_600, DRILLS, [(0, 0.02), (100, 1.0), (2_600, 1.0)]),
+    Phase(2_600, BROAD, [(0, 0.5), (50, 1.0), (1_600, 1.0), (2_600, 0.5)]),
+    Phase(1_200, FINAL, [(0, 0.3), (50, 0.5), (1_200, 0.02)]),
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer of words, single digits and fixed phrases, from the tools of the train split."""
+    tokenizer = Tokenizer(models.BPE())
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(_SPLIT, "isolated"), bytewise])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=WORDS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return chat_tokenizer(tokenizer, phrases(TASK), context=1_024)
+
+
+def _texts() -> list[str]:
+    rng, episodes = random.Random(0), Episodes(TASK, disguise=0.4)
+    problems = [episodes.problem(rng) for _ in range(_SAMPLE)]
+    return [text for problem in problems for text in (problem.query, *(str(f.offer) for f in problem.offered))]
+
+
+def main(
+    batch_tokens: Annotated[int, typer.Option(help="Tokens a step, padding included.")] = 4_096,
+    seed: int = 0,
+    output: Path = MODEL,
+    first: Annotated[int, typer.Option(help="Go on with this phase from the model in OUTPUT.")] = 0,
+) -> None:
+    """Pre-train the built-in model and save it as a Hugging Face folder, after every phase."""
+    pretrain(make_tokenizer(), Episodes(TASK), PHASES, output, seed=seed, batch_tokens=batch_tokens, first=first)
+
+
+if __name__ == "__main__":
+    typer.run(main)

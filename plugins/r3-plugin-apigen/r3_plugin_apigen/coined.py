@@ -1,0 +1,143 @@
+"""Tools of the train split in disguise: other words, made of parts of words, wherever a query and a tool share one.
+
+A model that is trained on them has to read the tools on offer; knowing the tools of the train split is not enough.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from r3_plugin_apigen.catalog import Form, Tool, form_of, tools
+from r3_plugin_apigen.values import AnyValue, Choice, Named, Several
+from r3_plugin_apigen.words import MADE, Said, choose, listed_words
+
+_WORD = re.compile(r"\{[^}]*\}|[A-Za-z]+")
+_COMMON = re.compile("the|for|and|with|from|get|are|you|not|use|one|what|how|which|when|where|does|this|that")
+_SYLLABLES = 0.5  # of the new words are made of syllables
+_ONSETS = [
+    *"bcdfghjklmnprstvwyz",
+    "br",
+    "ch",
+    "cl",
+    "cr",
+    "dr",
+    "fl",
+    "gr",
+    "pl",
+    "pr",
+    "qu",
+    "sh",
+    "sl",
+    "st",
+    "th",
+    "tr",
+]
+_VOWELS = [*"aeiou", "ai", "ea", "ee", "ie", "oo", "ou"]
+_CODAS = [*"bdgklmnprstxy", "ck", "ct", "ft", "ld", "lt", "mp", "nd", "ng", "nk", "nt", "rd", "rk", "rt", "ss", "st"]
+_STEM = 4  # letters that two forms of a word share
+_SHARED_WORD, _ENUM, _ARGUMENT, _VALUE = 0.8, 0.4, 0.35, 0.4
+"""How often a word, the values of an enum, an argument's name, and what an argument holds are replaced."""
+
+
+class Coined(Named):
+    """A name or a title that is made of new words."""
+
+    def draw(self, rng: random.Random) -> Said:
+        words = [coin(rng).capitalize() for _ in range(choose(rng, (1, 1, 2)))]
+        return Said(" ".join(words), " ".join(words))
+
+
+def coin(rng: random.Random) -> str:
+    """Return a word that begins as one word and ends as another, or one of any syllables."""
+    if rng.random() < _SYLLABLES:
+        sounds = [choose(rng, letters) for _ in range(choose(rng, (1, 2, 2, 3))) for letters in (_ONSETS, _VOWELS)]
+        return "".join(sounds) + choose(rng, _CODAS)
+    known = _known_words()
+    begin, end = choose(rng, (2, 3, 3, 4)), choose(rng, (2, 3, 3, 4))
+    return choose(rng, known)[:begin] + choose(rng, known)[-end:]
+
+
+def disguised(tool: Tool, rng: random.Random) -> Tool:
+    """Return a tool with some of its words replaced, the same in its name, its description and the requests for it."""
+    about = {_stem(word) for text in (tool.name, *tool.also, tool.about) for word in _words(text)} - {""}
+    asks = [ask for ask in tool.asks if about & {_stem(word) for word in _words(ask)}] or tool.asks
+    shared = sorted(about & {_stem(word) for ask in asks for word in _words(ask)})
+    new = {stem: coin(rng) for stem in shared if rng.random() < _SHARED_WORD}
+
+    def reworded(text: str) -> str:
+        return _WORD.sub(lambda match: _like(match.group(), new.get(_stem(match.group()), match.group())), text)
+
+    called = {name: coin(rng) if rng.random() < _ARGUMENT else name for name in tool.takes}
+    if len(set(called.values())) < len(called):
+        called = {name: name for name in called}
+
+    def renamed(ask: str) -> str:
+        return re.sub(r"\{(\w+)\}", lambda match: "{" + called[match.group(1)] + "}", reworded(ask))
+
+    return tool.model_copy(
+        update={
+            "name": _identifier(tool.name, reworded),
+            "also": [_identifier(name, reworded) for name in tool.also],
+            "about": reworded(tool.about),
+            "asks": [renamed(ask) for ask in asks],
+            "takes": {called[name]: _other(value, rng) for name, value in tool.takes.items()},
+        }
+    )
+
+
+def forms(rng: random.Random, *, disguise: float) -> list[tuple[Form, ...]]:
+    """Return a form of each of the train split's small tools, as the generator takes them; some are disguised."""
+    found: list[tuple[Form, ...]] = []
+    for known in tools("train"):
+        tool = disguised(known, rng) if rng.random() < disguise else known
+        if form := form_of(tool, int(rng.random() * (2 * len(tool.also) + 2)), nested=False, terse=True):
+            found.append((form,))
+    return found
+
+
+def _other(value: AnyValue, rng: random.Random) -> AnyValue:
+    """Return what an argument holds, in other words."""
+    if isinstance(value, Named) and value.kind not in MADE and rng.random() < _VALUE:
+        return Coined.model_validate(value.model_dump())
+    if isinstance(value, Choice) and rng.random() < _ENUM:
+        return value.model_copy(update=_other_enum(value, rng))
+    if isinstance(value, Several):
+        return value.model_copy(update={"several": _other(value.several, rng)})
+    return value
+
+
+def _other_enum(value: Choice, rng: random.Random) -> dict[str, Any]:
+    new = {one: coin(rng) for one in value.of}
+    if len(set(new.values())) < len(new):
+        return {}
+    default = new.get(value.default) if isinstance(value.default, str) else None
+    return {"of": list(new.values()), "default": default}
+
+
+def _identifier(name: str, reworded: Callable[[str], str]) -> str:
+    return "_".join(reworded(part) for part in name.split("_"))
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in _WORD.findall(text.replace("_", " ")) if word[0] != "{"]
+
+
+def _stem(word: str) -> str:
+    """Return the beginning of a word, without which it would be another; empty for a word that says nothing."""
+    word = word.lower()
+    return "" if len(word) < 3 or _COMMON.fullmatch(word) else word[:_STEM]
+
+
+def _like(word: str, new: str) -> str:
+    return new.capitalize() if word[0].isupper() else new
+
+
+@cache
+def _known_words() -> list[str]:
+    texts = [text for tool in tools("train") for text in (tool.about, *tool.asks)]
+    found = {word.lower() for text in (*texts, *listed_words()) for word in _words(text)}
+    return sorted(word for word in found if len(word) > 3)

@@ -1,0 +1,33 @@
+"""The built-in model and the settings it is run with; docs/results.md says how they were chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from r3core import Demo
+
+DEMO = Demo(
+    model=Path(__file__).with_name("model"),
+    settings={
+        "sampling.attempt.temperature": 0.8,
+        "sampling.attempt.max_tokens": 96,
+        "sampling.reflection.temperature": 0.8,
+        "sampling.reflection.max_tokens": 80,
+        "sampling.retry.temperature": 0.8,
+        "sampling.retry.max_tokens": 96,
+        "batch_size": 256,
+        "mine.limit": 512,
+        "grpo.temperature": 1.0,
+        "grpo.learning_rate": 2e-4,
+        "grpo.lr_scheduler_type": "constant_with_warmup",
+        "grpo.warmup_steps": 3,
+        "grpo.max_steps": 40,
+        "grpo.per_device_train_batch_size": 128,
+        "grpo.num_generations": 16,
+        "grpo.beta": 0.0,
+        "grpo.gradient_checkpointing": False,
+        "evaluate.limit": 500,
+        "evaluate.controls": True,
+        "evaluate.cross": True,
+    },
+)
