@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from r3core.episode import CONTROLS, Answer, Arm, Episode
 from r3core.generation import Generator
+from r3core.mistakes import blamed
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, values_of
 from r3core.screen import progress_bar
 from r3core.stats import Difference, Rate, clustered, paired
-from r3core.task import Example, Frozen
+from r3core.task import Example, Frozen, Task
 
 Load = Callable[[], Generator]
 """Loads a model when it is needed, so that two large ones need not be in memory at once."""
@@ -37,6 +38,10 @@ class Scores(Frozen):
     """Reflections that the limit of tokens cut off."""
     errors: int
     """Answers that the verifier could not judge; they count in no rate."""
+    first_mistakes: dict[str, int] = {}
+    """Attempts that failed, by their kind of mistake, the commonest first; empty for a task that names no kinds."""
+    second_mistakes: dict[str, int] = {}
+    """The same for the retries after a reflection."""
 
 
 class Paired(Frozen):
@@ -68,15 +73,18 @@ def evaluate(run: Run, protocol: Protocol, examples: Sequence[Example], *, base:
             cross = _cross(run, protocol, episodes["base"], models=models, tick=tick)
     controls = CONTROLS if protocol.config.evaluate.controls else ()
     return Result(
-        base=scores(episodes["base"], controls),
-        trained=scores(episodes["trained"], controls) if trained else None,
+        base=scores(episodes["base"], controls, protocol.task),
+        trained=scores(episodes["trained"], controls, protocol.task) if trained else None,
         paired=compare(episodes["base"], episodes["trained"]) if trained else None,
         cross=cross,
     )
 
 
-def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
-    """Return the rates of one model's episodes, with those of some controls; samples of one problem are clustered."""
+def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = (), task: Task | None = None) -> Scores:
+    """Return the rates of one model's episodes, with those of some controls; samples of one problem are clustered.
+
+    With a task, its kinds of mistake are counted too.
+    """
     failed = [episode for episode in episodes if episode.failed]
     reflected = [(e, e.reflection) for e in failed if e.reflection]
     answers = [answer for episode in episodes for answer in (episode.attempt, *episode.retries.values())]
@@ -89,6 +97,8 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
         fix_without_leak=fix_rate([e for e, reflection in reflected if reflection.leaked is False], "reflect"),
         truncated=_rate((e, reflection.stopped == "length") for e, reflection in reflected),
         errors=sum(answer.verdict.outcome == "error" for answer in answers),
+        first_mistakes=_mistakes(task, [episode.attempt for episode in failed]),
+        second_mistakes=_mistakes(task, [e.retries["reflect"] for e in failed if "reflect" in e.retries]),
     )
 
 
@@ -196,6 +206,14 @@ class _Once:
         if self.loaded is None:
             self.loaded = self.load()
         return self.loaded
+
+
+def _mistakes(task: Task | None, answers: Iterable[Answer]) -> dict[str, int]:
+    if task is None:
+        return {}
+    reasons = [answer.verdict.reason for answer in answers if answer.verdict.outcome == "fail"]
+    with blamed(task, "`kind`"):
+        return dict(Counter(kind for reason in reasons if (kind := task.kind(reason))).most_common())
 
 
 def _passed(answer: Answer | None) -> bool | None:

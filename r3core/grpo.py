@@ -19,6 +19,7 @@ OWNED = {
     "resume_from_checkpoint": "leave it out: the same command goes on where it was stopped",
     "remove_unused_columns": "leave it out: the reward needs every column",
     "reward_weights": "leave it out: there is one reward, the verdict of the retry",
+    "chat_template_kwargs": "leave it out: put the template you want into the model's folder, as chat_template.jinja",
     "do_eval": "see `evaluate`",
     "eval_on_start": "see `evaluate`",
     "eval_strategy": "see `evaluate`",

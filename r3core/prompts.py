@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from r3core.errors import TaskError
 from r3core.mistakes import blamed
-from r3core.task import Example, Message, Task, Verdict, Wording
+from r3core.task import TOOLS, Example, Message, Task, Verdict, Wording
 
 Feedback = Literal["binary", "reason"]
 
@@ -59,10 +60,24 @@ def _fault(prompt: object) -> str | None:
         for key in ("role", "content"):
             if not isinstance(message[key], str):
                 return f"has {message[key]!r:.100} as the {key} of message {number}; that is no text"
+        if message["role"] == TOOLS and (fault := _fault_of_tools(number, message["content"])):
+            return fault
     if not prompt or not prompt[-1]["content"].strip():
         return "is empty"
     if (role := prompt[-1]["role"]) != "user":
         return f"ends with the turn of {role!r}; it should end with the user's"
+    return None
+
+
+def _fault_of_tools(number: int, content: str) -> str | None:
+    if number > 1:
+        return f"has tools as message {number}; only the first message may bring them"
+    try:
+        tools = json.loads(content)
+    except ValueError:
+        tools = None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        return f"has {content!r:.100} as its tools; that is no JSON list of objects"
     return None
 
 

@@ -9,7 +9,7 @@ from r3core.config import Config, model_of
 from r3core.episode import Episode
 from r3core.errors import RunError
 from r3core.generation import Conversation
-from r3core.generation.local import TransformersGenerator, load_model
+from r3core.generation.local import TransformersGenerator, load_model, templated
 from r3core.mine import examples_of
 from r3core.protocol import Protocol, seed_of
 from r3core.screen import visible
@@ -40,7 +40,7 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
 
     def rendered(asked: Conversation, said: str | None = None) -> str:
         turns = [*asked] if said is None else [*asked, {"role": "assistant", "content": said}]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=said is None))
+        return str(templated(tokenizer, turns, tokenize=False, add_generation_prompt=said is None))
 
     for number, episode in enumerate(failures, start=1):
         assert episode.reflection is not None  # `_failures` reflected on every one

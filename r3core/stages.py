@@ -45,7 +45,7 @@ class Stages:
         """Lock the run directory of a configuration for the block; `trained` names a model from elsewhere."""
         model_of(config, task)  # without a model no directory is made
         if changed := unfamiliar(task, config):
-            print(f"warning: the built-in model knows only its own prompts: {', '.join(changed)}", file=sys.stderr)
+            print(f"warning: the built-in model knows only what it was made for: {', '.join(changed)}", file=sys.stderr)
             print("hint: name another model with --model", file=sys.stderr)
         record = config.record() | ({"trained": str(trained)} if trained else {})
         with Run.open(config.directory, record) as run, Judge(task, config.judge) as judge:
@@ -184,6 +184,9 @@ def unfamiliar(task: Task, config: Config) -> list[str]:
     for name in ("prompt", "wording"):
         if getattr(type(task), name) is not getattr(owner, name):
             changed.append(f"`{type(task).__name__}` has a `{name}` of its own")
+    for name in task.demo.made_for:
+        if (value := getattr(task, name)) != type(task).model_fields[name].default:
+            changed.append(f"option `{name}` is {value}")
     return changed
 
 

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Split = Literal["train", "validation", "test"]
 Message = dict[str, str]  # {"role": "user" | "assistant" | "system", "content": ...}
+TOOLS = "tools"
+"""The role of a first message whose content is a JSON list of tools in OpenAI's format: see `Task.prompt`."""
 Outcome = Literal["pass", "fail", "error"]
 
 
@@ -76,6 +78,8 @@ class Demo(Frozen):
     """A folder in Hugging Face format."""
     settings: dict[str, JsonValue] = {}
     """Dotted configuration keys and their values."""
+    made_for: tuple[str, ...] = ()
+    """Options of the task that should have their defaults: the model was made for these."""
 
 
 class Task(Frozen, ABC):
@@ -109,7 +113,11 @@ class Task(Frozen, ABC):
         """Judge one response. A wrong answer is `Verdict.failed(reason)`; only a broken verifier raises."""
 
     def prompt(self, example: Example) -> str | list[Message]:
-        """Return what the model is asked: a text, or chat messages that end with the user's turn."""
+        """Return what the model is asked: a text, or chat messages that end with the user's turn.
+
+        A first message of the role `tools`, with a JSON list of tools in OpenAI's format as its content, goes to the
+        `tools` of the model's chat template.
+        """
         if example.prompt is None:
             raise ValueError(f"example {example.id!r} has no prompt, and {type(self).__name__} defines no `prompt`")
         return example.prompt
@@ -121,6 +129,10 @@ class Task(Frozen, ABC):
     def variants(self, example: Example) -> Iterable[str]:
         """Yield other responses that must pass: what a right answer may look like besides the reference."""
         return ()
+
+    def kind(self, reason: str) -> str | None:
+        """Return which of a few kinds of mistake a failed verdict's reason tells of: a report counts them."""
+        return None
 
     def leaks(self, example: Example, reflection: str) -> bool:
         """Tell whether a reflection gives the answer away; by default, whether the verifier accepts it."""

@@ -54,6 +54,11 @@ class Policy:
         with self._generator() as generator:
             return generator.generate(conversations, sampling, ended=ended)
 
+    def encode(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """Return the token ids of conversations."""
+        with self._generator() as generator:
+            return [generator.encode(conversation) for conversation in conversations]
+
     def continue_ids(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
         """Return the generated ids for each prompt of token ids, with the end token where there is one."""
         with self._generator() as generator:
@@ -102,6 +107,10 @@ class ReflectionTrainer(GRPOTrainer):
             ),
         )
         self.policy = Policy(self, protocol.config.batch_size)
+
+    def _tokenize_prompts(self, prompts: list[Conversation]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Encode the requests to reflect as all others are."""
+        return self.policy.encode(prompts), None, {}
 
     def _generate_single_turn(
         self,

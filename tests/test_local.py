@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import tiny
 
 from r3core import UsageError
 from r3core.generation import Completion, Sampling
@@ -19,6 +20,25 @@ if TYPE_CHECKING:
 GREEDY = Sampling(temperature=0, max_tokens=12)
 LENGTHS = (3, 40, 1, 17, 17, 90, 8, 2)
 CONVERSATIONS = [[{"role": "user", "content": "ab" * length}] for length in LENGTHS]
+
+
+WRENCH = {"type": "function", "function": {"name": "wrench", "description": "", "parameters": {"type": "object"}}}
+WITH_TOOLS = [{"role": "tools", "content": json.dumps([WRENCH])}, {"role": "user", "content": "Turn it."}]
+
+
+def test_tools_of_a_conversation_go_to_the_chat_template(tiny_model: LlamaForCausalLM) -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.chat_template = tiny.TOOL_TEMPLATE
+    ids = TransformersGenerator(tiny_model, tokenizer).encode(WITH_TOOLS)
+    shown = json.dumps(WRENCH)
+    assert tokenizer.decode(ids) == f"<|system|>Tools:{shown}<|end|><|user|>Turn it.<|end|><|assistant|>"
+
+
+def test_a_chat_template_without_a_place_for_tools_is_told(
+    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(UsageError, match="this model's has no place for tools"):
+        TransformersGenerator(tiny_model, tiny_tokenizer).generate([WITH_TOOLS], GREEDY)
 
 
 @pytest.fixture

@@ -47,6 +47,12 @@ def test_chat_messages_are_taken_as_they_are() -> None:
         ("", "is empty"),
         (" \n", "is empty"),
         ([], "is empty"),
+        (
+            [{"role": "tools", "content": "wrench"}, *ASKED],
+            "has 'wrench' as its tools; that is no JSON list of objects",
+        ),
+        ([{"role": "tools", "content": '["wrench"]'}, *ASKED], "has '[\"wrench\"]' as its tools"),
+        ([*ASKED, {"role": "tools", "content": "[]"}, *ASKED], "has tools as message 2; only the first message may"),
         ([{"role": "user", "content": " "}], "is empty"),
     ],
 )

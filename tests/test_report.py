@@ -10,7 +10,17 @@ from r3core.config import Config
 from r3core.episode import Arm
 from r3core.evaluate import Paired, Result, Scores
 from r3core.mine import Forecast
-from r3core.report import HEADINGS, as_json, model_card, notes, print_forecast, print_table, rows, shares_of_a_step
+from r3core.report import (
+    HEADINGS,
+    as_json,
+    mistakes,
+    model_card,
+    notes,
+    print_forecast,
+    print_table,
+    rows,
+    shares_of_a_step,
+)
 from r3core.runs import Run
 from r3core.stats import Difference, wilson
 
@@ -47,6 +57,29 @@ def result(*, trained: bool = True, errors: int = 0, controls: bool = True) -> R
             "trained": {"base": wilson(40, 80), "trained": wilson(48, 80)},
         },
     )
+
+
+def with_mistakes() -> Result:
+    made = result()
+    assert made.trained
+    base = made.base.model_copy(update={"first_mistakes": {"typo": 2, "sum": 5}, "second_mistakes": {"sum": 1}})
+    trained = made.trained.model_copy(update={"first_mistakes": {"typo": 9, "\x1b[31m": 1}})
+    return made.model_copy(update={"base": base, "trained": trained})
+
+
+def test_kinds_of_mistake_are_counted_on_both_sides_the_commonest_first() -> None:
+    assert mistakes(with_mistakes()) == [
+        ("mistake", "first try, base", "first try, trained", "retry, base", "retry, trained"),
+        ("typo", "2", "9", "0", "0"),
+        ("sum", "5", "0", "1", "0"),
+        ("\\x1b[31m", "0", "1", "0", "0"),
+    ]
+    assert mistakes(result()) == []
+    printed = io.StringIO()
+    print_table(with_mistakes(), CONFIG, printed)
+    assert "what goes wrong" in printed.getvalue()
+    assert "| typo | 2 | 9 | 0 | 0 |" in model_card(with_mistakes(), CONFIG, None)
+    assert "goes wrong" not in model_card(result(), CONFIG, None)
 
 
 def test_the_table_has_every_number_in_its_place() -> None:

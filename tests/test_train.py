@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from r3core import Example, Split, Task, Verdict
 from r3core.config import Config
 from r3core.episode import Answer, Episode, Reflection
+from r3core.generation.local import TransformersGenerator
 from r3core.mine import Failure
 from r3core.protocol import Protocol
 from r3core.runs import Run
@@ -170,6 +171,23 @@ def test_only_the_reflections_tokens_have_a_gradient(tmp_path: Path, tiny_tokeni
     assert mixed.any(), "no group is mixed: the test shows nothing"
     lengths = torch.tensor([len(said) for said in trainer.reflections]).view(2, 8)
     assert trained == lengths[mixed].sum()
+
+
+def test_tools_are_in_the_prompts_that_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: LlamaForCausalLM
+) -> None:
+    offered = {"role": "tools", "content": '[{"type": "function", "function": {"name": "wrench"}}]'}
+    monkeypatch.setattr(Even, "prompt", lambda _, example: [offered, {"role": "user", "content": example.id}])
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.chat_template = tiny.TOOL_TEMPLATE
+    protocol, failures = even_protocol()
+    with Run.open(tmp_path / "run", {}) as run:
+        trainer = trainer_in(run, protocol, failures, model=tiny_model, tokenizer=tokenizer)
+        trainer.train()
+    requests = [protocol.reflection_request(failure.episode()) for failure in failures]
+    encoded = [TransformersGenerator(tiny_model, tokenizer).encode(request) for request in requests]
+    assert all(prompt in encoded for prompt in trainer.prompts)
+    assert all("wrench" in tokenizer.decode(prompt) for prompt in trainer.prompts)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,13 @@ def test_sampling_has_the_signature_that_is_overridden() -> None:
     assert list(theirs) == ["self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"]
 
 
+def test_prompts_are_tokenized_by_the_method_that_is_overridden(tmp_path: Path) -> None:
+    theirs = inspect.signature(GRPOTrainer._tokenize_prompts).parameters
+    assert list(theirs) == list(inspect.signature(ReflectionTrainer._tokenize_prompts).parameters)
+    asked = doors.tokenizer().apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
+    assert grpo(tmp_path, Kept([]))._tokenize_prompts([PROMPT]) == ([asked], None, {})
+
+
 def test_sampling_is_called_once_a_generation_and_returns_ids_and_log_probabilities(tmp_path: Path) -> None:
     calls = []
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import Field
 
 from r3core.episode import Stopped
-from r3core.task import Frozen, Message
+from r3core.task import TOOLS, Frozen, Message
 
 Conversation = Sequence[Message]
+"""Chat messages; the first one may have the role `tools`: see `with_tools`."""
+
+
+def with_tools(conversation: Conversation) -> tuple[list[Message], list[dict[str, Any]] | None]:
+    """Return the messages of a conversation, and the tools that its first message brings for the chat template.
+
+    That message's content is a JSON list of tools in OpenAI's format.
+    """
+    messages = [dict(message) for message in conversation]
+    if messages[0]["role"] != TOOLS:
+        return messages, None
+    return messages[1:], json.loads(messages[0]["content"])
 
 
 class Sampling(Frozen):

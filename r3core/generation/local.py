@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from r3core.errors import UsageError
-from r3core.generation import Completion, Conversation, Ended, Sampling
+from r3core.generation import Completion, Conversation, Ended, Sampling, with_tools
 
 if TYPE_CHECKING:
     import torch
@@ -56,11 +56,11 @@ class TransformersGenerator:
         return Completion(text=text, token_ids=said, stopped="end" if ended else "length")
 
     def encode(self, conversation: Conversation) -> list[int]:
-        """Return the token ids of a conversation, up to where the assistant's turn begins."""
-        ids = self.tokenizer.apply_chat_template(
-            [dict(message) for message in conversation], add_generation_prompt=True, return_dict=False
-        )
-        return list(ids)
+        """Return the token ids of a conversation, up to where the assistant's turn begins.
+
+        Raises UsageError when the conversation brings tools, and the chat template has no place for them.
+        """
+        return list(templated(self.tokenizer, conversation, add_generation_prompt=True, return_dict=False))
 
     def continue_ids(
         self, prompts: Sequence[list[int]], sampling: Sampling, *, take: Take | None = None
@@ -187,6 +187,22 @@ class _Written:
         self.drawn.clear()
         taken = [(row, self.ids[row]) for row in rows.tolist()]
         return [(row, (ids, bool(ids) and ids[-1] in self.ends)) for row, ids in taken]
+
+
+def templated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **options: Any) -> Any:
+    """Return a conversation in the model's chat template, as `apply_chat_template` does with these options.
+
+    Raises UsageError when the conversation brings tools, and the chat template has no place for them.
+    """
+    messages, offered = with_tools(conversation)
+    tools = cast("list[dict[Any, Any] | Callable[..., Any]] | None", offered)
+    without = tokenizer.apply_chat_template(messages, tokenize=False) if tools else None
+    if tools and tokenizer.apply_chat_template(messages, tools=tools, tokenize=False) == without:
+        raise UsageError(
+            "the task gives its tools to the chat template, and this model's has no place for tools",
+            "put them into the prompt (apigen: leave `template` out), or name a model that was trained to call tools",
+        )
+    return tokenizer.apply_chat_template(messages, tools=tools, **options)
 
 
 def load_model(

@@ -55,7 +55,7 @@ def coin(rng: random.Random) -> str:
     """Return a word that begins as one word and ends as another, or one of any syllables."""
     if rng.random() < _SYLLABLES:
         sounds = [choose(rng, letters) for _ in range(choose(rng, (1, 2, 2, 3))) for letters in (_ONSETS, _VOWELS)]
-        return "".join(sounds) + choose(rng, _CODAS)
+        return "".join([*sounds, choose(rng, _CODAS)])
     known = _known_words()
     begin, end = choose(rng, (2, 3, 3, 4)), choose(rng, (2, 3, 3, 4))
     return choose(rng, known)[:begin] + choose(rng, known)[-end:]

@@ -291,7 +291,7 @@ def phrases(task: Apigen) -> list[str]:
     marked = Example.model_validate({"id": "phrases", "info": {"query": "\0", "tools": ["\0"]}})
     words, kinds = task.wording, ("string", "integer", "number", "boolean")
     return [
-        *task.prompt(marked).replace(json.dumps("\0"), "\0").split("\0"),
+        *str(task.prompt(marked)).replace(json.dumps("\0"), "\0").split("\0"),
         f"{words.failed} {words.reflect}",
         f"{words.failed} {words.retry}",
         words.retry,

@@ -30,4 +30,5 @@ DEMO = Demo(
         "evaluate.controls": True,
         "evaluate.cross": True,
     },
+    made_for=("source", "ordered", "template", "calls", "distractors", "nested", "terse"),
 )

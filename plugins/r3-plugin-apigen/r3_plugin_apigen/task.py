@@ -11,14 +11,15 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from r3_plugin_apigen import generate, hub, rows
-from r3_plugin_apigen.calls import Call, Wrong, calls_of, find_calls
+from r3_plugin_apigen.calls import Call, Wrong, calls_of, find_calls, kind_of
 from r3_plugin_apigen.compare import check
 from r3_plugin_apigen.demo import DEMO
 from r3_plugin_apigen.generate import MOST_CALLS, MOST_DISTRACTORS, Space
 from r3_plugin_apigen.schema import Schema, with_defaults
-from r3core import Demo, Example, Split, Task, Verdict, hookimpl
+from r3core import Demo, Example, Message, Split, Task, Verdict, hookimpl
+from r3core.task import TOOLS
 
-_FOR_ALL_SOURCES = {"source", "ordered", "defaults"}
+_FOR_ALL_SOURCES = {"source", "ordered", "defaults", "template"}
 
 
 class Apigen(Task):
@@ -38,6 +39,8 @@ class Apigen(Task):
     """Whether the calls have to be in the order of the gold calls."""
     defaults: bool = True
     """Whether an argument that is left out equals the default that the schema names."""
+    template: bool = False
+    """Whether the tools are given through the model's own chat template, and not in the prompt's text."""
     calls: tuple[Annotated[int, Field(ge=0, le=MOST_CALLS)], ...] = Field(default=Space().calls, min_length=1)
     """How many calls a generated request needs, one of these; 0: none of the tools fits."""
     distractors: int = Field(default=Space().distractors, ge=0, le=MOST_DISTRACTORS)
@@ -71,15 +74,19 @@ class Apigen(Task):
             return generate.generate(self._space(), split, self.data_seed)
         return rows.load(self.source, split)
 
-    def prompt(self, example: Example) -> str:
-        tools = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _tools(example))
+    def prompt(self, example: Example) -> str | list[Message]:
         order = " in the order of the request," if self.ordered else ""
-        return (
-            f"Tools:\n{tools}\n\nRequest: {example.info['query']}\n\n"
+        asked = (
+            f"Request: {example.info['query']}\n\n"
             f"Which calls does the request need? Write them as one JSON list,{order} each call an object with the keys "
             '"name" and "arguments"; the list is empty when no tool fits. It may stand in a code fence or in tool_call '
             "tags, with text around it, but there must be no second list of calls."
         )
+        if not self.template:
+            tools = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _tools(example))
+            return f"Tools:\n{tools}\n\n{asked}"
+        offered = json.dumps([{"type": "function", "function": tool} for tool in _tools(example)])
+        return [{"role": TOOLS, "content": offered}, {"role": "user", "content": asked}]
 
     def verify(self, example: Example, response: str) -> Verdict:
         schemas, asked = _schemas(example), calls_of(example.answer)
@@ -106,6 +113,9 @@ class Apigen(Task):
             stated = _written([Call(name, with_defaults(arguments, schemas[name])) for name, arguments in asked])
             if stated != reference:
                 yield stated
+
+    def kind(self, reason: str) -> str | None:
+        return kind_of(reason)
 
     def leaks(self, example: Example, reflection: str) -> bool:
         """Tell whether a reflection is an answer, or names every tool to call with every value of its arguments."""

@@ -235,6 +235,7 @@ class Reworded(Countdown):
         (Rephrased(), {}, ["`Rephrased` has a `prompt` of its own"]),
         (Reworded(), {}, ["`Reworded` has a `wording` of its own"]),
         (Reworded(), {"model": "another/one", "feedback": "reason"}, []),
+        (Countdown(numbers=(4,), data_seed=7), {}, ["option `numbers` is (4,)"]),
     ],
 )
 def test_changes_of_what_the_built_in_model_knows_are_told(task, values, changed):
@@ -250,6 +251,6 @@ def test_a_run_with_changed_prompts_is_warned(tmp_path, capsys):
     with Stages.open(TASK, config):
         pass
     assert capsys.readouterr().err == (
-        "warning: the built-in model knows only its own prompts: `feedback` is reason\n"
+        "warning: the built-in model knows only what it was made for: `feedback` is reason\n"
         "hint: name another model with --model\n"
     )
