@@ -26,9 +26,10 @@ _SAMPLE = 6_000  # problems that the words are learned from
 _SPLIT = Regex("[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z]")
 
 PHASES = (
-    Phase(2_600, DRILLS, [(0, 0.02), (100, 1.0), (2_600, 1.0)]),
-    Phase(2_600, BROAD, [(0, 0.5), (50, 1.0), (1_600, 1.0), (2_600, 0.5)]),
-    Phase(1_200, FINAL, [(0, 0.3), (50, 0.5), (1_200, 0.02)]),
+    Phase(2_000, DRILLS, [(0, 0.02), (100, 1.0), (2_000, 1.0)]),
+    Phase(2_000, DRILLS, [(0, 0.5), (50, 1.0), (2_000, 1.0)]),
+    Phase(1_800, BROAD, [(0, 0.5), (50, 1.0), (900, 1.0), (1_800, 0.4)]),
+    Phase(800, FINAL, [(0, 0.2), (50, 0.4), (800, 0.02)]),
 )
 
 
@@ -45,7 +46,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _texts() -> list[str]:
-    rng, episodes = random.Random(0), Episodes(TASK, disguise=0.4)
+    rng, episodes = random.Random(0), Episodes(TASK, disguise=0.5)
     problems = [episodes.problem(rng) for _ in range(_SAMPLE)]
     return [text for problem in problems for text in (problem.query, *(str(f.offer) for f in problem.offered))]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -39,8 +38,9 @@ _ONSETS = [
 _VOWELS = [*"aeiou", "ai", "ea", "ee", "ie", "oo", "ou"]
 _CODAS = [*"bdgklmnprstxy", "ck", "ct", "ft", "ld", "lt", "mp", "nd", "ng", "nk", "nt", "rd", "rk", "rt", "ss", "st"]
 _STEM = 4  # letters that two forms of a word share
-_SHARED_WORD, _ENUM, _ARGUMENT, _VALUE = 0.8, 0.4, 0.35, 0.4
-"""How often a word, the values of an enum, an argument's name, and what an argument holds are replaced."""
+_SHARED, _NAME, _ARGUMENT, _LIKE_OTHERS, _ENUM, _VALUE = 0.85, 0.6, 0.6, 0.2, 0.5, 0.6
+"""How often these are replaced: a word that a request shares with its tool, another word of a name, an argument's name,
+one whose type another argument has too, the values of an enum, and what an argument holds."""
 
 
 class Coined(Named):
@@ -66,12 +66,21 @@ def disguised(tool: Tool, rng: random.Random) -> Tool:
     about = {_stem(word) for text in (tool.name, *tool.also, tool.about) for word in _words(text)} - {""}
     asks = [ask for ask in tool.asks if about & {_stem(word) for word in _words(ask)}] or tool.asks
     shared = sorted(about & {_stem(word) for ask in asks for word in _words(ask)})
-    new = {stem: coin(rng) for stem in shared if rng.random() < _SHARED_WORD}
+    new = {stem: coin(rng) for stem in shared if rng.random() < _SHARED}
+    named = {word: coin(rng) for name in (tool.name, *tool.also) for word in name.split("_") if rng.random() < _NAME}
 
     def reworded(text: str) -> str:
         return _WORD.sub(lambda match: _like(match.group(), new.get(_stem(match.group()), match.group())), text)
 
-    called = {name: coin(rng) if rng.random() < _ARGUMENT else name for name in tool.takes}
+    def identifier(name: str) -> str:
+        parts = [(part, reworded(part)) for part in name.split("_")]
+        return "_".join(named.get(part, part) if part == other else other for part, other in parts)
+
+    shapes = [str(value.schema_of(terse=True)) for value in tool.takes.values()]
+    chances = [_ARGUMENT if shapes.count(shape) == 1 else _LIKE_OTHERS for shape in shapes]
+    called = {
+        name: coin(rng) if rng.random() < chance else name for name, chance in zip(tool.takes, chances, strict=True)
+    }
     if len(set(called.values())) < len(called):
         called = {name: name for name in called}
 
@@ -80,8 +89,8 @@ def disguised(tool: Tool, rng: random.Random) -> Tool:
 
     return tool.model_copy(
         update={
-            "name": _identifier(tool.name, reworded),
-            "also": [_identifier(name, reworded) for name in tool.also],
+            "name": identifier(tool.name),
+            "also": [identifier(name) for name in tool.also],
             "about": reworded(tool.about),
             "asks": [renamed(ask) for ask in asks],
             "takes": {called[name]: _other(value, rng) for name, value in tool.takes.items()},
@@ -116,10 +125,6 @@ def _other_enum(value: Choice, rng: random.Random) -> dict[str, Any]:
         return {}
     default = new.get(value.default) if isinstance(value.default, str) else None
     return {"of": list(new.values()), "default": default}
-
-
-def _identifier(name: str, reworded: Callable[[str], str]) -> str:
-    return "_".join(reworded(part) for part in name.split("_"))
 
 
 def _words(text: str) -> list[str]:

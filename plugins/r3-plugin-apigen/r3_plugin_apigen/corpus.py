@@ -32,8 +32,8 @@ FOLLOWS = {"right diagnosis": 0.92, "review": 0.95, "wrong diagnosis": 0.75}
 MISTAKES = {"tool": 0.2, "left out": 0.25, "not stated": 0.2, "form": 0.25, "value": 0.1}
 """What wrong attempts get wrong, as far as the request has room for it."""
 
-DRILL = 4
-"""Requests of a drill."""
+DRILLED = (1, 2, 3)
+"""Tools of a drill beside the first; each is asked for once."""
 REQUEST = "\n\nRequest: "
 
 PLATITUDES = (
@@ -240,28 +240,30 @@ class Episodes:
         self._made = 0
         self._forms: list[tuple[Form, ...]] = []
 
-    def problem(self, rng: random.Random) -> Problem:
-        """Draw a problem of the train split's tools."""
+    def problem(self, rng: random.Random, distractors: int | None = None) -> Problem:
+        """Draw a problem of the train split's tools, with as many distractors as the task has if not told otherwise."""
         if self._made % self.renew == 0:
             self._forms = coined.forms(rng, disguise=self.disguise)
         self._made += 1
         task = self.task
-        return draw(rng, self._forms, Space(task.calls, task.distractors, task.optional, task.nested, task.terse))
+        others = task.distractors if distractors is None else distractors
+        return draw(rng, self._forms, Space(task.calls, others, task.optional, task.nested, task.terse))
 
     def __call__(self, rng: random.Random, mixture: Mixture) -> Transcript:
         """Return one conversation."""
-        problem = self.problem(rng)
-        return self._drill(problem, rng) if rng.random() < mixture.drills else self._episode(problem, mixture, rng)
+        if rng.random() < mixture.drills:
+            return self._drill(self.problem(rng, choose(rng, DRILLED)), rng)
+        return self._episode(self.problem(rng), mixture, rng)
 
     def _drill(self, problem: Problem, rng: random.Random) -> Transcript:
-        """Return several requests to the tools of a problem, and the right calls."""
+        """Return a request to each tool of a problem, and the right calls."""
         conversation: Transcript = []
-        for _ in range(DRILL):
+        for form in rng.sample(problem.offered, len(problem.offered)):
+            problem = ask_for(rng, form, problem.offered, optional=self.task.optional)
             asked = prompts.attempt(self.task, problem.example())[0]["content"]
             asked = asked[asked.index(REQUEST) :] if conversation else asked
             right = Teacher(problem, DRILLS, rng).right()
             conversation += [("user", [Piece(asked, trained=False)]), ("assistant", [Piece(right.text())])]
-            problem = ask_for(rng, choose(rng, problem.offered), problem.offered, optional=self.task.optional)
         return conversation
 
     def _episode(self, problem: Problem, mixture: Mixture, rng: random.Random) -> Transcript:

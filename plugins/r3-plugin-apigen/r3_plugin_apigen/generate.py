@@ -52,7 +52,7 @@ class Space(NamedTuple):
 
     calls: tuple[int, ...] = (1,)
     """How many calls a query asks for, one of these; with 0, no offered tool fits and the answer is the empty list."""
-    distractors: int = 2
+    distractors: int = 1
     """How many tools are offered that no call needs (one at least with 0 calls); half of them, rounded up, are of the
     same domain as far as there are such."""
     optional: float = 0.5
