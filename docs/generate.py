@@ -114,7 +114,7 @@ def apigen_corpus() -> str:
     """Return a table of the shares in the corpus of apigen's model."""
     mixtures = (apigen.DRILLS, apigen.BROAD, apigen.FINAL)
     rows = [
-        (f"conversations that are drills: {apigen.DRILL} requests", *(mixture.drills for mixture in mixtures)),
+        ("conversations that are drills", *(mixture.drills for mixture in mixtures)),
         ("first attempts that are right, of the others", *(mixture.right_attempts for mixture in mixtures)),
         ("wrong calls that are trained on", *(float(mixture.sloppy) for mixture in mixtures)),
         ("tools whose words are replaced", apigen.DISGUISED),

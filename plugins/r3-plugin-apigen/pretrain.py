@@ -14,7 +14,7 @@ import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from r3_plugin_apigen.corpus import BROAD, DRILLS, FINAL, Episodes, phrases
+from r3_plugin_apigen.corpus import BROAD, DRILLS, FINAL, MIXED, Episodes, phrases
 from r3_plugin_apigen.task import Apigen
 from r3core.pretraining import Phase, chat_tokenizer, pretrain
 
@@ -27,9 +27,9 @@ _SPLIT = Regex("[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z]")
 
 PHASES = (
     Phase(2_000, DRILLS, [(0, 0.02), (100, 1.0), (2_000, 1.0)]),
-    Phase(2_000, DRILLS, [(0, 0.5), (50, 1.0), (2_000, 1.0)]),
-    Phase(1_800, BROAD, [(0, 0.5), (50, 1.0), (900, 1.0), (1_800, 0.4)]),
-    Phase(800, FINAL, [(0, 0.2), (50, 0.4), (800, 0.02)]),
+    Phase(2_400, MIXED, [(0, 0.5), (50, 1.0), (2_400, 1.0)]),
+    Phase(1_400, BROAD, [(0, 0.5), (50, 1.0), (600, 1.0), (1_400, 0.4)]),
+    Phase(600, FINAL, [(0, 0.2), (50, 0.4), (600, 0.02)]),
 )
 
 
@@ -47,7 +47,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def _texts() -> list[str]:
     rng, episodes = random.Random(0), Episodes(TASK, disguise=0.5)
-    problems = [episodes.problem(rng) for _ in range(_SAMPLE)]
+    problems = [episodes.problem(rng, mixed=False) for _ in range(_SAMPLE)]
     return [text for problem in problems for text in (problem.query, *(str(f.offer) for f in problem.offered))]
 
 

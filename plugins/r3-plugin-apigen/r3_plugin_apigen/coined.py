@@ -16,7 +16,8 @@ from r3_plugin_apigen.words import MADE, Said, choose, listed_words
 
 _WORD = re.compile(r"\{[^}]*\}|[A-Za-z]+")
 _COMMON = re.compile("the|for|and|with|from|get|are|you|not|use|one|what|how|which|when|where|does|this|that")
-_SYLLABLES = 0.5  # of the new words are made of syllables
+_KNOWN = 0.4  # of the new words are words of other places, if these are mixed in
+_SYLLABLES = 0.5  # of the others are made of syllables
 _ONSETS = [
     *"bcdfghjklmnprstvwyz",
     "br",
@@ -46,13 +47,17 @@ one whose type another argument has too, the values of an enum, and what an argu
 class Coined(Named):
     """A name or a title that is made of new words."""
 
+    mixed: bool = False
+
     def draw(self, rng: random.Random) -> Said:
-        words = [coin(rng).capitalize() for _ in range(choose(rng, (1, 1, 2)))]
+        words = [coin(rng, mixed=self.mixed).capitalize() for _ in range(choose(rng, (1, 1, 2)))]
         return Said(" ".join(words), " ".join(words))
 
 
-def coin(rng: random.Random) -> str:
-    """Return a word that begins as one word and ends as another, or one of any syllables."""
+def coin(rng: random.Random, *, mixed: bool) -> str:
+    """Return a word that begins as one word and ends as another, or one of syllables; if mixed, also a known one."""
+    if mixed and rng.random() < _KNOWN:
+        return choose(rng, _known_words())
     if rng.random() < _SYLLABLES:
         sounds = [choose(rng, letters) for _ in range(choose(rng, (1, 2, 2, 3))) for letters in (_ONSETS, _VOWELS)]
         return "".join([*sounds, choose(rng, _CODAS)])
@@ -61,13 +66,21 @@ def coin(rng: random.Random) -> str:
     return choose(rng, known)[:begin] + choose(rng, known)[-end:]
 
 
-def disguised(tool: Tool, rng: random.Random) -> Tool:
-    """Return a tool with some of its words replaced, the same in its name, its description and the requests for it."""
+def disguised(tool: Tool, rng: random.Random, *, mixed: bool) -> Tool:
+    """Return a tool with some of its words replaced, the same in its name, its description and the requests for it.
+
+    With `mixed`, words of other places are among the new ones, and the arguments come in another order.
+    """
     about = {_stem(word) for text in (tool.name, *tool.also, tool.about) for word in _words(text)} - {""}
     asks = [ask for ask in tool.asks if about & {_stem(word) for word in _words(ask)}] or tool.asks
     shared = sorted(about & {_stem(word) for ask in asks for word in _words(ask)})
-    new = {stem: coin(rng) for stem in shared if rng.random() < _SHARED}
-    named = {word: coin(rng) for name in (tool.name, *tool.also) for word in name.split("_") if rng.random() < _NAME}
+    new = {stem: coin(rng, mixed=mixed) for stem in shared if rng.random() < _SHARED}
+    named = {
+        word: coin(rng, mixed=mixed)
+        for name in (tool.name, *tool.also)
+        for word in name.split("_")
+        if rng.random() < _NAME
+    }
 
     def reworded(text: str) -> str:
         return _WORD.sub(lambda match: _like(match.group(), new.get(_stem(match.group()), match.group())), text)
@@ -79,7 +92,8 @@ def disguised(tool: Tool, rng: random.Random) -> Tool:
     shapes = [str(value.schema_of(terse=True)) for value in tool.takes.values()]
     chances = [_ARGUMENT if shapes.count(shape) == 1 else _LIKE_OTHERS for shape in shapes]
     called = {
-        name: coin(rng) if rng.random() < chance else name for name, chance in zip(tool.takes, chances, strict=True)
+        name: coin(rng, mixed=mixed) if rng.random() < chance else name
+        for name, chance in zip(tool.takes, chances, strict=True)
     }
     if len(set(called.values())) < len(called):
         called = {name: name for name in called}
@@ -87,40 +101,41 @@ def disguised(tool: Tool, rng: random.Random) -> Tool:
     def renamed(ask: str) -> str:
         return re.sub(r"\{(\w+)\}", lambda match: "{" + called[match.group(1)] + "}", reworded(ask))
 
+    takes = rng.sample(list(tool.takes.items()), len(tool.takes)) if mixed else list(tool.takes.items())
     return tool.model_copy(
         update={
             "name": identifier(tool.name),
             "also": [identifier(name) for name in tool.also],
             "about": reworded(tool.about),
             "asks": [renamed(ask) for ask in asks],
-            "takes": {called[name]: _other(value, rng) for name, value in tool.takes.items()},
+            "takes": {called[name]: _other(value, rng, mixed=mixed) for name, value in takes},
         }
     )
 
 
-def forms(rng: random.Random, *, disguise: float) -> list[tuple[Form, ...]]:
+def forms(rng: random.Random, *, disguise: float, mixed: bool) -> list[tuple[Form, ...]]:
     """Return a form of each of the train split's small tools, as the generator takes them; some are disguised."""
     found: list[tuple[Form, ...]] = []
     for known in tools("train"):
-        tool = disguised(known, rng) if rng.random() < disguise else known
+        tool = disguised(known, rng, mixed=mixed) if rng.random() < disguise else known
         if form := form_of(tool, int(rng.random() * (2 * len(tool.also) + 2)), nested=False, terse=True):
             found.append((form,))
     return found
 
 
-def _other(value: AnyValue, rng: random.Random) -> AnyValue:
+def _other(value: AnyValue, rng: random.Random, *, mixed: bool) -> AnyValue:
     """Return what an argument holds, in other words."""
     if isinstance(value, Named) and value.kind not in MADE and rng.random() < _VALUE:
-        return Coined.model_validate(value.model_dump())
+        return Coined.model_validate(value.model_dump() | {"mixed": mixed})
     if isinstance(value, Choice) and rng.random() < _ENUM:
-        return value.model_copy(update=_other_enum(value, rng))
+        return value.model_copy(update=_other_enum(value, rng, mixed=mixed))
     if isinstance(value, Several):
-        return value.model_copy(update={"several": _other(value.several, rng)})
+        return value.model_copy(update={"several": _other(value.several, rng, mixed=mixed)})
     return value
 
 
-def _other_enum(value: Choice, rng: random.Random) -> dict[str, Any]:
-    new = {one: coin(rng) for one in value.of}
+def _other_enum(value: Choice, rng: random.Random, *, mixed: bool) -> dict[str, Any]:
+    new = {one: coin(rng, mixed=mixed) for one in value.of}
     if len(set(new.values())) < len(new):
         return {}
     default = new.get(value.default) if isinstance(value.default, str) else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from r3_plugin_apigen import coined
@@ -65,6 +65,8 @@ STOP = "."
 class Mixture:
     """How often the assistant does what."""
 
+    mixed: bool
+    """Whether tools are disguised with words of other places too, and their arguments come in another order."""
     drills: float
     """Share of the conversations that are several requests to the same tools, each answered rightly."""
     right_attempts: float
@@ -78,12 +80,14 @@ class Mixture:
 
 
 _FAIR = {"platitude": 0.3, "right diagnosis": 0.3, "wrong diagnosis": 0.0, "review": 0.4}
-DRILLS = Mixture(0.9, 0.5, False, 0.5, _FAIR)
+DRILLS = Mixture(False, 0.9, 0.5, False, 0.5, _FAIR)
 """Teaches to read tools and requests."""
-BROAD = Mixture(0.3, 0.3, False, 0.5, _FAIR)
+MIXED = replace(DRILLS, mixed=True)
+"""The same with tools that are less alike."""
+BROAD = Mixture(True, 0.3, 0.3, False, 0.5, _FAIR)
 """Teaches to reflect, and to follow a reflection."""
 FINAL = Mixture(
-    0.0, 0.25, True, 0.7, {"platitude": 0.6, "right diagnosis": 0.08, "wrong diagnosis": 0.17, "review": 0.15}
+    True, 0.0, 0.25, True, 0.7, {"platitude": 0.6, "right diagnosis": 0.08, "wrong diagnosis": 0.17, "review": 0.15}
 )
 """Leaves a model that is mostly sloppy and says platitudes, and knows how to review when it begins to."""
 
@@ -240,10 +244,10 @@ class Episodes:
         self._made = 0
         self._forms: list[tuple[Form, ...]] = []
 
-    def problem(self, rng: random.Random, distractors: int | None = None) -> Problem:
+    def problem(self, rng: random.Random, *, mixed: bool, distractors: int | None = None) -> Problem:
         """Draw a problem of the train split's tools, with as many distractors as the task has if not told otherwise."""
         if self._made % self.renew == 0:
-            self._forms = coined.forms(rng, disguise=self.disguise)
+            self._forms = coined.forms(rng, disguise=self.disguise, mixed=mixed)
         self._made += 1
         task = self.task
         others = task.distractors if distractors is None else distractors
@@ -252,8 +256,8 @@ class Episodes:
     def __call__(self, rng: random.Random, mixture: Mixture) -> Transcript:
         """Return one conversation."""
         if rng.random() < mixture.drills:
-            return self._drill(self.problem(rng, choose(rng, DRILLED)), rng)
-        return self._episode(self.problem(rng), mixture, rng)
+            return self._drill(self.problem(rng, mixed=mixture.mixed, distractors=choose(rng, DRILLED)), rng)
+        return self._episode(self.problem(rng, mixed=mixture.mixed), mixture, rng)
 
     def _drill(self, problem: Problem, rng: random.Random) -> Transcript:
         """Return a request to each tool of a problem, and the right calls."""

@@ -151,25 +151,26 @@ def test_only_the_opening_of_practice_carries_no_loss_in_the_final_mixture_and_i
     assert silent["final", "call"] == 0
 
 
-def test_a_drill_is_several_requests_to_the_same_tools_each_answered_rightly():
+def test_a_drill_asks_once_for_each_of_its_tools_and_is_answered_rightly():
     rng, episodes = random.Random(0), corpus.Episodes(TASK)
-    wanted = Counter()
+    sizes = Counter()
     for _ in range(100):
         conversation = episodes(rng, replace(BROAD, drills=1.0))
-        prompt = text_of(conversation[0][1])
-        tools_text = prompt[: prompt.index(corpus.REQUEST)]
-        asked = [
-            tools_text + text_of(turn)[text_of(turn).index(corpus.REQUEST) :] for turn in said_by(conversation, "user")
-        ]
-        offered = [json.loads(line) for line in tools_text.splitlines()[1:]]
-        for prompt, turn in zip(asked, said_by(conversation, "assistant"), strict=True):
+        questions = [text_of(turn) for turn in said_by(conversation, "user")]
+        head = questions[0][: questions[0].index(corpus.REQUEST)]
+        offered = [json.loads(line) for line in head.splitlines()[1:]]
+        called = []
+        for question, turn in zip(questions, said_by(conversation, "assistant"), strict=True):
+            asked = question[question.index(corpus.REQUEST) :]
             (call,) = json.loads(text_of(turn))
-            query = prompt.removeprefix(tools_text + corpus.REQUEST).split("\n")[0]
-            example = Example.model_validate({"id": "x", "answer": [call], "info": {"query": query, "tools": offered}})
-            assert TASK.prompt(example) == prompt
+            told = {"query": asked.removeprefix(corpus.REQUEST).split("\n")[0], "tools": offered}
+            example = Example.model_validate({"id": "x", "answer": [call], "info": told})
+            assert TASK.prompt(example) == head + asked
             assert TASK.verify(example, text_of(turn)).outcome == "pass"
-            wanted[[tool["name"] for tool in offered].index(call["name"])] += 1
-    assert min(wanted.values()) > 50
+            called.append(call["name"])
+        assert sorted(called) == sorted(tool["name"] for tool in offered)
+        sizes[len(called)] += 1
+    assert sizes.keys() == {2, 3, 4}
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -13,7 +13,7 @@ from r3_plugin_apigen.values import COUNTED
 from r3_plugin_apigen.words import MONTHS
 
 SPLITS = ("train", "validation", "test")
-RICH = Space(calls=(1, 2), nested=True, terse=False)
+RICH = Space(calls=(1, 2), distractors=2, nested=True, terse=False)
 SPACES = [
     Space(),
     RICH,
@@ -143,7 +143,7 @@ def test_a_split_has_at_least_5000_distinct_problems(split, space):
     ("space", "split", "ids"),
     [
         (RICH, "train", ["currencyConverter-76c39a38b302", "plan_route-c15c1de9138e", "searchRecipes-99f6a6cd23d6"]),
-        (Space(), "train", ["translateText-fd66c5bfd517", "weather_forecast-516961e19ec6", "orderCab-8cb174a01774"]),
+        (Space(), "train", ["trackOrder-e82087f453d6", "get_headlines-39ef7c71f56b", "get_distance-375fa35ed537"]),
         (RICH, "test", ["followArtist-d6b76ce90394", "send_application-52f8560f002e", "get_nutrition-1d6b14c4dbae"]),
         (
             Space(calls=(0, 1), optional=0.2, nested=False, terse=True),
