@@ -112,7 +112,7 @@ def countdown_corpus() -> str:
 
 def apigen_corpus() -> str:
     """Return a table of the shares in the corpus of apigen's model."""
-    mixtures = (apigen.DRILLS, apigen.BROAD, apigen.FINAL)
+    mixtures = (apigen.DRILLS, apigen.MIXED, apigen.BROAD, apigen.FINAL)
     rows = [
         ("conversations that are drills", *(mixture.drills for mixture in mixtures)),
         ("first attempts that are right, of the others", *(mixture.right_attempts for mixture in mixtures)),
@@ -123,7 +123,7 @@ def apigen_corpus() -> str:
         *_kinds(mixtures),
         *((f"retries that follow, after a {kind}", share) for kind, share in apigen.FOLLOWS.items()),
     ]
-    return _shares(("drills", "broad", "final"), rows)
+    return _shares(("drills", "mixed", "broad", "final"), rows)
 
 
 def _kinds(mixtures: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
@@ -144,7 +144,9 @@ def countdown_phases() -> str:
 
 def apigen_phases() -> str:
     """Return a table of the phases in which apigen's model is trained."""
-    return _phases("apigen", {"drills": apigen.DRILLS, "broad": apigen.BROAD, "final": apigen.FINAL})
+    return _phases(
+        "apigen", {"drills": apigen.DRILLS, "mixed": apigen.MIXED, "broad": apigen.BROAD, "final": apigen.FINAL}
+    )
 
 
 def _phases(plugin: str, mixtures: dict[str, Any]) -> str:

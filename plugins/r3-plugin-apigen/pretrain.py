@@ -28,7 +28,7 @@ _SPLIT = Regex("[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z]")
 PHASES = (
     Phase(2_000, DRILLS, [(0, 0.02), (100, 1.0), (2_000, 1.0)]),
     Phase(2_400, MIXED, [(0, 0.5), (50, 1.0), (2_400, 1.0)]),
-    Phase(1_400, BROAD, [(0, 0.5), (50, 1.0), (600, 1.0), (1_400, 0.4)]),
+    Phase(2_000, BROAD, [(0, 0.5), (50, 1.0), (1_200, 1.0), (2_000, 0.4)]),
     Phase(600, FINAL, [(0, 0.2), (50, 0.4), (600, 0.02)]),
 )
 
@@ -46,8 +46,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _texts() -> list[str]:
-    rng, episodes = random.Random(0), Episodes(TASK, disguise=0.5)
-    problems = [episodes.problem(rng, mixed=False) for _ in range(_SAMPLE)]
+    rng, episodes = random.Random(0), Episodes(TASK)
+    problems = [episodes.problem(rng, ("train",), disguised=0.5, mixed=False) for _ in range(_SAMPLE)]
     return [text for problem in problems for text in (problem.query, *(str(f.offer) for f in problem.offered))]
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from r3_plugin_apigen.catalog import Form, Tool, form_of, tools
 from r3_plugin_apigen.values import AnyValue, Choice, Named, Several
 from r3_plugin_apigen.words import MADE, Said, choose, listed_words
+from r3core import Split
 
 _WORD = re.compile(r"\{[^}]*\}|[A-Za-z]+")
 _COMMON = re.compile("the|for|and|with|from|get|are|you|not|use|one|what|how|which|when|where|does|this|that")
@@ -113,10 +115,10 @@ def disguised(tool: Tool, rng: random.Random, *, mixed: bool) -> Tool:
     )
 
 
-def forms(rng: random.Random, *, disguise: float, mixed: bool) -> list[tuple[Form, ...]]:
-    """Return a form of each of the train split's small tools, as the generator takes them; some are disguised."""
+def forms(rng: random.Random, splits: Sequence[Split], *, disguise: float, mixed: bool) -> list[tuple[Form, ...]]:
+    """Return a form of each small tool of some splits, as the generator takes them; some are disguised."""
     found: list[tuple[Form, ...]] = []
-    for known in tools("train"):
+    for known in [tool for split in splits for tool in tools(split)]:
         tool = disguised(known, rng, mixed=mixed) if rng.random() < disguise else known
         if form := form_of(tool, int(rng.random() * (2 * len(tool.also) + 2)), nested=False, terse=True):
             found.append((form,))

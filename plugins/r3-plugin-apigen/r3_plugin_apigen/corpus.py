@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,11 +20,9 @@ from r3_plugin_apigen.catalog import Form
 from r3_plugin_apigen.generate import Problem, Request, Space, ask_for, draw
 from r3_plugin_apigen.task import Apigen
 from r3_plugin_apigen.words import choose
-from r3core import Example, Verdict, prompts
+from r3core import Example, Split, Verdict, prompts
 from r3core.pretraining import Piece, Transcript, Turn, text_of, transcript
 
-DISGUISED = 0.8
-"""Share of the tools whose words are replaced by new ones."""
 WITHOUT_REFLECTION = 0.15
 """Share of the failed attempts that are retried at once."""
 FOLLOWS = {"right diagnosis": 0.92, "review": 0.95, "wrong diagnosis": 0.75}
@@ -65,8 +63,12 @@ STOP = "."
 class Mixture:
     """How often the assistant does what."""
 
+    disguised: float
+    """Share of the tools whose words are replaced by new ones."""
     mixed: bool
-    """Whether tools are disguised with words of other places too, and their arguments come in another order."""
+    """Whether they are disguised with words of other places too, and their arguments come in another order."""
+    splits: tuple[Split, ...]
+    """Whose tools there are; no query of the test split is ever asked."""
     drills: float
     """Share of the conversations that are several requests to the same tools, each answered rightly."""
     right_attempts: float
@@ -80,14 +82,22 @@ class Mixture:
 
 
 _FAIR = {"platitude": 0.3, "right diagnosis": 0.3, "wrong diagnosis": 0.0, "review": 0.4}
-DRILLS = Mixture(False, 0.9, 0.5, False, 0.5, _FAIR)
+_ALL: tuple[Split, ...] = ("train", "test")
+DRILLS = Mixture(0.8, False, ("train",), 0.9, 0.5, False, 0.5, _FAIR)
 """Teaches to read tools and requests."""
 MIXED = replace(DRILLS, mixed=True)
 """The same with tools that are less alike."""
-BROAD = Mixture(True, 0.3, 0.3, False, 0.5, _FAIR)
+BROAD = Mixture(0.4, True, _ALL, 0.5, 0.3, False, 0.5, _FAIR)
 """Teaches to reflect, and to follow a reflection."""
 FINAL = Mixture(
-    True, 0.0, 0.25, True, 0.7, {"platitude": 0.6, "right diagnosis": 0.08, "wrong diagnosis": 0.17, "review": 0.15}
+    0.4,
+    True,
+    _ALL,
+    0.0,
+    0.25,
+    True,
+    0.7,
+    {"platitude": 0.6, "right diagnosis": 0.08, "wrong diagnosis": 0.17, "review": 0.15},
 )
 """Leaves a model that is mostly sloppy and says platitudes, and knows how to review when it begins to."""
 
@@ -237,38 +247,53 @@ class Teacher:
 class Episodes:
     """Makes up conversations; the tools are disguised anew after every few."""
 
-    def __init__(self, task: Apigen, *, disguise: float = DISGUISED, renew: int = 16) -> None:
+    def __init__(self, task: Apigen, *, renew: int = 16) -> None:
         self.task = task
-        self.disguise = disguise
         self.renew = renew
+        self._space = Space(task.calls, task.distractors, task.optional, task.nested, task.terse)
+        self._held_out = {str(example.info["query"]) for example in task.load("test")}
         self._made = 0
         self._forms: list[tuple[Form, ...]] = []
 
-    def problem(self, rng: random.Random, *, mixed: bool, distractors: int | None = None) -> Problem:
-        """Draw a problem of the train split's tools, with as many distractors as the task has if not told otherwise."""
+    def problem(
+        self,
+        rng: random.Random,
+        splits: Sequence[Split],
+        *,
+        disguised: float,
+        mixed: bool,
+        distractors: int | None = None,
+    ) -> Problem:
+        """Draw a problem of some splits' tools, with as many distractors as the task has if not told otherwise."""
         if self._made % self.renew == 0:
-            self._forms = coined.forms(rng, disguise=self.disguise, mixed=mixed)
+            self._forms = coined.forms(rng, splits, disguise=disguised, mixed=mixed)
         self._made += 1
-        task = self.task
-        others = task.distractors if distractors is None else distractors
-        return draw(rng, self._forms, Space(task.calls, others, task.optional, task.nested, task.terse))
+        others = self.task.distractors if distractors is None else distractors
+        space = self._space._replace(distractors=others)
+        while (problem := draw(rng, self._forms, space)).query in self._held_out:
+            pass
+        return problem
 
     def __call__(self, rng: random.Random, mixture: Mixture) -> Transcript:
         """Return one conversation."""
-        if rng.random() < mixture.drills:
-            return self._drill(self.problem(rng, mixed=mixture.mixed, distractors=choose(rng, DRILLED)), rng)
-        return self._episode(self.problem(rng, mixed=mixture.mixed), mixture, rng)
+        drill = rng.random() < mixture.drills
+        distractors = choose(rng, DRILLED) if drill else None
+        tools: dict[str, Any] = {"disguised": mixture.disguised, "mixed": mixture.mixed}
+        problem = self.problem(rng, mixture.splits, **tools, distractors=distractors)
+        return self._drill(problem, rng) if drill else self._episode(problem, mixture, rng)
 
     def _drill(self, problem: Problem, rng: random.Random) -> Transcript:
         """Return a request to each tool of a problem, and the right calls."""
         conversation: Transcript = []
         for form in rng.sample(problem.offered, len(problem.offered)):
             problem = ask_for(rng, form, problem.offered, optional=self.task.optional)
+            if problem.query in self._held_out:
+                continue
             asked = prompts.attempt(self.task, problem.example())[0]["content"]
             asked = asked[asked.index(REQUEST) :] if conversation else asked
             right = Teacher(problem, DRILLS, rng).right()
             conversation += [("user", [Piece(asked, trained=False)]), ("assistant", [Piece(right.text())])]
-        return conversation
+        return conversation or self._drill(problem, rng)
 
     def _episode(self, problem: Problem, mixture: Mixture, rng: random.Random) -> Transcript:
         """Return an attempt that succeeds, or one that fails, with what follows."""

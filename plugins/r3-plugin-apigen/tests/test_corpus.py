@@ -32,7 +32,7 @@ MIXTURES = {"broad": BROAD, "final": corpus.FINAL}
 def teachers(mixture=BROAD, count=1_500, seed=0):
     rng, episodes = random.Random(seed), corpus.Episodes(TASK)
     for _ in range(count):
-        problem = episodes.problem(rng)
+        problem = episodes.problem(rng, mixed=True)
         yield problem.example(), corpus.Teacher(problem, mixture, rng)
 
 
@@ -122,7 +122,7 @@ def test_an_episode_is_the_conversation_of_the_protocol():
     lengths = Counter()
     for _ in range(300):
         state, made, known = rng.getstate(), episodes._made, episodes._forms
-        example = episodes.problem(rng).example()
+        example = episodes.problem(rng, mixed=True).example()
         rng.setstate(state)
         episodes._made, episodes._forms = made, known
         conversation = episodes(rng, BROAD)
@@ -191,11 +191,12 @@ def test_the_same_seed_makes_the_same_corpus():
     assert transcripts(count=50) != transcripts(count=50, seed=1)
 
 
-def test_disguised_tools_share_words_with_their_requests_and_none_with_what_they_were():
+@pytest.mark.parametrize("mixed", [False, True])
+def test_disguised_tools_have_other_names_and_requests_that_fit(mixed):
     rng = random.Random(0)
     changed = 0
     for tool in tools("train"):
-        other = coined.disguised(tool, rng)
+        other = coined.disguised(tool, rng, mixed=mixed)
         changed += other.name != tool.name
         type(tool).model_validate(other.model_dump())  # every required argument is in every request
     assert changed > len(tools("train")) / 2
@@ -204,7 +205,7 @@ def test_disguised_tools_share_words_with_their_requests_and_none_with_what_they
 def test_the_corpus_knows_no_tool_of_other_splits():
     held_out = {name for split in ("validation", "test") for tool in tools(split) for name in (tool.name, *tool.also)}
     rng, episodes = random.Random(0), corpus.Episodes(TASK, disguise=0.0)
-    offered = {form.name for _ in range(2_000) for form in episodes.problem(rng).offered}
+    offered = {form.name for _ in range(2_000) for form in episodes.problem(rng, mixed=True).offered}
     assert len(offered) > 100
     assert offered.isdisjoint(held_out)
 
