@@ -117,7 +117,7 @@ def apigen_corpus() -> str:
         ("conversations that are drills", *(mixture.drills for mixture in mixtures)),
         ("first attempts that are right, of the others", *(mixture.right_attempts for mixture in mixtures)),
         ("wrong calls that are trained on", *(float(mixture.sloppy) for mixture in mixtures)),
-        ("tools whose words are replaced", apigen.DISGUISED),
+        ("tools in disguise", *(mixture.disguised for mixture in mixtures)),
         ("failures that are retried without a reflection", apigen.WITHOUT_REFLECTION),
         ("reflections that are practice", *(mixture.practice for mixture in mixtures)),
         *_kinds(mixtures),

@@ -29,10 +29,14 @@ BROAD = replace(corpus.BROAD, drills=0.0)
 MIXTURES = {"broad": BROAD, "final": corpus.FINAL}
 
 
+def problem_of(episodes, rng, mixture=BROAD):
+    return episodes.problem(rng, mixture.splits, disguised=mixture.disguised, mixed=mixture.mixed)
+
+
 def teachers(mixture=BROAD, count=1_500, seed=0):
     rng, episodes = random.Random(seed), corpus.Episodes(TASK)
     for _ in range(count):
-        problem = episodes.problem(rng, mixed=True)
+        problem = problem_of(episodes, rng)
         yield problem.example(), corpus.Teacher(problem, mixture, rng)
 
 
@@ -122,7 +126,8 @@ def test_an_episode_is_the_conversation_of_the_protocol():
     lengths = Counter()
     for _ in range(300):
         state, made, known = rng.getstate(), episodes._made, episodes._forms
-        example = episodes.problem(rng, mixed=True).example()
+        rng.random()  # whether it is a drill
+        example = problem_of(episodes, rng).example()
         rng.setstate(state)
         episodes._made, episodes._forms = made, known
         conversation = episodes(rng, BROAD)
@@ -202,12 +207,29 @@ def test_disguised_tools_have_other_names_and_requests_that_fit(mixed):
     assert changed > len(tools("train")) / 2
 
 
-def test_the_corpus_knows_no_tool_of_other_splits():
-    held_out = {name for split in ("validation", "test") for tool in tools(split) for name in (tool.name, *tool.also)}
-    rng, episodes = random.Random(0), corpus.Episodes(TASK, disguise=0.0)
-    offered = {form.name for _ in range(2_000) for form in episodes.problem(rng, mixed=True).offered}
-    assert len(offered) > 100
-    assert offered.isdisjoint(held_out)
+@pytest.mark.parametrize(
+    ("mixture", "unseen"),
+    [(corpus.DRILLS, ("validation", "test")), (corpus.MIXED, ("validation", "test")), (BROAD, ("validation",))],
+)
+def test_the_corpus_knows_the_tools_it_says_and_no_others(mixture, unseen):
+    plain = replace(mixture, disguised=0.0, drills=0.0)
+    rng, episodes = random.Random(0), corpus.Episodes(TASK)
+    offered = {form.tool.name for _ in range(2_000) for form in problem_of(episodes, rng, plain).offered}
+    known = {tool.name for split in mixture.splits for tool in tools(split)}
+    assert len(offered) > 0.8 * len(known)
+    assert offered <= known
+    assert offered.isdisjoint(tool.name for split in unseen for tool in tools(split))
+
+
+def test_no_query_of_the_test_split_is_in_the_corpus():
+    held_out = {example.info["query"] for example in TASK.load("test")}
+    rng, episodes = random.Random(0), corpus.Episodes(TASK)
+    plain = replace(BROAD, disguised=0.0)
+    for drills in (0.0, 1.0):
+        for _ in range(1_500):
+            for _, turn in episodes(rng, replace(plain, drills=drills)):
+                asked = text_of(turn).partition(corpus.REQUEST)[2].partition("\n\nWhich calls")[0]
+                assert asked not in held_out
 
 
 @pytest.mark.parametrize("phrase", dict.fromkeys(corpus.phrases(TASK)))
