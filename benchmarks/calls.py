@@ -89,7 +89,7 @@ def measure(judges: dict[str, Callable[[Responses], list[bool]]], responses: Res
 
 def main() -> int:
     """Print both rates for each kind of response and for all."""
-    task = Apigen()
+    task = Apigen(calls=(1, 2), distractors=2, nested=True, terse=False)
     examples = list(islice(task.load("test"), PROBLEMS))
     judges = {"r3": our_judge(task), "plain": plain_judge}
     mixed: list[tuple[Example, str]] = []

@@ -25,7 +25,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
 from r3core.generation import Completion, Conversation, Ended, Sampling
-from r3core.generation.local import TransformersGenerator
+from r3core.generation.local import TransformersGenerator, completion, encode
 from r3core.grpo import check_training
 from r3core.mine import Failure
 from r3core.protocol import Protocol, seed_of, with_leak
@@ -53,11 +53,6 @@ class Policy:
         """Return one completion a conversation, in the same order."""
         with self._generator() as generator:
             return generator.generate(conversations, sampling, ended=ended)
-
-    def encode(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """Return the token ids of conversations."""
-        with self._generator() as generator:
-            return [generator.encode(conversation) for conversation in conversations]
 
     def continue_ids(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
         """Return the generated ids for each prompt of token ids, with the end token where there is one."""
@@ -110,7 +105,7 @@ class ReflectionTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Conversation]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Encode the requests to reflect as all others are."""
-        return self.policy.encode(prompts), None, {}
+        return [encode(self.processing_class, prompt) for prompt in prompts], None, {}
 
     def _generate_single_turn(
         self,
@@ -139,12 +134,13 @@ class ReflectionTrainer(GRPOTrainer):
             self.generation_seconds += perf_counter() - began
 
     def reward_retries(
-        self, completions: list[Any], completion_ids: list[list[int]], failure: list[int], log_metric: Any, **_: Any
+        self, completion_ids: list[list[int]], failure: list[int], log_metric: Any, **_: Any
     ) -> list[float | None]:
         """Return the share of passed retries after each reflection; None where none could be judged."""
         config = self.protocol.config.train
         judged_before, began = self.protocol.judge.seconds, perf_counter()
-        written = [self._completion(_said(said), ids) for said, ids in zip(completions, completion_ids, strict=True)]
+        # from the ids: in the texts that TRL gives, calls and thoughts may be left out
+        written = [completion(self.processing_class, ids, self._ended(ids)) for ids in completion_ids]
         episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], written)
         leaks = self.protocol.judge.leaks()  # are tested while the retries are written
         reflected = enumerate(zip(episodes, written, strict=True))
@@ -181,10 +177,8 @@ class ReflectionTrainer(GRPOTrainer):
         ]
         self.run.append("train-episodes", rows)
 
-    def _completion(self, text: str, ids: list[int]) -> Completion:
-        if ids and ids[-1] in self.eos_token_ids:
-            return Completion(text=text, token_ids=ids[:-1], stopped="end")
-        return Completion(text=text, token_ids=ids, stopped="length")
+    def _ended(self, ids: list[int]) -> bool:
+        return bool(ids) and ids[-1] in self.eos_token_ids
 
     def _seed(self, what: str) -> int:
         place = (self.state.global_step, self._drawn, self.accelerator.process_index)
@@ -343,11 +337,6 @@ def last_checkpoint(folder: Path) -> Path | None:
         else:
             shutil.rmtree(checkpoint)
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _said(completion: Any) -> str:
-    """Return the text of a completion, which TRL gives as one assistant message."""
-    return completion if isinstance(completion, str) else str(completion[0]["content"])
 
 
 def _prints(callback: TrainerCallback) -> bool:

@@ -190,6 +190,29 @@ def test_tools_are_in_the_prompts_that_are_trained_on(
     assert all("wrench" in tokenizer.decode(prompt) for prompt in trainer.prompts)
 
 
+def test_a_call_in_a_reflection_stays_in_its_text(tmp_path: Path, tiny_model: LlamaForCausalLM) -> None:
+    said = 'I said <tool_call>{"name": "wrench"}</tool_call> and should not have.'
+    tokenizer = tiny.tiny_tokenizer()
+    call = {"open": "<tool_call>", "close": "</tool_call>", "repeats": True, "content": "json"}
+    call["transform"] = {"type": "function", "function": "{content}"}
+    ends = {"close_pattern": r"<\|end\|>", "content": "text"}
+    # some models bring one along, and TRL would take calls out of the text by it
+    tokenizer.response_template = {
+        "defaults": {"role": "assistant"},
+        "start_anchor": "<|assistant|>",
+        "fields": {"tool_calls": call, "content": ends},
+    }
+
+    class Calling(ReflectionTrainer):
+        def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
+            return [tokenizer.encode(f"{said}<|end|>", add_special_tokens=False) for _ in prompt_ids], None
+
+    protocol, failures = even_protocol()
+    with Run.open(tmp_path / "run", {}) as run:
+        trainer_in(run, protocol, failures, model=tiny_model, tokenizer=tokenizer, kind=Calling).train()
+    assert {row["reflection"]["text"] for row in run.read("train-episodes")} == {said}
+
+
 @pytest.mark.parametrize(
     ("rewards", "advantages"),
     [

@@ -42,7 +42,7 @@ class TransformersGenerator:
         completions: dict[int, Completion] = {}
 
         def take(rows: Sequence[tuple[int, Continued]]) -> None:
-            new = [(index, self._completion(*continued)) for index, continued in rows]
+            new = [(index, completion(self.tokenizer, *continued)) for index, continued in rows]
             completions.update(new)
             if ended:
                 ended(new)
@@ -50,17 +50,9 @@ class TransformersGenerator:
         self.continue_ids([self.encode(conversation) for conversation in conversations], sampling, take=take)
         return [completions[index] for index in range(len(conversations))]
 
-    def _completion(self, ids: list[int], ended: bool) -> Completion:
-        said = ids[:-1] if ended else ids
-        text = str(self.tokenizer.decode(said, skip_special_tokens=True))
-        return Completion(text=text, token_ids=said, stopped="end" if ended else "length")
-
     def encode(self, conversation: Conversation) -> list[int]:
-        """Return the token ids of a conversation, up to where the assistant's turn begins.
-
-        Raises UsageError when the conversation brings tools, and the chat template has no place for them.
-        """
-        return list(templated(self.tokenizer, conversation, add_generation_prompt=True, return_dict=False))
+        """Return the token ids of a conversation, up to where the assistant's turn begins; see `encode`."""
+        return encode(self.tokenizer, conversation)
 
     def continue_ids(
         self, prompts: Sequence[list[int]], sampling: Sampling, *, take: Take | None = None
@@ -187,6 +179,21 @@ class _Written:
         self.drawn.clear()
         taken = [(row, self.ids[row]) for row in rows.tolist()]
         return [(row, (ids, bool(ids) and ids[-1] in self.ends)) for row, ids in taken]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+    """Return the token ids of a conversation, up to where the assistant's turn begins.
+
+    Raises UsageError when the conversation brings tools, and the chat template has no place for them.
+    """
+    return list(templated(tokenizer, conversation, add_generation_prompt=True, return_dict=False))
+
+
+def completion(tokenizer: PreTrainedTokenizerBase, ids: list[int], ended: bool) -> Completion:
+    """Return what generated ids say; `ended` tells that the last of them ends the turn."""
+    said = ids[:-1] if ended else ids
+    text = str(tokenizer.decode(said, skip_special_tokens=True))
+    return Completion(text=text, token_ids=said, stopped="end" if ended else "length")
 
 
 def templated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **options: Any) -> Any:

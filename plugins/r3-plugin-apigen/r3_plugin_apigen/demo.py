@@ -21,7 +21,7 @@ DEMO = Demo(
         "grpo.learning_rate": 2e-4,
         "grpo.lr_scheduler_type": "constant_with_warmup",
         "grpo.warmup_steps": 3,
-        "grpo.max_steps": 60,
+        "grpo.max_steps": 40,
         "grpo.per_device_train_batch_size": 128,
         "grpo.num_generations": 16,
         "grpo.beta": 0.0,

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from tokenizers import AddedToken
 
-from r3core.generation.local import TransformersGenerator, load_model
+from r3core.generation.local import TransformersGenerator, completion, load_model
 from r3core.mine import read_failures
 from r3core.protocol import Protocol
 from r3core.verification import Judge
@@ -105,10 +105,8 @@ def test_a_model_whose_template_has_no_place_for_tools_is_refused_at_once(r3, tm
 
 
 def test_tags_that_are_tokens_of_their_own_stay_in_what_is_said(tmp_path):
-    model, tokenizer = load_model(
-        str(model_in(tmp_path / "model", tiny.TOOL_TEMPLATE)), revision=None, dtype="float32", trust_remote_code=False
-    )
+    _, tokenizer = load_model(model_in(tmp_path / "model", tiny.TOOL_TEMPLATE))
     said = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
     ids = tokenizer.encode(said, add_special_tokens=False)
     assert tokenizer.convert_tokens_to_ids("<tool_call>") in ids
-    assert TransformersGenerator(model, tokenizer)._completion(ids, ended=False).text == said
+    assert completion(tokenizer, ids, ended=False).text == said
