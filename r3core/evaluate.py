@@ -212,8 +212,8 @@ def _mistakes(task: Task | None, answers: Iterable[Answer]) -> dict[str, int]:
     if task is None:
         return {}
     reasons = [answer.verdict.reason for answer in answers if answer.verdict.outcome == "fail"]
-    with blamed(task, "`kind`"):
-        return dict(Counter(kind for reason in reasons if (kind := task.kind(reason))).most_common())
+    with blamed(task, "`mistake`"):
+        return dict(Counter(kind for reason in reasons if (kind := task.mistake(reason))).most_common())
 
 
 def _passed(answer: Answer | None) -> bool | None:

@@ -130,7 +130,7 @@ class Task(Frozen, ABC):
         """Yield other responses that must pass: what a right answer may look like besides the reference."""
         return ()
 
-    def kind(self, reason: str) -> str | None:
+    def mistake(self, reason: str) -> str | None:
         """Return which of a few kinds of mistake a failed verdict's reason tells of: a report counts them."""
         return None
 

@@ -140,7 +140,7 @@ class ReflectionTrainer(GRPOTrainer):
         config = self.protocol.config.train
         judged_before, began = self.protocol.judge.seconds, perf_counter()
         # from the ids: in the texts that TRL gives, calls and thoughts may be left out
-        written = [completion(self.processing_class, ids, self._ended(ids)) for ids in completion_ids]
+        written = [completion(self.processing_class, ids, ended=self._ended(ids)) for ids in completion_ids]
         episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], written)
         leaks = self.protocol.judge.leaks()  # are tested while the retries are written
         reflected = enumerate(zip(episodes, written, strict=True))

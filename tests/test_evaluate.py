@@ -50,7 +50,7 @@ def episode(
 class Kinds(Toy):
     """A toy whose reasons are kinds of mistake."""
 
-    def kind(self, reason: str) -> str | None:
+    def mistake(self, reason: str) -> str | None:
         return reason if reason != "no" else None
 
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny
 from toy import Toy
 
 from r3core import Example, RunError, Split
 from r3core.config import resolve
 from r3core.show import CLOSE, OPEN, print_conversations
+from r3core.task import Message
 
 SHORT = [f"sampling.{turn}.max_tokens=4" for turn in ("attempt", "reflection", "retry")]
 
@@ -52,6 +54,23 @@ def test_the_end_of_a_finished_reflection_is_trained(tiny_folder: Path, capsys: 
     printed = shown(capsys, tiny_folder, *overrides, count=1)
     assert "tokens, and the end of the turn, are trained)" in printed
     assert f"<|end|>{CLOSE}" in printed
+
+
+class Equipped(Toy):
+    """A task that gives a tool to the chat template."""
+
+    def prompt(self, example: Example) -> list[Message]:
+        return [{"role": "tools", "content": '[{"name": "wrench"}]'}, {"role": "user", "content": "Turn it."}]
+
+
+def test_tools_are_shown_where_the_chat_template_puts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.chat_template = tiny.TOOL_TEMPLATE
+    tiny.tiny_model(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    printed = shown(capsys, tmp_path, task=Equipped(), count=1)
+    assert printed.count('<|system|>Tools:{"name": "wrench"}<|end|><|user|>Turn it.<|end|>') == 3
+    assert f"<|assistant|>{OPEN}" in printed
 
 
 class Coloured(Toy):

@@ -42,7 +42,7 @@ class TransformersGenerator:
         completions: dict[int, Completion] = {}
 
         def take(rows: Sequence[tuple[int, Continued]]) -> None:
-            new = [(index, completion(self.tokenizer, *continued)) for index, continued in rows]
+            new = [(index, completion(self.tokenizer, ids, ended=done)) for index, (ids, done) in rows]
             completions.update(new)
             if ended:
                 ended(new)
@@ -189,7 +189,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> li
     return list(templated(tokenizer, conversation, add_generation_prompt=True, return_dict=False))
 
 
-def completion(tokenizer: PreTrainedTokenizerBase, ids: list[int], ended: bool) -> Completion:
+def completion(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, ended: bool) -> Completion:
     """Return what generated ids say; `ended` tells that the last of them ends the turn."""
     said = ids[:-1] if ended else ids
     text = str(tokenizer.decode(said, skip_special_tokens=True))

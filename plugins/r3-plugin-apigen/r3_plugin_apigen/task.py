@@ -114,7 +114,7 @@ class Apigen(Task):
             if stated != reference:
                 yield stated
 
-    def kind(self, reason: str) -> str | None:
+    def mistake(self, reason: str) -> str | None:
         return kind_of(reason)
 
     def leaks(self, example: Example, reflection: str) -> bool:

@@ -173,9 +173,9 @@ def test_a_drill_asks_once_for_each_of_its_tools_and_is_answered_rightly():
             assert TASK.prompt(example) == head + asked
             assert TASK.verify(example, text_of(turn)).outcome == "pass"
             called.append(call["name"])
-        assert sorted(called) == sorted(tool["name"] for tool in offered)
+        assert len(set(called)) == len(called)  # a tool is left out when its query is one of the test split
         sizes[len(called)] += 1
-    assert sizes.keys() == {2, 3, 4}
+    assert min(sizes[size] for size in (2, 3, 4)) > 10
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -146,7 +146,7 @@ def test_a_split_has_at_least_5000_distinct_problems(split, space):
         (Space(), "train", ["trackOrder-e82087f453d6", "get_headlines-39ef7c71f56b", "get_distance-375fa35ed537"]),
         (RICH, "test", ["followArtist-d6b76ce90394", "send_application-52f8560f002e", "get_nutrition-1d6b14c4dbae"]),
         (
-            Space(calls=(0, 1), optional=0.2, nested=False, terse=True),
+            Space(calls=(0, 1), distractors=2, optional=0.2, nested=False, terse=True),
             "validation",
             ["nothing-9a7b7dad7d41", "spellCheck-7591507a100e", "bus_tickets-d874bda23f92"],
         ),

@@ -80,7 +80,7 @@ class Countdown(Task):
             yield f"I combine them: <answer>{solution}</answer> That makes {_target(example)}."
             yield f"{self.prompt(example)}\n<answer>{solution}</answer>"
 
-    def kind(self, reason: str) -> str | None:
+    def mistake(self, reason: str) -> str | None:
         return "it equals another number" if reason.startswith("it equals ") else reason
 
     def leaks(self, example: Example, reflection: str) -> bool:
