@@ -18,7 +18,7 @@ DEMO = Demo(
         "batch_size": 256,
         "mine.limit": 512,
         "grpo.temperature": 0.8,
-        "grpo.learning_rate": 2e-4,
+        "grpo.learning_rate": 1e-4,
         "grpo.lr_scheduler_type": "constant_with_warmup",
         "grpo.warmup_steps": 3,
         "grpo.max_steps": 40,
