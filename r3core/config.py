@@ -146,8 +146,10 @@ class Config(Section):
     """The branch, tag or commit of a model on the hub."""
     trust_remote_code: bool = False
     """Let a model on the hub run code of its own."""
-    engine: Literal["transformers"] = "transformers"
-    """What generates text."""
+    engine: Literal["transformers", "vllm", "openai"] = "transformers"
+    """What generates text: this process, vLLM, or a server that speaks OpenAI's protocol."""
+    engine_options: dict[str, Any] = {}
+    """The engine's own options: those of `vllm.LLM`, or of a server and how it is asked."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type of the weights; `auto` takes the one they were saved in."""
     seed: int = Field(default=0, ge=0)

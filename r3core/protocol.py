@@ -15,7 +15,8 @@ from typing import Any
 from r3core import prompts
 from r3core.config import Config, Turn
 from r3core.episode import Answer, Arm, Episode, Reflection
-from r3core.generation import Completion, Conversation, Ended, Generator, Sampling
+from r3core.errors import UsageError
+from r3core.generation import Completion, Conversation, Generator, Sampling, TooLong
 from r3core.prompts import Feedback
 from r3core.task import Example, Task, Wording
 from r3core.verification import Batch, Judge
@@ -60,7 +61,7 @@ class Protocol:
         sampling = _sampling(self.config.sampling.reflection, seed)
         requests = [self.reflection_request(episode) for episode in failed]
         leaks = self.judge.leaks()
-        written = generator.generate(requests, sampling, ended=_into(leaks, [e.example for e in failed]))
+        written = _written([e.example for e in failed], requests, generator, sampling, into=leaks)
         tested = zip(self.with_reflections(failed, written), leaks.result(), strict=True)
         reflected = iter([with_leak(episode, leaked) for episode, leaked in tested])
         return [next(reflected) if episode.failed else episode for episode in episodes]
@@ -127,7 +128,7 @@ class Protocol:
     ) -> list[Answer]:
         sampling = _sampling(getattr(self.config.sampling, turn), seed)
         verdicts = self.judge.verdicts()
-        written = generator.generate(conversations, sampling, ended=_into(verdicts, examples)) if conversations else []
+        written = _written(examples, conversations, generator, sampling, into=verdicts)
         judged = zip(written, verdicts.result(), strict=True)
         answers = [Answer(**_text(completion), verdict=verdict) for completion, verdict in judged]
         self.judge.check_errors()
@@ -140,9 +141,23 @@ def with_leak(episode: Episode, leaked: bool | None) -> Episode:
     return episode.model_copy(update={"reflection": episode.reflection.model_copy(update={"leaked": leaked})})
 
 
-def _into(batch: Batch[Any], examples: Sequence[Example]) -> Ended:
-    """Return what hands completions over to be judged while others are still being written."""
-    return lambda ended: batch.add((index, examples[index], completion.text) for index, completion in ended)
+def _written(
+    examples: Sequence[Example],
+    conversations: Sequence[Conversation],
+    generator: Generator,
+    sampling: Sampling,
+    *,
+    into: Batch[Any],
+) -> list[Completion]:
+    """Return a completion a conversation; they are handed over to be judged while others are still being written."""
+
+    def ended(new: Sequence[tuple[int, Completion]]) -> None:
+        into.add((index, examples[index], completion.text) for index, completion in new)
+
+    try:
+        return generator.generate(conversations, sampling, ended=ended) if conversations else []
+    except TooLong as error:
+        raise UsageError(f"example {examples[error.index].id!r}: {error.message}", *error.hints) from None
 
 
 def _sampling(turn: Turn, seed: int) -> Sampling:
@@ -150,7 +165,7 @@ def _sampling(turn: Turn, seed: int) -> Sampling:
 
 
 def _text(completion: Completion) -> dict[str, Any]:
-    return {"text": completion.text, "tokens": len(completion.token_ids), "stopped": completion.stopped}
+    return {"text": completion.text, "tokens": completion.tokens, "stopped": completion.stopped}
 
 
 def _others(episodes: Sequence[Episode]) -> list[Episode | None]:

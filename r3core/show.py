@@ -9,7 +9,8 @@ from r3core.config import Config, model_of
 from r3core.episode import Episode
 from r3core.errors import RunError
 from r3core.generation import Conversation
-from r3core.generation.local import TransformersGenerator, load_model, templated
+from r3core.generation.chat import templated
+from r3core.generation.local import TransformersGenerator, load_model
 from r3core.mine import examples_of
 from r3core.protocol import Protocol, seed_of
 from r3core.screen import visible

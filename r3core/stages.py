@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from r3core import report
 from r3core.check import certified, demand
@@ -16,15 +16,14 @@ from r3core.check.certificate import Certificate
 from r3core.config import Config, model_of
 from r3core.errors import RunError, UsageError
 from r3core.evaluate import Result, evaluate
-from r3core.generation.local import TransformersGenerator, load_model
+from r3core.generation import Generator
+from r3core.generation.engines import Engines
+from r3core.generation.local import load_model
 from r3core.mine import Failure, examples_of, forecast, mine, read_failures, write_failures
 from r3core.protocol import Protocol
 from r3core.runs import Run, values_of
 from r3core.task import Task
 from r3core.verification import Judge, verifier_hash
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ORIGIN = "r3.json"
 """The file in a trained model's folder that says what it was trained from."""
@@ -38,6 +37,7 @@ class Stages:
         self.task = judge.task
         self.config = config
         self.protocol = Protocol(judge.task, judge, config)
+        self.engines = Engines(config)
 
     @classmethod
     @contextmanager
@@ -49,7 +49,11 @@ class Stages:
             print("hint: name another model with --model", file=sys.stderr)
         record = config.record() | ({"trained": str(trained)} if trained else {})
         with Run.open(config.directory, record) as run, Judge(task, config.judge) as judge:
-            yield cls(run, judge, config)
+            stages = cls(run, judge, config)
+            try:
+                yield stages
+            finally:
+                stages.engines.close()
 
     def certify(self) -> None:
         """Put the verifier's certificate into the run; RunError when it does not pass and the run insists on it."""
@@ -69,7 +73,7 @@ class Stages:
         elif self.config.mine.failures is not None:
             failures = self._adopt(self.config.mine.failures)
         else:
-            failures = mine(self.run, self.protocol, self._base)
+            failures = mine(self.run, self.protocol, self._base())
         if self.config.mine.probe and self.run.read_json("forecast") is None:
             self._forecast(failures)
         return failures
@@ -85,7 +89,12 @@ class Stages:
             )
         from r3core.train import train
 
-        model, tokenizer = self._load(model_of(self.config, self.task))
+        self.engines.close()
+        config = self.config
+        name = model_of(config, self.task)
+        model, tokenizer = load_model(
+            name, revision=config.revision, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+        )
         failures = read_failures(self.run.path / "failures")[0]
         facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer)
         origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
@@ -128,8 +137,8 @@ class Stages:
             self.run,
             self.protocol,
             examples,
-            base=lambda: self._base,
-            trained=self._loader(trained) if trained else None,
+            base=self._base,
+            trained=partial(self.engines.open, trained) if trained else None,
         )
         self.run.write_json("result", result)
         self.run.finish("evaluate", {"problems": len(examples), "trained": trained is not None})
@@ -150,27 +159,13 @@ class Stages:
         return failures
 
     def _forecast(self, failures: list[Failure]) -> None:
-        told = forecast(self.run, self.protocol, failures, self._base)
+        told = forecast(self.run, self.protocol, failures, self._base())
         if told is not None:
             group = int(self.config.grpo.get("num_generations", 8))
             report.print_forecast(told, self.config, group=group, to=sys.stderr)
 
-    @cached_property
-    def _base(self) -> TransformersGenerator:
-        return self._loader(model_of(self.config, self.task))()
-
-    def _loader(self, name: str | Path) -> Callable[[], TransformersGenerator]:
-        def load() -> TransformersGenerator:
-            model, tokenizer = self._load(name)
-            return TransformersGenerator(model, tokenizer, batch_size=self.config.batch_size)
-
-        return load
-
-    def _load(self, name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        config = self.config
-        return load_model(
-            name, revision=config.revision, dtype=config.dtype, trust_remote_code=config.trust_remote_code
-        )
+    def _base(self) -> Generator:
+        return self.engines.open(model_of(self.config, self.task))
 
 
 def unfamiliar(task: Task, config: Config) -> list[str]:

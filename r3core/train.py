@@ -10,24 +10,24 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
-from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
-from r3core.generation import Completion, Conversation, Ended, Sampling
-from r3core.generation.local import TransformersGenerator, completion, encode
+from r3core.generation import Continued, Conversation, Sampling
+from r3core.generation.chat import completion, encode
 from r3core.grpo import check_training
 from r3core.mine import Failure
+from r3core.policy import Policy
 from r3core.protocol import Protocol, seed_of, with_leak
 from r3core.runs import Run
 from r3core.screen import progress_bar
@@ -38,37 +38,6 @@ if TYPE_CHECKING:
 
 _COMPLETE = "complete"  # an empty file in a checkpoint that was written to its end
 _TRL_SAMPLING = ("min_p", "generation_kwargs", "use_transformers_continuous_batching")
-
-
-class Policy:
-    """A generator that samples from the weights a trainer has at this moment."""
-
-    def __init__(self, trainer: ReflectionTrainer, batch_size: int) -> None:
-        self.trainer = trainer
-        self.batch_size = batch_size
-
-    def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
-    ) -> list[Completion]:
-        """Return one completion a conversation, in the same order."""
-        with self._generator() as generator:
-            return generator.generate(conversations, sampling, ended=ended)
-
-    def continue_ids(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
-        """Return the generated ids for each prompt of token ids, with the end token where there is one."""
-        with self._generator() as generator:
-            return [ids for ids, _ in generator.continue_ids(prompts, sampling)]
-
-    @contextmanager
-    def _generator(self) -> Iterator[TransformersGenerator]:
-        trainer = self.trainer
-        with unwrap_model_for_generation(
-            trainer.model_wrapped,
-            trainer.accelerator,
-            gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=cast("dict[str, Any] | None", trainer.args.gradient_checkpointing_kwargs),
-        ) as model:
-            yield TransformersGenerator(model, trainer.processing_class, batch_size=self.batch_size)
 
 
 class ReflectionTrainer(GRPOTrainer):
@@ -129,7 +98,7 @@ class ReflectionTrainer(GRPOTrainer):
                 max_tokens=self.args.max_completion_length or 256,
                 seed=self._seed("reflect"),
             )
-            return self.policy.continue_ids(prompt_ids, sampling), None
+            return [continued.ids for continued in self.policy.continue_ids(prompt_ids, sampling)], None
         finally:
             self.generation_seconds += perf_counter() - began
 
@@ -140,7 +109,8 @@ class ReflectionTrainer(GRPOTrainer):
         config = self.protocol.config.train
         judged_before, began = self.protocol.judge.seconds, perf_counter()
         # from the ids: in the texts that TRL gives, calls and thoughts may be left out
-        written = [completion(self.processing_class, ids, ended=self._ended(ids)) for ids in completion_ids]
+        drawn = (Continued(ids, self._ended(ids)) for ids in completion_ids)
+        written = [completion(self.processing_class, continued) for continued in drawn]
         episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], written)
         leaks = self.protocol.judge.leaks()  # are tested while the retries are written
         reflected = enumerate(zip(episodes, written, strict=True))

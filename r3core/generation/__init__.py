@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import Field
 
 from r3core.episode import Stopped
+from r3core.errors import UsageError
 from r3core.task import TOOLS, Frozen, Message
 
 Conversation = Sequence[Message]
@@ -36,15 +37,36 @@ class Sampling(Frozen):
     """0 keeps every token."""
     max_tokens: int = Field(default=256, gt=0)
     seed: int = Field(default=0, ge=0)
+    logprobs: bool = False
+    """Whether completions come with the log-probabilities of their tokens."""
+
+
+Samplings = Sampling | Sequence[Sampling]
+"""One way of drawing tokens for all conversations, or one for each."""
 
 
 class Completion(Frozen):
     """One generated turn."""
 
     text: str
-    token_ids: list[int]
-    """The generated tokens, without the end-of-turn token."""
+    token_ids: list[int] | None
+    """The generated tokens, without the end-of-turn token; None where a server does not tell them."""
+    tokens: int = Field(default_factory=lambda given: len(given["token_ids"] or ()), ge=0)
+    """How many tokens were generated, without the end-of-turn token."""
     stopped: Stopped
+    logprobs: list[float] | None = None
+    """The natural logarithm of each token's probability under the model itself, before temperature and truncation."""
+
+
+class Continued(NamedTuple):
+    """What was generated after one prompt of token ids."""
+
+    ids: list[int]
+    """With the end-of-turn token, where there is one."""
+    ended: bool
+    """Whether the last id ends the turn."""
+    logprobs: list[float] | None = None
+    """One an id; see `Completion.logprobs`."""
 
 
 Ended = Callable[[Sequence[tuple[int, Completion]]], None]
@@ -55,10 +77,32 @@ class Generator(Protocol):
     """Anything that continues conversations: a local model, a server, a trainer's current policy, a script."""
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
+        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order; `ended` is called with each of them exactly once.
 
-        The same conversations, sampling and seed give the same completions, where the engine can.
+        The same conversations, sampling and seed give the same completions, where the engine can. Raises TooLong for a
+        conversation that does not fit. When `ended` raises, or the user interrupts, what is being written is given up.
         """
         ...
+
+    def close(self) -> None:
+        """Let go of the memory that a model takes; the generator is not used after that."""
+        ...
+
+
+class TooLong(UsageError):
+    """A conversation and its completion together exceed the model's context; `index` tells which one."""
+
+    def __init__(self, index: int, *, tokens: int, new: int, context: int, opening: str) -> None:
+        super().__init__(
+            f"a prompt of {tokens} tokens and {new} new ones exceed the model's context of {context}: "
+            f"{opening[:80]!r}...",
+            "lower the max_tokens of this turn under `sampling`, or leave out such examples",
+        )
+        self.index = index
+
+
+def each(sampling: Samplings, count: int) -> Sequence[Sampling]:
+    """Return the sampling of each of so many conversations."""
+    return [sampling] * count if isinstance(sampling, Sampling) else sampling

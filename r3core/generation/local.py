@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from r3core.errors import UsageError
-from r3core.generation import Completion, Conversation, Ended, Sampling, with_tools
+from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
+from r3core.generation.chat import check_lengths, completion, encode
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Continued = tuple[list[int], bool]
-"""The generated ids of one prompt, and whether the last of them is an end token."""
 Take = Callable[[Sequence[tuple[int, Continued]]], None]
 _SHRINK_AT = 0.7  # the batch is rebuilt without its ended rows when only this share of it is still alive
 
@@ -22,8 +21,9 @@ _SHRINK_AT = 0.7  # the batch is rebuilt without its ended rows when only this s
 class TransformersGenerator:
     """Continues conversations with a transformers model.
 
-    Prompts are sorted by length, so that padding is small. Rows that ended leave the batch, and their part of the cache
-    is dropped, once enough of them have: rebuilding the cache for each would cost more than it saves.
+    Prompts are sorted by length, so that padding is small; a prompt that is there several times is computed once a
+    batch. Rows that ended leave the batch, and their part of the cache is dropped, once enough of them have: rebuilding
+    the cache for each would cost more than it saves.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 128) -> None:
@@ -32,17 +32,13 @@ class TransformersGenerator:
         self.batch_size = batch_size
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
+        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
-        """Return one completion a conversation, in the same order.
-
-        `ended` is called whenever rows leave the batch. Raises UsageError when a prompt and `max_tokens` together
-        exceed the model's context.
-        """
+        """Return one completion a conversation, in the same order; `ended` is called whenever rows leave the batch."""
         completions: dict[int, Completion] = {}
 
         def take(rows: Sequence[tuple[int, Continued]]) -> None:
-            new = [(index, completion(self.tokenizer, ids, ended=done)) for index, (ids, done) in rows]
+            new = [(index, completion(self.tokenizer, continued)) for index, continued in rows]
             completions.update(new)
             if ended:
                 ended(new)
@@ -55,25 +51,25 @@ class TransformersGenerator:
         return encode(self.tokenizer, conversation)
 
     def continue_ids(
-        self, prompts: Sequence[list[int]], sampling: Sampling, *, take: Take | None = None
+        self, prompts: Sequence[list[int]], sampling: Samplings, *, take: Take | None = None
     ) -> list[Continued]:
-        """Return, for each prompt of token ids, the generated ids and whether the last of them is an end token.
+        """Return what is generated after each prompt of token ids.
 
-        `take` is called with the rows that have just ended, each with its prompt's index.
+        `take` is called with the rows that have just ended, each with its prompt's index. Raises TooLong when a prompt
+        and `max_tokens` together exceed the model's context.
         """
         import torch
 
-        self._check_lengths(prompts, sampling)
-        random = torch.Generator(self.model.device).manual_seed(sampling.seed)
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-        results: list[Continued] = [([], False)] * len(prompts)
+        samplings = each(sampling, len(prompts))
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        check_lengths(self.tokenizer, prompts, samplings, context=context)
+        results = [Continued([], False)] * len(prompts)
         was_training = self.model.training
         self.model.eval()
         try:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
+            for kind, batch, random in self._batches(prompts, samplings):
                 with torch.no_grad():
-                    for rows in self._continue([prompts[index] for index in batch], sampling, random):
+                    for rows in self._continue([prompts[index] for index in batch], kind, random):
                         new = [(batch[row], continued) for row, continued in rows]
                         for index, continued in new:
                             results[index] = continued
@@ -82,6 +78,31 @@ class TransformersGenerator:
         finally:
             self.model.train(was_training)
         return results
+
+    def close(self) -> None:
+        """Let go of the model's memory."""
+        import torch
+
+        del self.model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _batches(
+        self, prompts: Sequence[list[int]], samplings: Sequence[Sampling]
+    ) -> Iterator[tuple[Sampling, list[int], torch.Generator]]:
+        """Yield indices of prompts that go through the model together: of one sampling, long ones first."""
+        import torch
+
+        kinds: dict[Sampling, list[int]] = {}
+        first: dict[tuple[int, ...], int] = {}  # where each prompt stands first: equal ones are put side by side
+        for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+            kinds.setdefault(sampling, []).append(index)
+            first.setdefault(tuple(prompt), index)
+        for sampling, members in kinds.items():
+            random = torch.Generator(self.model.device).manual_seed(sampling.seed)
+            order = sorted(members, key=lambda index: (-len(prompts[index]), first[tuple(prompts[index])]))
+            for start in range(0, len(order), self.batch_size):
+                yield sampling, order[start : start + self.batch_size], random
 
     def _continue(
         self, prompts: Sequence[list[int]], sampling: Sampling, random: torch.Generator
@@ -93,15 +114,16 @@ class TransformersGenerator:
         device = self.model.device
         pad = self.tokenizer.pad_token_id or 0
         width = max(map(len, prompts))
-        ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in distinct], device=device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in distinct], device=device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         ends = torch.tensor(sorted(self._end_ids()), device=device)
         cache = DynamicCache(config=self.model.config)
         rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch continues
         alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
         written = _Written(len(prompts), self._end_ids())
-        for _ in range(sampling.max_tokens):
+        for step in range(sampling.max_tokens):
             logits = self.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -110,8 +132,13 @@ class TransformersGenerator:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]  # (rows, vocabulary)
+            if step == 0 and len(distinct) < len(prompts):  # from here on each row goes its own way
+                copies = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=device)
+                cache.batch_select_indices(copies)
+                logits, mask, positions = (t[copies] for t in (logits, mask, positions))
             tokens = _draw(logits, sampling, random)  # (rows,)
-            written.add(rows[alive], tokens[alive])
+            logprobs = _logprobs(logits, tokens)[alive] if sampling.logprobs else None
+            written.add(rows[alive], tokens[alive], logprobs)
             alive = alive & ~torch.isin(tokens, ends)
             living = int(alive.sum())
             if living == 0:
@@ -132,17 +159,6 @@ class TransformersGenerator:
         listed = configured if isinstance(configured, list) else [configured]
         return {token for token in (*listed, self.tokenizer.eos_token_id) if token is not None}
 
-    def _check_lengths(self, prompts: Sequence[list[int]], sampling: Sampling) -> None:
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        longest = max(prompts, key=len, default=[])
-        if context is not None and len(longest) + sampling.max_tokens > context:
-            opening = self.tokenizer.decode(longest, skip_special_tokens=True)[:80]
-            raise UsageError(
-                f"a prompt of {len(longest)} tokens and {sampling.max_tokens} new ones exceed the model's context of "
-                f"{context}: {opening!r}...",
-                "lower the max_tokens of this turn under `sampling`, or leave out such examples",
-            )
-
 
 def _draw(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> torch.Tensor:
     """Draw one token a row; logits are (rows, vocabulary)."""
@@ -160,56 +176,41 @@ def _draw(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> 
     return torch.multinomial(scores.softmax(-1), 1, generator=random).squeeze(1)
 
 
+def _logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the log-probability of one token a row, before temperature and truncation.
+
+    Logits are (rows, vocabulary).
+    """
+    return logits.float().log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
 class _Written:
     """The tokens drawn so far, kept on the device until a row is taken."""
 
     def __init__(self, count: int, ends: set[int]) -> None:
         self.ends = ends
         self.ids: list[list[int]] = [[] for _ in range(count)]
-        self.drawn: list[tuple[torch.Tensor, torch.Tensor]] = []  # each step's rows and their tokens
+        self.logprobs: list[list[float]] = [[] for _ in range(count)]
+        self.drawn: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []  # each step's rows and tokens
 
-    def add(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
-        self.drawn.append((rows, tokens))
+    def add(self, rows: torch.Tensor, tokens: torch.Tensor, logprobs: torch.Tensor | None) -> None:
+        self.drawn.append((rows, tokens, logprobs))
 
     def take(self, rows: torch.Tensor) -> list[tuple[int, Continued]]:
-        """Return what was written in some rows, and whether the last token of each ends it."""
-        for places, tokens in self.drawn:
-            for place, token in zip(places.tolist(), tokens.tolist(), strict=True):
+        """Return what was written in some rows."""
+        for places, tokens, logprobs in self.drawn:
+            drawn = places.tolist()
+            for place, token in zip(drawn, tokens.tolist(), strict=True):
                 self.ids[place].append(token)
+            if logprobs is not None:
+                for place, logprob in zip(drawn, logprobs.tolist(), strict=True):
+                    self.logprobs[place].append(logprob)
         self.drawn.clear()
-        taken = [(row, self.ids[row]) for row in rows.tolist()]
-        return [(row, (ids, bool(ids) and ids[-1] in self.ends)) for row, ids in taken]
+        return [(row, self._continued(row)) for row in rows.tolist()]
 
-
-def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """Return the token ids of a conversation, up to where the assistant's turn begins.
-
-    Raises UsageError when the conversation brings tools, and the chat template has no place for them.
-    """
-    return list(templated(tokenizer, conversation, add_generation_prompt=True, return_dict=False))
-
-
-def completion(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, ended: bool) -> Completion:
-    """Return what generated ids say; `ended` tells that the last of them ends the turn."""
-    said = ids[:-1] if ended else ids
-    text = str(tokenizer.decode(said, skip_special_tokens=True))
-    return Completion(text=text, token_ids=said, stopped="end" if ended else "length")
-
-
-def templated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **options: Any) -> Any:
-    """Return a conversation in the model's chat template, as `apply_chat_template` does with these options.
-
-    Raises UsageError when the conversation brings tools, and the chat template has no place for them.
-    """
-    messages, offered = with_tools(conversation)
-    tools = cast("list[dict[Any, Any] | Callable[..., Any]] | None", offered)
-    without = tokenizer.apply_chat_template(messages, tokenize=False) if tools else None
-    if tools and tokenizer.apply_chat_template(messages, tools=tools, tokenize=False) == without:
-        raise UsageError(
-            "the task gives its tools to the chat template, and this model's has no place for tools",
-            "put them into the prompt (apigen: leave `template` out), or name a model that was trained to call tools",
-        )
-    return tokenizer.apply_chat_template(messages, tools=tools, **options)
+    def _continued(self, row: int) -> Continued:
+        ids, logprobs = self.ids[row], self.logprobs[row]
+        return Continued(ids, bool(ids) and ids[-1] in self.ends, logprobs if len(logprobs) == len(ids) else None)
 
 
 def load_model(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from r3core.generation import Completion, Conversation, Ended, Sampling
+from r3core.generation import Completion, Conversation, Ended, Samplings, each
 
 
 class ScriptedGenerator:
@@ -20,15 +20,16 @@ class ScriptedGenerator:
         """The number of conversations of each call: shows whether work came in batches."""
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
+        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return the script's replies; `rng_index` counts the conversations from 0, offset by the seed."""
         self.asked += conversations
         self.calls.append(len(conversations))
         completions = []
-        for index, conversation in enumerate(conversations):
-            words = self.reply(conversation, sampling.seed + index).split(" ")
-            kept = words[: sampling.max_tokens]
+        samplings = each(sampling, len(conversations))
+        for index, (conversation, one) in enumerate(zip(conversations, samplings, strict=True)):
+            words = self.reply(conversation, one.seed + index).split(" ")
+            kept = words[: one.max_tokens]
             completions.append(
                 Completion(
                     text=" ".join(kept),
@@ -39,3 +40,6 @@ class ScriptedGenerator:
         if ended:
             ended(list(enumerate(completions)))
         return completions
+
+    def close(self) -> None:
+        """Do nothing: a script takes no memory."""

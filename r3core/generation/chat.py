@@ -1,0 +1,62 @@
+"""Between conversations and token ids: what a chat template makes of the one, and what is read from the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from r3core.errors import UsageError
+from r3core.generation import Completion, Continued, Conversation, Sampling, TooLong, with_tools
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+    """Return the token ids of a conversation, up to where the assistant's turn begins.
+
+    Raises UsageError when the conversation brings tools, and the chat template has no place for them.
+    """
+    return list(templated(tokenizer, conversation, add_generation_prompt=True, return_dict=False))
+
+
+def completion(tokenizer: PreTrainedTokenizerBase, written: Continued) -> Completion:
+    """Return what generated ids say."""
+    count = len(written.ids) - written.ended
+    said = written.ids[:count]
+    return Completion(
+        text=str(tokenizer.decode(said, skip_special_tokens=True)),
+        token_ids=said,
+        stopped="end" if written.ended else "length",
+        logprobs=written.logprobs and written.logprobs[:count],
+    )
+
+
+def templated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **options: Any) -> Any:
+    """Return a conversation in the model's chat template, as `apply_chat_template` does with these options.
+
+    Raises UsageError when the conversation brings tools, and the chat template has no place for them.
+    """
+    messages, offered = with_tools(conversation)
+    tools = cast("list[dict[Any, Any] | Callable[..., Any]] | None", offered)
+    without = tokenizer.apply_chat_template(messages, tokenize=False) if tools else None
+    if tools and tokenizer.apply_chat_template(messages, tools=tools, tokenize=False) == without:
+        raise UsageError(
+            "the task gives its tools to the chat template, and this model's has no place for tools",
+            "put them into the prompt (apigen: leave `template` out), or name a model that was trained to call tools",
+        )
+    return tokenizer.apply_chat_template(messages, tools=tools, **options)
+
+
+def check_lengths(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    samplings: Sequence[Sampling],
+    *,
+    context: int | None,
+) -> None:
+    """Raise TooLong for the first prompt that exceeds the model's context together with its new tokens."""
+    for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+        if context is not None and len(prompt) + sampling.max_tokens > context:
+            opening = str(tokenizer.decode(prompt, skip_special_tokens=True))
+            raise TooLong(index, tokens=len(prompt), new=sampling.max_tokens, context=context, opening=opening)

@@ -1,0 +1,48 @@
+"""Which engine a run generates with, and the one model that it holds at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from r3core.config import Config
+from r3core.generation import Generator
+
+
+class Engines:
+    """Opens the engine of a configuration on one model or another; only one of them is in memory at a time."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._open: tuple[str, Generator] | None = None
+
+    def open(self, model: str | Path) -> Generator:
+        """Return the generator for a model, after closing that for another one."""
+        name = str(model)
+        if self._open is None or self._open[0] != name:
+            self.close()
+            self._open = name, open_engine(self.config, name)
+        return self._open[1]
+
+    def close(self) -> None:
+        """Let go of the model that is in memory, if any."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+
+def open_engine(config: Config, model: str) -> Generator:
+    """Return a generator for a model; UsageError when it cannot be had, or the engine is not installed."""
+    if config.engine == "vllm":
+        from r3core.generation.vllm import VllmGenerator
+
+        return VllmGenerator.load(model, config)
+    if config.engine == "openai":
+        from r3core.generation.openai import OpenAIGenerator
+
+        return OpenAIGenerator.connect(model, config)
+    from r3core.generation.local import TransformersGenerator, load_model
+
+    loaded, tokenizer = load_model(
+        model, revision=config.revision, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
+    return TransformersGenerator(loaded, tokenizer, batch_size=config.batch_size)
