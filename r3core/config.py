@@ -275,16 +275,32 @@ def resolve(
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise _explained(error) from None
+        raise explained(error) from None
 
 
 def model_of(config: Config, task: Task) -> str:
-    """Return the folder or the hub's name of the model; ConfigError when none is named and the task ships none."""
+    """Return the folder or the name of the model; ConfigError when none is named and the task ships none.
+
+    A server has no model that a task ships: there one is always named.
+    """
     if config.model is not None:
         return config.model
+    if config.engine == "openai":
+        raise ConfigError("no model is named, and a server has to be asked for one by its name", "name it with --model")
     if task.demo is None:
         raise ConfigError(f"task `{task.name}` ships no model of its own", "name one with --model")
     return str(task.demo.model)
+
+
+def local_model(config: Config, task: Task, *, done: str) -> str:
+    """Return the model as `model_of` does; ConfigError when it is behind a server, where it cannot be `done`."""
+    if config.engine == "openai":
+        raise ConfigError(
+            f"engine `openai`: a model behind a server cannot be {done} here; `r3 mine` and `r3 eval` work with one",
+            "name a local model or one of the hub, without --engine openai; "
+            "--failures DIRECTORY trains on what was mined from a server",
+        )
+    return model_of(config, task)
 
 
 def _asked(file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,11 +342,15 @@ def _merged(layers: Sequence[Any]) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge({}, *layers), resolve=True))
 
 
-def _explained(error: ValidationError) -> ConfigError:
+def explained(error: ValidationError, section: type[Section] = Config, *, prefix: str = "") -> ConfigError:
+    """Return what is wrong with a section of the configuration, whose keys begin with a prefix."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(map(str, first["loc"]))
+    key = prefix + ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        hints = did_you_mean(key, list(known_keys()))
+        known = list(known_keys(section, prefix))
+        hints = did_you_mean(key, known)
+        if section is not Config:
+            return ConfigError(f"there is no configuration key `{key}`; known: {', '.join(known)}", *hints)
         trl = () if len(first["loc"]) > 1 else ("an option of TRL's GRPOConfig is set as `grpo.NAME`",)
         return ConfigError(f"there is no configuration key `{key}`", *hints, *trl)
     said = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")

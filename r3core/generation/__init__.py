@@ -94,12 +94,8 @@ class Generator(Protocol):
 class TooLong(UsageError):
     """A conversation and its completion together exceed the model's context; `index` tells which one."""
 
-    def __init__(self, index: int, *, tokens: int, new: int, context: int, opening: str) -> None:
-        super().__init__(
-            f"a prompt of {tokens} tokens and {new} new ones exceed the model's context of {context}: "
-            f"{opening[:80]!r}...",
-            "lower the max_tokens of this turn under `sampling`, or leave out such examples",
-        )
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message, "lower the max_tokens of this turn under `sampling`, or leave out such examples")
         self.index = index
 
 

@@ -59,4 +59,8 @@ def check_lengths(
     for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
         if context is not None and len(prompt) + sampling.max_tokens > context:
             opening = str(tokenizer.decode(prompt, skip_special_tokens=True))
-            raise TooLong(index, tokens=len(prompt), new=sampling.max_tokens, context=context, opening=opening)
+            raise TooLong(
+                index,
+                f"a prompt of {len(prompt)} tokens and {sampling.max_tokens} new ones exceed the model's context of "
+                f"{context}: {opening[:80]!r}...",
+            )
