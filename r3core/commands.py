@@ -181,7 +181,7 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
         samples: Annotated[int | None, typer.Option(help="Attempts at each problem in mining.")] = None,
         keep: Annotated[str | None, typer.Option(help="Which failures to keep: any-failed or all-failed.")] = None,
         failures: Annotated[Path | None, typer.Option(help="A set of failures to use instead of mining.")] = None,
-        engine: Annotated[str | None, typer.Option(help="What generates text: transformers.")] = None,
+        engine: Annotated[str | None, typer.Option(help="What generates text: transformers, vllm or openai.")] = None,
         limit: Annotated[int | None, typer.Option(help="At most so many problems in mining and evaluation.")] = None,
         seed: Annotated[int | None, typer.Option(help="The one seed that everything random follows from.")] = None,
         output_dir: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
@@ -223,11 +223,11 @@ def _stages(task: Task, config: Config, *, trained: Path | None = None) -> Any:
 
 def _check_training(task: Task, config: Config) -> None:
     """Raise ConfigError now, and not after hours of mining, when training could not begin."""
-    from r3core.config import model_of
+    from r3core.config import local_model
     from r3core.grpo import check_training
     from r3core.runs import RunRecord
 
-    model_of(config, task)
+    local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
         check_training(config.grpo, config.grpo_options())
 
@@ -254,9 +254,11 @@ def _explain(task: Task, config: Config) -> None:
     import yaml
 
     from r3core.config import model_of
+    from r3core.generation.engines import check_engine
     from r3core.grpo import check_grpo, explain_batch
 
     check_grpo(config.grpo)
+    check_engine(config)
     model = model_of(config, task)
     typer.echo(yaml.safe_dump(config.record(), sort_keys=False, allow_unicode=True).rstrip())
     typer.echo(f"\nrun directory: {config.directory}\nmodel: {model}")

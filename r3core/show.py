@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from r3core.config import Config, model_of
+from r3core.config import Config, local_model
 from r3core.episode import Episode
 from r3core.errors import RunError
 from r3core.generation import Conversation
@@ -28,7 +28,7 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
     from rich.text import Text
 
     model, tokenizer = load_model(
-        model_of(config, task),
+        local_model(config, task, done="shown"),
         revision=config.revision,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,

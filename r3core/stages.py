@@ -13,12 +13,13 @@ from typing import Any
 from r3core import report
 from r3core.check import certified, demand
 from r3core.check.certificate import Certificate
-from r3core.config import Config, model_of
-from r3core.errors import RunError, UsageError
+from r3core.config import Config, local_model, model_of
+from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.generation import Generator
-from r3core.generation.engines import Engines
+from r3core.generation.engines import Engines, check_engine
 from r3core.generation.local import load_model
+from r3core.kept import KeptCompletions
 from r3core.mine import Failure, examples_of, forecast, mine, read_failures, write_failures
 from r3core.protocol import Protocol
 from r3core.runs import Run, values_of
@@ -37,13 +38,19 @@ class Stages:
         self.task = judge.task
         self.config = config
         self.protocol = Protocol(judge.task, judge, config)
-        self.engines = Engines(config)
+        self.engines = Engines(config, kept=KeptCompletions(run) if config.engine == "openai" else None)
 
     @classmethod
     @contextmanager
     def open(cls, task: Task, config: Config, *, trained: Path | None = None) -> Iterator[Stages]:
         """Lock the run directory of a configuration for the block; `trained` names a model from elsewhere."""
         model_of(config, task)  # without a model no directory is made
+        check_engine(config)
+        if trained is not None and config.engine == "openai":
+            raise ConfigError(
+                f"a server cannot compare `{trained}` with what it was trained from: it is asked for one model",
+                "leave --engine openai out, or evaluate the trained model alone, under a name of the server's",
+            )
         if changed := unfamiliar(task, config):
             print(f"warning: the built-in model knows only what it was made for: {', '.join(changed)}", file=sys.stderr)
             print("hint: name another model with --model", file=sys.stderr)
@@ -87,11 +94,11 @@ class Stages:
             raise UsageError(
                 f"there are no failures in `{self.run.path}` yet", "run `r3 mine` first, or name a set with --failures"
             )
+        config = self.config
+        name = local_model(config, self.task, done="trained")
         from r3core.train import train
 
         self.engines.close()
-        config = self.config
-        name = model_of(config, self.task)
         model, tokenizer = load_model(
             name, revision=config.revision, dtype=config.dtype, trust_remote_code=config.trust_remote_code
         )

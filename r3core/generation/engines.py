@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from r3core.config import Config
 from r3core.generation import Generator
 
+if TYPE_CHECKING:
+    from r3core.generation.openai import Kept
+
 
 class Engines:
-    """Opens the engine of a configuration on one model or another; only one of them is in memory at a time."""
+    """Opens the engine of a configuration on one model or another; only one of them is in memory at a time.
 
-    def __init__(self, config: Config) -> None:
+    `kept` has the completions that a server was asked for before.
+    """
+
+    def __init__(self, config: Config, *, kept: Kept | None = None) -> None:
         self.config = config
+        self.kept = kept
         self._open: tuple[str, Generator] | None = None
 
     def open(self, model: str | Path) -> Generator:
@@ -20,7 +28,7 @@ class Engines:
         name = str(model)
         if self._open is None or self._open[0] != name:
             self.close()
-            self._open = name, open_engine(self.config, name)
+            self._open = name, open_engine(self.config, name, kept=self.kept)
         return self._open[1]
 
     def close(self) -> None:
@@ -30,7 +38,15 @@ class Engines:
             self._open = None
 
 
-def open_engine(config: Config, model: str) -> Generator:
+def check_engine(config: Config) -> None:
+    """Raise ConfigError for engine_options that are not allowed, before they are printed or written anywhere."""
+    if config.engine == "openai":
+        from r3core.generation.server import server_of
+
+        server_of(config)
+
+
+def open_engine(config: Config, model: str, *, kept: Kept | None = None) -> Generator:
     """Return a generator for a model; UsageError when it cannot be had, or the engine is not installed."""
     if config.engine == "vllm":
         from r3core.generation.vllm import VllmGenerator
@@ -39,7 +55,7 @@ def open_engine(config: Config, model: str) -> Generator:
     if config.engine == "openai":
         from r3core.generation.openai import OpenAIGenerator
 
-        return OpenAIGenerator.connect(model, config)
+        return OpenAIGenerator.connect(model, config, kept=kept)
     from r3core.generation.local import TransformersGenerator, load_model
 
     loaded, tokenizer = load_model(

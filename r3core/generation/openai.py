@@ -1,0 +1,211 @@
+"""The `openai` engine: a model behind any server that speaks OpenAI's protocol, such as vLLM's, or a hosted one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from r3core.config import Config
+from r3core.errors import R3Error, UsageError
+from r3core.generation import Completion, Conversation, Ended, Sampling, Samplings, each, with_tools
+from r3core.generation.answers import completion_of, faults_as_errors, told
+from r3core.generation.server import Server, server_of
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletion
+
+Body = dict[str, Any]
+"""What is posted to /chat/completions."""
+_CONNECT = 30.0  # seconds, however long an answer may take
+
+
+class Kept(Protocol):
+    """Where completions are kept, so that none is paid for twice."""
+
+    def get(self, key: str) -> Completion | None:
+        """Return the completion that was put there under a key."""
+        ...
+
+    def put(self, completions: Sequence[tuple[str, Completion]]) -> None:
+        """Keep completions, each under its key; they are safe when this returns."""
+        ...
+
+
+class Arrived(NamedTuple):
+    """An answer to one request."""
+
+    place: int
+    """Its index among the conversations."""
+    completion: Completion
+    filtered: bool
+    """Whether the server's own filter cut it off."""
+
+
+class OpenAIGenerator:
+    """Continues conversations through a server: each is one request, and many of them are open at once.
+
+    A request's seed follows from that of the sampling and from its place in the batch; whether the same seed gives the
+    same text is up to the server. What `kept` has is not asked for again.
+    """
+
+    def __init__(self, model: str, server: Server, *, kept: Kept | None = None) -> None:
+        self.model = model
+        self.server = server
+        self.kept = kept
+
+    @classmethod
+    def connect(cls, model: str, config: Config, *, kept: Kept | None = None) -> OpenAIGenerator:
+        """Return a generator for a model of a server; ConfigError for wrong options, or when a key is missing."""
+        try:
+            import openai  # noqa: F401
+        except ImportError:
+            raise UsageError("the engine `openai` is not installed", "pip install 'r3core[openai]'") from None
+        server = server_of(config)
+        server.key()
+        return cls(model, server, kept=kept)
+
+    def generate(
+        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
+    ) -> list[Completion]:
+        """Return one completion a conversation, in the same order; `ended` is called in this thread as they arrive.
+
+        Raises TooLong or UsageError when the server refuses a request, RunError when it fails for good.
+        """
+        asked = zip(conversations, each(sampling, len(conversations)), strict=True)
+        bodies = [self._body(conversation, how, index) for index, (conversation, how) in enumerate(asked)]
+        keys = [_key(body) for body in bodies]
+        completions: dict[int, Completion] = {}
+        filtered = 0
+
+        def take(new: Sequence[tuple[int, Completion]]) -> None:
+            completions.update(new)
+            if ended and new:
+                ended(new)
+
+        def arrived(new: Sequence[Arrived]) -> None:
+            nonlocal filtered
+            if self.kept:
+                self.kept.put([(keys[index], completion) for index, completion, _ in new])
+            filtered += sum(row.filtered for row in new)
+            take([(index, completion) for index, completion, _ in new])
+
+        if self.kept:
+            kept = [(index, self.kept.get(key)) for index, key in enumerate(keys)]
+            take([(index, completion) for index, completion in kept if completion is not None])
+        missing = {index: body for index, body in enumerate(bodies) if index not in completions}
+        if missing:
+            self._ask(missing, arrived)
+        if filtered:
+            print(f"warning: the server's content filter cut off {filtered} completions", file=sys.stderr)
+        return [completions[index] for index in range(len(conversations))]
+
+    def close(self) -> None:
+        """Do nothing: connections are open only while `generate` runs."""
+
+    def _body(self, conversation: Conversation, sampling: Sampling, index: int) -> Body:
+        messages, tools = with_tools(conversation)
+        limit = "max_completion_tokens" if self.server.is_openai else "max_tokens"  # OpenAI has renamed it
+        body: Body = {
+            "model": self.model,
+            "messages": messages,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            limit: sampling.max_tokens,
+            "seed": _seed(sampling.seed, index),
+        }
+        if tools:
+            body["tools"] = tools
+        if sampling.top_k:
+            body["top_k"] = sampling.top_k
+        if sampling.logprobs:
+            body["logprobs"] = True
+        return body | self.server.extra_body
+
+    def _ask(self, bodies: Mapping[int, Body], take: Callable[[Sequence[Arrived]], None]) -> None:
+        """Call `take`, in this thread, with answers as they arrive; leaving it by an error cancels all requests.
+
+        The event loop has a thread of its own, because the caller's may have a running one (a notebook's).
+        """
+        from anyio.from_thread import start_blocking_portal
+
+        arrived: SimpleQueue[Arrived | None] = SimpleQueue()
+        with start_blocking_portal() as portal:
+            asking = portal.start_task_soon(self._ask_all, bodies, arrived.put)
+            asking.add_done_callback(lambda _: arrived.put(None))
+            while new := _waiting(arrived):
+                take(new)
+            asking.result()
+
+    async def _ask_all(self, bodies: Mapping[int, Body], put: Callable[[Arrived], None]) -> None:
+        """Make all requests, `concurrency` of them at once; the first that fails for good ends the others."""
+        from anyio import create_task_group
+        from openai import OpenAIError
+
+        left = iter(bodies.items())
+        failures: list[tuple[int, OpenAIError | R3Error]] = []
+        count = 0
+
+        async def work() -> None:
+            nonlocal count
+            for index, body in left:
+                try:
+                    answer = await _answer(client, body)
+                    put(Arrived(index, *completion_of(answer, logprobs="logprobs" in body)))
+                except (OpenAIError, R3Error) as error:
+                    failures.append((index, error))
+                    return group.cancel_scope.cancel()
+                count += 1
+
+        async with self._client() as client, create_task_group() as group:
+            for _ in range(min(self.server.concurrency, len(bodies))):
+                group.start_soon(work)
+        if failures:
+            index, error = failures[0]
+            if isinstance(error, R3Error):
+                raise error
+            came = f"{count} of {len(bodies)} completions had arrived" + (", and are kept" if self.kept else "")
+            raise told(error, self.server, bodies[index], index=index, came=came) from None
+
+    def _client(self) -> AsyncOpenAI:
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+
+        seconds = self.server.timeout
+        return AsyncOpenAI(
+            api_key=self.server.key(),
+            base_url=self.server.address,
+            timeout=Timeout(seconds, connect=min(seconds, _CONNECT)),
+            max_retries=self.server.max_retries,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [faults_as_errors]}),
+        )
+
+
+async def _answer(client: AsyncOpenAI, body: Body) -> ChatCompletion:
+    rest = {key: value for key, value in body.items() if key not in ("model", "messages")}
+    return await client.chat.completions.create(model=body["model"], messages=body["messages"], extra_body=rest)
+
+
+def _waiting(arrived: SimpleQueue[Arrived | None]) -> list[Arrived]:
+    """Wait for an answer, and return it with those that came meanwhile; nothing when there will be no more."""
+    rows: list[Arrived] = []
+    while not rows or not arrived.empty():
+        row = arrived.get()
+        if row is None:
+            if rows:
+                arrived.put(None)  # for the next call
+            break
+        rows.append(row)
+    return rows
+
+
+def _key(body: Body) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _seed(seed: int, index: int) -> int:
+    """Return the seed of one request: 31 bits, as some servers take no more."""
+    return int.from_bytes(hashlib.sha256(repr((seed, index)).encode()).digest()[:4], "big") >> 1
