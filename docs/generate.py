@@ -25,6 +25,7 @@ from r3_plugin_apigen.task import Apigen
 from r3_plugin_countdown.task import Countdown
 from r3core.cli import app
 from r3core.config import PRESETS, Config, Section
+from r3core.generation.server import Server
 from r3core.grpo import OWNED
 from r3core.options import type_text
 
@@ -76,6 +77,10 @@ def configuration() -> str:
         "`grpo` does not say it, `temperature`, `top_p`, `top_k` and `max_completion_length` follow "
         "`sampling.reflection`. `grpo.use_vllm` is not supported yet. These are r3's own and are refused:",
         _table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
+        "## Options of a server",
+        "With `engine: openai`, these are set under `engine_options`. The key is read from the environment variable "
+        "`OPENAI_API_KEY` alone: one in the configuration is refused, as the run directory would hold it.",
+        _table(("key", "type", "default", "meaning"), list(_keys(Server, "engine_options."))),
         "## Presets",
         "`--preset NAME` sets:",
     ]
