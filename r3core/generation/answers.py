@@ -121,7 +121,7 @@ def told(error: OpenAIError, server: Server, body: dict[str, Any], *, index: int
         hint = "is it running, and is engine_options.base_url right?"
     else:
         what, hint = f"gave an answer that cannot be read ({type(error).__name__})", "look into the server's log"
-    tries = f"after {server.max_retries} retries; " if server.max_retries else ""
+    tries = f"after up to {server.max_retries} retries; " if server.max_retries else ""
     return RunError(f"{where} {what}; model `{body['model']}`; {tries}{came}", again, hint)
 
 
