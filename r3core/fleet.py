@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from socket import create_connection
 from time import monotonic
 from typing import Any, Literal, NamedTuple, cast
 
@@ -28,6 +29,7 @@ from r3core.verification import Judge, verifier_hash
 from r3core.worker import sources
 
 _MOST_LOSSES = 3  # pipelines that may break one after the other without a single batch
+_CONNECT = 20.0  # seconds to find out whether a cluster is there
 _LOOK = 1.0  # seconds between two looks at the cluster's nodes
 _WHAT_ARRIVED = "what arrived is in the run directory; the same command goes on from there"
 
@@ -164,19 +166,25 @@ class Fleet:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
         try:
             import ray
+            import ray._private.worker
             import ray.data
         except ImportError:
             raise UsageError("the engine `ray` needs the library ray", "pip install 'r3core[ray]'") from None
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said here, and once
+        ray._private.worker._worker_logs_enabled = False  # the end of a node would be told on standard output
         if ray.is_initialized():
             return
         address = self.options.address
+        where = f"the Ray cluster at `{address}`" if address else "a Ray cluster"
         try:
+            if address is not None and ":" in address:  # Ray would try for minutes
+                host, _, port = address.rpartition(":")
+                create_connection((host, int(port)), timeout=_CONNECT).close()
             ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = f"the Ray cluster at `{address}`" if address else "a Ray cluster"
-            raise RunError(f"{where} cannot be joined: {_line(error)}", "begin one with `ray start --head`") from None
+        except (OSError, RuntimeError, ValueError) as error:
+            hint = "`ray start --head` begins one, and says its address"
+            raise RunError(f"{where} cannot be joined: {_line(error)}", hint, _WHAT_ARRIVED) from None
         self._joined = True
 
     def _made(self, job: Job, left: deque[tuple[int, bytes]]) -> Iterator[list[Episode]]:

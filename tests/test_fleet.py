@@ -16,13 +16,11 @@ from toy import Toy
 
 from r3core import ConfigError, RunError, Task, UsageError, get_task
 from r3core.config import MACHINES, Config, resolve
-from r3core.episode import Episode
 from r3core.evaluate import reflected
 from r3core.fleet import Fleet, FleetOptions, options_of, room_for
 from r3core.mine import attempted
 from r3core.pool import loader
 from r3core.protocol import Protocol, here
-from r3core.runs import RunRecord
 from r3core.stages import Stages
 from r3core.verification import Judge
 
@@ -127,12 +125,11 @@ def test_a_command_writes_the_rows_of_a_run_without_ray(
     cluster: Any, node: Any, spec: str, tiny_folder: Path, tmp_path: Path, r3: R3
 ) -> None:
     def said(name: str, *more: str) -> Any:
-        words = [word for setting in (*SETTINGS, "mine.probe=2") for word in ("--set", setting)]
-        where = ["--model", tiny_folder, "--output-dir", tmp_path / name, "--task-option", f"folder={tmp_path}"]
-        for command in ("mine", "eval"):
-            told = r3(command, "--task", spec, "--json", *where, *words, *more)
-            assert told.code == 0, told.err
-            assert "warning" not in told.err
+        words = [word for setting in SETTINGS for word in ("--set", setting)]
+        where = ["--model", tiny_folder, "--output-dir", tmp_path / name]
+        told = r3("eval", "--task", spec, "--task-option", f"folder={tmp_path}", "--json", *where, *words, *more)
+        assert told.code == 0, told.err
+        assert "warning" not in told.err
         return json.loads(told.out)
 
     alone = said("alone")
@@ -140,11 +137,10 @@ def test_a_command_writes_the_rows_of_a_run_without_ray(
     fleet = [word for setting in RAY for word in ("--set", setting)]
     together = said("together", *fleet, "--ray-address", cluster.address)
     assert {part: together[part] for part in ("base", "trained")} == {part: alone[part] for part in ("base", "trained")}
-    for name in ("mine.jsonl", "evaluate-base.jsonl", "failures/failures.jsonl"):
-        assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-    forecasts = [RunRecord(tmp_path / name).read_json("forecast") for name in ("alone", "together")]
-    assert len({told["fix_rate"] for told in forecasts}) == 1
-    assert {who for who, _ in judged(tmp_path)} == {raylet(cluster.head_node), raylet(node)}  # both had work
+    one, other = ((tmp_path / name / "evaluate-base.jsonl").read_bytes() for name in ("alone", "together"))
+    assert one == other
+    assert one.count(b"\n") == TESTED
+    assert {who for who, _ in judged(tmp_path)} <= {raylet(cluster.head_node), raylet(node)}
 
 
 def test_only_what_is_missing_is_made_and_the_file_of_the_task_is_sent_along(
@@ -191,17 +187,16 @@ def test_a_node_that_dies_at_work_costs_no_row_and_doubles_none(
         Event().wait(0.05)
     assert {who for who, _ in judged(folder)} == {doomed, head}  # both are in the middle of a batch
     cluster.remove_node(node, allow_graceful=False)
-    if comes_back:
-        doomed = raylet(cluster.add_node(num_cpus=1))
+    heir = raylet(cluster.add_node(num_cpus=1)) if comes_back else head
     lost = {who for by, who in judged(folder)} - {who for by, who in judged(folder) if by == head}
     (folder / "judged").unlink()
     (folder / "wait").unlink()
     thread.join()
     assert rows == [whole]
-    assert lost & {who for _, who in judged(folder)}  # its batch was made again
-    assert {who for who, _ in judged(folder)} == ({head, doomed} if comes_back else {head})
-    warned = "warning: nodes of the Ray cluster were lost: there is room for 1 of 2 actors; going on with the 6 batches"
-    assert (warned in capfd.readouterr().err) is not comes_back
+    assert lost <= {who for by, who in judged(folder) if by == heir}  # its batch was made again
+    out, err = capfd.readouterr()
+    assert ("warning: nodes of the Ray cluster were lost: there is room for 1 of 2 actors" in err) is not comes_back
+    assert out == ""  # Ray tells of a node's end there
 
 
 def test_failures_on_the_cluster_are_told_like_those_of_this_process(
@@ -224,15 +219,16 @@ def test_the_stages_of_the_cross_table_can_be_sent(cluster: Any, spec: str, tiny
 
     with Judge(task, config.judge) as judge:
         make = here(Protocol(task, judge, alone), lambda: open_engine(alone, str(tiny_folder)))
-        [episodes] = make(attempted, [(0, list(task.load("train"))[:BATCH])])
+        [episodes] = make(attempted, [(0, list(task.load("train")))])
+        failed = [episode for episode in episodes if episode.failed][:2]
         work = partial(reflected, name="trained")
-        expected = list(make(work, [(7, episodes), (8, episodes)]))
+        expected = list(make(work, [(7, failed), (8, failed)]))
     fleet = Fleet(config)
     try:
-        assert list(fleet.on(task, tiny_folder)(work, iter([(7, episodes), (8, episodes)]))) == expected
+        assert list(fleet.on(task, tiny_folder)(work, iter([(7, failed), (8, failed)]))) == expected
     finally:
         fleet.close()
-    assert any(isinstance(episode, Episode) and episode.reflection for episode in expected[0])
+    assert [episode.reflection is not None for episode in expected[0]] == [True, True]
 
 
 def test_a_task_that_no_other_machine_could_load_is_refused() -> None:
@@ -251,6 +247,15 @@ def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UsageError) as caught:
         next(fleet.on(Toy(), "model")(attempted, [(0, list(Toy().load("train")))]))
     assert str(caught.value) == "the engine `ray` needs the library ray\nhint: pip install 'r3core[ray]'"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:no"])
+def test_a_cluster_that_is_not_there_is_a_failed_run(address: str) -> None:
+    pytest.importorskip("ray")
+    fleet = Fleet(resolve(Toy(), overrides=["engine=ray", f"engine_options.address={address}"]))
+    with pytest.raises(RunError, match=f"the Ray cluster at `{address}` cannot be joined: ") as caught:
+        next(fleet.on(Toy(), "model")(attempted, [(0, list(Toy().load("train")))]))
+    assert "the same command goes on from there" in str(caught.value)
 
 
 @pytest.mark.parametrize(
