@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -17,12 +19,12 @@ from toy import Toy
 from r3core import ConfigError, RunError, Task, UsageError, get_task
 from r3core.config import MACHINES, Config, resolve
 from r3core.evaluate import reflected
-from r3core.fleet import Fleet, FleetOptions, options_of, room_for
+from r3core.fleet import Actor, Fleet, FleetOptions, Job, options_of, room_for
 from r3core.mine import attempted
 from r3core.pool import loader
 from r3core.protocol import Protocol, here
 from r3core.stages import Stages
-from r3core.verification import Judge
+from r3core.verification import Judge, verifier_hash
 
 # Ray Data warns of options of its own whenever it makes or copies its set of options: nobody has set them.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -229,6 +231,55 @@ def test_the_stages_of_the_cross_table_can_be_sent(cluster: Any, spec: str, tiny
     finally:
         fleet.close()
     assert [episode.reflection is not None for episode in expected[0]] == [True, True]
+
+
+def failing(protocol: Protocol, generator: Any, number: int, batch: Any) -> Any:
+    raise ValueError(f"batch {number}\nis odd")
+
+
+@pytest.mark.parametrize(
+    ("verifier", "model", "said"),
+    [
+        (None, None, "a batch failed on node `.*`: ValueError: is odd"),
+        ("other", None, "node `.*` has another version of task `toy`: the hash of its verifier differs"),
+        (None, "nowhere", "nowhere"),
+    ],
+)
+def test_an_actor_tells_why_it_made_nothing(
+    verifier: str | None, model: str | None, said: str, tiny_folder: Path
+) -> None:
+    task = Toy()
+    job = Job(lambda: task, resolve(task), str(tiny_folder / (model or "")), failing, verifier or verifier_hash(task))
+    told = Actor(job)({"number": 3, "batch": pickle.dumps([])})
+    assert told["number"] == 3
+    error = pickle.loads(told["made"]).error()
+    assert re.search(said, str(error))
+    assert isinstance(error, UsageError) is (model is not None)
+
+
+class Breaking(Fleet):
+    """A fleet without a cluster: each of its pipelines brings so many batches, and breaks."""
+
+    brings = 1
+
+    def _join(self) -> None: ...
+
+    def _pipeline(self, job: Job, left: Iterable[tuple[int, bytes]]) -> Any:
+        from ray.exceptions import RayError
+
+        yield from list(left)[: self.brings]
+        raise RayError("a long traceback\nthe cause")
+
+
+def test_a_pipeline_that_breaks_is_begun_anew_while_it_gets_on(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    fleet = Breaking(resolve(Toy(), overrides=["engine=ray"]))
+    batches = [(number, [number]) for number in range(6)]
+    assert list(fleet.on(Toy(), "model")(attempted, batches)) == [batch for _, batch in batches]
+    assert "warning: the cause; going on with the 5 batches left" in capsys.readouterr().err
+    fleet.brings = 0
+    with pytest.raises(RunError, match="the Ray pipeline broke 4 times: the cause"):
+        next(fleet.on(Toy(), "model")(attempted, batches))
 
 
 def test_a_task_that_no_other_machine_could_load_is_refused() -> None:
