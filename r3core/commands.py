@@ -181,7 +181,10 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
         samples: Annotated[int | None, typer.Option(help="Attempts at each problem in mining.")] = None,
         keep: Annotated[str | None, typer.Option(help="Which failures to keep: any-failed or all-failed.")] = None,
         failures: Annotated[Path | None, typer.Option(help="A set of failures to use instead of mining.")] = None,
-        engine: Annotated[str | None, typer.Option(help="What generates text: transformers, vllm or openai.")] = None,
+        engine: Annotated[str | None, typer.Option(help="What generates text: transformers, vllm, openai or ray.")] = None,
+        ray_address: Annotated[
+            str | None, typer.Option(help="The Ray cluster for --engine ray; by default one on this machine.")
+        ] = None,
         limit: Annotated[int | None, typer.Option(help="At most so many problems in mining and evaluation.")] = None,
         seed: Annotated[int | None, typer.Option(help="The one seed that everything random follows from.")] = None,
         output_dir: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
@@ -195,6 +198,7 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             "model": model,
             "preset": preset,
             "engine": engine,
+            "engine_options.address": ray_address,
             "seed": seed,
             "output_dir": output_dir,
             "mine.samples": samples,

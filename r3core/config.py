@@ -14,6 +14,9 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 from r3core.errors import ConfigError, did_you_mean
 from r3core.task import Frozen, Split, Task, Wording
 
+MACHINES = ("address", "actors", "cpus", "gpus", "patience")
+"""The options of the engine `ray` that may differ from one session of a run to the next."""
+
 
 class Section(Frozen):
     """One part of the configuration; the string under a field is its description in the reference."""
@@ -146,10 +149,10 @@ class Config(Section):
     """The branch, tag or commit of a model on the hub."""
     trust_remote_code: bool = False
     """Let a model on the hub run code of its own."""
-    engine: Literal["transformers", "vllm", "openai"] = "transformers"
-    """What generates text: this process, vLLM, or a server that speaks OpenAI's protocol."""
+    engine: Literal["transformers", "vllm", "openai", "ray"] = "transformers"
+    """What generates text: this process, vLLM, a server that speaks OpenAI's protocol, or engines on a Ray cluster."""
     engine_options: dict[str, Any] = {}
-    """The engine's own options: those of `vllm.LLM`, or of a server and how it is asked."""
+    """The engine's own options: those of `vllm.LLM`, of a server and how it is asked, or of the cluster."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type of the weights; `auto` takes the one they were saved in."""
     seed: int = Field(default=0, ge=0)
@@ -190,8 +193,12 @@ class Config(Section):
         return sampling | {"max_completion_length": turn.max_tokens, "seed": self.seed} | self.grpo
 
     def record(self) -> dict[str, Any]:
-        """Return all that decides a run's outcome, as JSON values: everything but where it is written."""
-        return self.model_dump(mode="json", exclude={"output_dir"})
+        """Return all that decides a run's outcome, as JSON values: everything but where it works and is written."""
+        record = self.model_dump(mode="json", exclude={"output_dir"})
+        if self.engine == "ray":
+            options = record["engine_options"]
+            record["engine_options"] = {name: options[name] for name in options if name not in MACHINES}
+        return record
 
     @property
     def directory(self) -> Path:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from functools import partial
 
 from r3core.episode import CONTROLS, Answer, Arm, Episode
 from r3core.generation import Generator
 from r3core.mistakes import blamed
-from r3core.protocol import Protocol, seed_of
+from r3core.protocol import Make, Protocol, Work, seed_of
 from r3core.runs import Run, values_of
 from r3core.screen import progress_bar
 from r3core.stats import Difference, Rate, clustered, paired
 from r3core.task import Example, Frozen, Task
-
-Load = Callable[[], Generator]
-"""Loads a model when it is needed, so that two large ones need not be in memory at once."""
 
 
 class Scores(Frozen):
@@ -61,12 +58,12 @@ class Result(Frozen):
     """Fix rates over the base's failures: reflections by -> retries by -> rate."""
 
 
-def evaluate(run: Run, protocol: Protocol, examples: Sequence[Example], *, base: Load, trained: Load | None) -> Result:
+def evaluate(run: Run, protocol: Protocol, examples: Sequence[Example], *, base: Make, trained: Make | None) -> Result:
     """Evaluate one or two models on the same problems with the same seeds; goes on where it was stopped."""
     models = {"base": base} | ({"trained": trained} if trained else {})
     with run.clock("evaluate") as tick:
         episodes = {
-            name: _episodes(run, protocol, examples, load=load, name=name, tick=tick) for name, load in models.items()
+            name: _episodes(run, protocol, examples, make=make, name=name, tick=tick) for name, make in models.items()
         }
         cross = None
         if protocol.config.evaluate.cross and trained:
@@ -123,31 +120,37 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> Paired:
 
 
 def _episodes(
-    run: Run, protocol: Protocol, examples: Sequence[Example], *, load: Load, name: str, tick: Callable[[], None]
+    run: Run, protocol: Protocol, examples: Sequence[Example], *, make: Make, name: str, tick: Callable[[], None]
 ) -> list[Episode]:
     """Return one model's episodes, every arm of each, batch by batch."""
     config = protocol.config
     samples = config.evaluate.samples
     size = max(1, config.batch_size // samples)
-    arms: list[Arm] = ["reflect", *(CONTROLS if config.evaluate.controls else ())]
-    generator = _Once(load)
-    done = len(run.read(f"evaluate-{name}")) // samples
-    with progress_bar(f"eval {name}", len(examples), done=done) as bar:
+    have = len(run.read(f"evaluate-{name}")) // samples
+    with progress_bar(f"eval {name}", len(examples), done=have) as bar:
 
-        def episodes_of(number: int, batch: Sequence[Example]) -> list[Episode]:
-            def seed(what: str) -> int:  # the same for base and trained
-                return seed_of(config.seed, "evaluate", number, what)
-
-            episodes = protocol.attempt(batch, generator(), seed=seed("attempt"), samples=samples)
-            episodes = protocol.reflect(episodes, generator(), seed=seed("reflection"))
-            for arm in arms:
-                episodes = protocol.retry(episodes, generator(), seed=seed(arm), arm=arm)
-            bar(len(batch))
+        def done(count: int) -> None:
+            bar(count)
             tick()
-            return episodes
 
-        rows = run.extend(f"evaluate-{name}", examples, episodes_of, size=size, each=samples)
+        made = partial(make, evaluated)
+        rows = run.extend(f"evaluate-{name}", examples, made, size=size, each=samples, done=done)
     return values_of(Episode, rows, f"evaluate-{name}")
+
+
+def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Example]) -> list[Episode]:
+    """Return the episodes of one batch of problems, with a retry for every arm."""
+    config = protocol.config
+    arms: list[Arm] = ["reflect", *(CONTROLS if config.evaluate.controls else ())]
+
+    def seed(what: str) -> int:  # the same for base and trained
+        return seed_of(config.seed, "evaluate", number, what)
+
+    episodes = protocol.attempt(batch, generator, seed=seed("attempt"), samples=config.evaluate.samples)
+    episodes = protocol.reflect(episodes, generator, seed=seed("reflection"))
+    for arm in arms:
+        episodes = protocol.retry(episodes, generator, seed=seed(arm), arm=arm)
+    return episodes
 
 
 def _cross(
@@ -155,7 +158,7 @@ def _cross(
     protocol: Protocol,
     base: Sequence[Episode],
     *,
-    models: dict[str, Load],
+    models: dict[str, Make],
     tick: Callable[[], None],
 ) -> dict[str, dict[str, Rate]]:
     """Return who earns the gain: reflections by base or trained x retries by base or trained, on the base's failures.
@@ -163,49 +166,37 @@ def _cross(
     The trained model writes its reflections on those failures first; one model is needed at a time.
     """
     failed = [episode for episode in base if episode.failed]
-    config = protocol.config
 
-    def stage(
-        name: str, episodes: Sequence[Episode], load: Load, work: Callable[[Generator, Sequence[Episode], int], Any]
-    ) -> list[Episode]:
-        generator = _Once(load)
-
-        def made(number: int, batch: Sequence[Episode]) -> list[Episode]:
-            result: list[Episode] = work(generator(), batch, seed_of(config.seed, "cross", number, name))
-            tick()
-            return result
-
-        rows = run.extend(f"cross-{name}", episodes, made, size=config.batch_size)
+    def stage(name: str, episodes: Sequence[Episode], make: Make, work: Callable[..., list[Episode]]) -> list[Episode]:
+        named: Work = partial(work, name=name)
+        size = protocol.config.batch_size
+        rows = run.extend(f"cross-{name}", episodes, partial(make, named), size=size, done=lambda _: tick())
         return values_of(Episode, rows, f"cross-{name}")
 
-    def reflect(generator: Generator, batch: Sequence[Episode], seed: int) -> list[Episode]:
-        return protocol.reflect(batch, generator, seed=seed)
-
-    def retry(generator: Generator, batch: Sequence[Episode], seed: int) -> list[Episode]:
-        return protocol.retry([e.model_copy(update={"retries": {}}) for e in batch], generator, seed=seed)
-
-    trained_reflections = stage("trained", failed, models["trained"], reflect)
+    trained_reflections = stage("trained", failed, models["trained"], reflected)
     cells = {
-        ("base", "trained"): stage("base-trained", failed, models["trained"], retry),
-        ("trained", "trained"): stage("trained-trained", trained_reflections, models["trained"], retry),
-        ("trained", "base"): stage("trained-base", trained_reflections, models["base"], retry),
+        ("base", "trained"): stage("base-trained", failed, models["trained"], retried),
+        ("trained", "trained"): stage("trained-trained", trained_reflections, models["trained"], retried),
+        ("trained", "base"): stage("trained-base", trained_reflections, models["base"], retried),
         ("base", "base"): failed,
     }
     names = ("base", "trained")
     return {by: {then: fix_rate(cells[by, then], "reflect") for then in names} for by in names}
 
 
-class _Once:
-    """Loads a generator at the first call, and gives that one ever after."""
+def reflected(
+    protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode], *, name: str
+) -> list[Episode]:
+    """Return a batch of failures with new reflections, for the stage `name` of the cross table."""
+    return protocol.reflect(batch, generator, seed=seed_of(protocol.config.seed, "cross", number, name))
 
-    def __init__(self, load: Load) -> None:
-        self.load = load
-        self.loaded: Generator | None = None
 
-    def __call__(self) -> Generator:
-        if self.loaded is None:
-            self.loaded = self.load()
-        return self.loaded
+def retried(
+    protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode], *, name: str
+) -> list[Episode]:
+    """Return a batch of failures with new retries, for the stage `name` of the cross table."""
+    bare = [episode.model_copy(update={"retries": {}}) for episode in batch]
+    return protocol.retry(bare, generator, seed=seed_of(protocol.config.seed, "cross", number, name))
 
 
 def _mistakes(task: Task | None, answers: Iterable[Answer]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from r3core.episode import Answer, Episode
 from r3core.errors import RunError, TaskError, UsageError
 from r3core.generation import Generator
 from r3core.mistakes import load_examples
-from r3core.protocol import Protocol, seed_of
+from r3core.protocol import Make, Protocol, seed_of
 from r3core.runs import Run, environment, values_of
 from r3core.screen import progress_bar
 from r3core.task import Example, Frozen, Message, Task
@@ -71,7 +72,7 @@ def examples_of(task: Task, split: Any, limit: int | None) -> list[Example]:
     return examples
 
 
-def mine(run: Run, protocol: Protocol, generator: Generator) -> list[Failure]:
+def mine(run: Run, protocol: Protocol, make: Make) -> list[Failure]:
     """Attempt every problem, write all episodes and the set of failures; goes on where it was stopped."""
     config = protocol.config
     examples = examples_of(protocol.task, config.mine.split, config.mine.limit)
@@ -79,14 +80,11 @@ def mine(run: Run, protocol: Protocol, generator: Generator) -> list[Failure]:
     size = max(1, config.batch_size // samples)
     with run.clock("mine") as tick, progress_bar("mine", len(examples), done=len(run.read("mine")) // samples) as bar:
 
-        def attempted(number: int, batch: Sequence[Example]) -> list[Episode]:
-            seed = seed_of(config.seed, "mine", number)
-            episodes = protocol.attempt(batch, generator, seed=seed, samples=samples)
-            bar(len(batch))
+        def done(count: int) -> None:
+            bar(count)
             tick()
-            return episodes
 
-        rows = run.extend("mine", examples, attempted, size=size, each=samples)
+        rows = run.extend("mine", examples, partial(make, attempted), size=size, each=samples, done=done)
     episodes = values_of(Episode, rows, "mine")
     failures = select(protocol, episodes)
     counts = _counts(episodes, failures)
@@ -98,6 +96,13 @@ def mine(run: Run, protocol: Protocol, generator: Generator) -> list[Failure]:
         )
     run.finish("mine", counts)
     return failures
+
+
+def attempted(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Example]) -> list[Episode]:
+    """Return the attempts at one batch of problems."""
+    config = protocol.config
+    seed = seed_of(config.seed, "mine", number)
+    return protocol.attempt(batch, generator, seed=seed, samples=config.mine.samples)
 
 
 def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
@@ -219,7 +224,7 @@ def rescore_failures(
     return {"judged": len(failures), "unchanged": len(failures) - len(changed), "changed": changed}
 
 
-def forecast(run: Run, protocol: Protocol, failures: Sequence[Failure], generator: Generator) -> Forecast | None:
+def forecast(run: Run, protocol: Protocol, failures: Sequence[Failure], make: Make) -> Forecast | None:
     """Reflect a few times on some of the failures, and tell what training on them may bring; None without a probe."""
     from time import perf_counter
 
@@ -228,10 +233,7 @@ def forecast(run: Run, protocol: Protocol, failures: Sequence[Failure], generato
         return None
     began = perf_counter()
     with run.clock("forecast"):
-        episodes = [episode for episode in probed for _ in range(_PROBE_SAMPLES)]
-        seed = protocol.config.seed
-        episodes = protocol.reflect(episodes, generator, seed=seed_of(seed, "probe", "reflect"))
-        episodes = protocol.retry(episodes, generator, seed=seed_of(seed, "probe", "retry"))
+        [episodes] = make(reflected, [(0, [episode for episode in probed for _ in range(_PROBE_SAMPLES)])])
     counts: dict[str, tuple[int, int]] = {}
     tokens = 0
     for episode in episodes:
@@ -250,6 +252,13 @@ def forecast(run: Run, protocol: Protocol, failures: Sequence[Failure], generato
     )
     run.write_json("forecast", result)
     return result
+
+
+def reflected(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode]) -> list[Episode]:
+    """Return the probed failures, all of them in one batch, with a reflection and a retry each."""
+    seed = protocol.config.seed
+    episodes = protocol.reflect(batch, generator, seed=seed_of(seed, "probe", "reflect"))
+    return protocol.retry(episodes, generator, seed=seed_of(seed, "probe", "retry"))
 
 
 def _counts(episodes: Sequence[Episode], failures: Sequence[Failure]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Pool:
         self._next = count()
         self._under_way: set[Future] = set()
         self._timeout = worker.WARM_UP_SECONDS + 3 * limits.seconds  # should a verifier undo the worker's own limit
-        load = partial(_itself, task) if context.get_start_method() == "fork" else _loader(task)
+        load = partial(_itself, task) if context.get_start_method() == "fork" else loader(task)
         memory = limits.memory_mb * 2**20
         setting = worker.Setting(load, limits.seconds, memory, self.places, dict(os.environ), str(Path.cwd()), days)
         self._new = partial(ProcessPool, workers_of(limits), 0, worker.start, [setting], context)
@@ -148,12 +148,13 @@ def _context(task: Task, *, fresh: bool) -> Any:
     return context
 
 
-def _loader(task: Task) -> Callable[[], Task]:
+def loader(task: Task) -> Callable[[], Task]:
+    """Return what loads the task in another process, even where the file that it was made from is not."""
     module = type(task).__module__
     source = None
     if module.startswith(FILE_MODULE):
         path = str(sys.modules[module].__file__)
-        source = (path, Path(path).read_bytes())
+        source = (path, worker.sources[module] if module in worker.sources else Path(path).read_bytes())
     try:
         return partial(worker.load_pickled, pickle.dumps(task), module, source)
     except Exception as error:  # whatever the task's own values say to it

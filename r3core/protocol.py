@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from r3core import prompts
 from r3core.config import Config, Turn
@@ -133,6 +133,28 @@ class Protocol:
         answers = [Answer(**_text(completion), verdict=verdict) for completion, verdict in judged]
         self.judge.check_errors()
         return answers
+
+
+Work: TypeAlias = Callable[[Protocol, Generator, int, Sequence[Any]], list[Episode]]
+"""Makes the episodes of one batch, which has a number. A function of a module, or a `partial` of one: it is sent to
+other machines."""
+Make: TypeAlias = Callable[[Work, Iterable[tuple[int, Sequence[Any]]]], Iterator[list[Episode]]]
+"""Has work done on one batch after the other by one model, and yields what came of them in the same order."""
+Load: TypeAlias = Callable[[], Generator]
+"""Loads a model when it is needed, so that two large ones need not be in memory at once."""
+
+
+def here(protocol: Protocol, load: Load) -> Make:
+    """Return what has work done in this process; it loads the model for the first batch."""
+
+    def make(work: Work, batches: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[list[Episode]]:
+        generator: Generator | None = None
+        for number, batch in batches:
+            if generator is None:
+                generator = load()
+            yield work(protocol, generator, number, batch)
+
+    return make
 
 
 def with_leak(episode: Episode, leaked: bool | None) -> Episode:

@@ -132,21 +132,24 @@ class Run(RunRecord):
         self,
         name: str,
         items: Sequence[T],
-        make: Callable[[int, Sequence[T]], Sequence[BaseModel]],
+        make: Callable[[Iterator[tuple[int, Sequence[T]]]], Iterable[Sequence[BaseModel]]],
         *,
         size: int,
         each: int = 1,
+        done: Callable[[int], None],
     ) -> list[dict[str, Any]]:
         """Return the rows of `NAME.jsonl`, `each` of them an item, after making and adding those that are missing.
 
-        `make(number, batch)` turns a batch of at most `size` items into its rows, and must make the same rows from the
-        same batch: a batch that a kill cut in two is made again, and only its missing rows are added.
+        `make(batches)` turns numbered batches of at most `size` items into their rows, batch by batch in order, and
+        must make the same rows from the same batch: a batch that a kill cut in two is made again, and only its missing
+        rows are added. `done` is called with the number of a batch's items when its rows are on disk.
         """
         have = len(self.read(name))
-        for number, start in enumerate(range(0, len(items), size)):
-            batch = items[start : start + size]
-            if have < (start + len(batch)) * each:
-                self.append(name, make(number, batch)[max(0, have - start * each) :])
+        starts = [start for start in range(0, len(items), size) if have < min(start + size, len(items)) * each]
+        batches = ((start // size, items[start : start + size]) for start in starts)
+        for start, rows in zip(starts, make(batches), strict=True):
+            self.append(name, rows[max(0, have - start * each) :])
+            done(min(size, len(items) - start))
         return self.read(name)
 
     def write_json(self, name: str, value: Any) -> Path:

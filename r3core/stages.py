@@ -16,12 +16,12 @@ from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
-from r3core.generation import Generator
+from r3core.fleet import Fleet, options_of
 from r3core.generation.engines import Engines, check_engine
 from r3core.generation.local import load_model
 from r3core.kept import KeptCompletions
 from r3core.mine import Failure, examples_of, forecast, mine, read_failures, write_failures
-from r3core.protocol import Protocol
+from r3core.protocol import Make, Protocol, here
 from r3core.runs import Run, values_of
 from r3core.task import Task
 from r3core.verification import Judge, verifier_hash
@@ -39,6 +39,7 @@ class Stages:
         self.config = config
         self.protocol = Protocol(judge.task, judge, config)
         self.engines = Engines(config, kept=KeptCompletions(run) if config.engine == "openai" else None)
+        self.fleet = Fleet(config) if config.engine == "ray" else None
 
     @classmethod
     @contextmanager
@@ -51,6 +52,8 @@ class Stages:
                 f"a server cannot compare `{trained}` with what it was trained from: it is asked for one model",
                 "leave --engine openai out, or evaluate the trained model alone, under a name of the server's",
             )
+        if config.engine == "ray":
+            options_of(config)  # nor with options that a fleet does not have
         if changed := unfamiliar(task, config):
             print(f"warning: the built-in model knows only what it was made for: {', '.join(changed)}", file=sys.stderr)
             print("hint: name another model with --model", file=sys.stderr)
@@ -60,7 +63,13 @@ class Stages:
             try:
                 yield stages
             finally:
-                stages.engines.close()
+                stages.close()
+
+    def close(self) -> None:
+        """Let go of the model in memory, and of the cluster."""
+        self.engines.close()
+        if self.fleet is not None:
+            self.fleet.close()
 
     def certify(self) -> None:
         """Put the verifier's certificate into the run; RunError when it does not pass and the run insists on it."""
@@ -144,8 +153,8 @@ class Stages:
             self.run,
             self.protocol,
             examples,
-            base=self._base,
-            trained=partial(self.engines.open, trained) if trained else None,
+            base=self._base(),
+            trained=self._make(trained) if trained else None,
         )
         self.run.write_json("result", result)
         self.run.finish("evaluate", {"problems": len(examples), "trained": trained is not None})
@@ -171,8 +180,14 @@ class Stages:
             group = int(self.config.grpo.get("num_generations", 8))
             report.print_forecast(told, self.config, group=group, to=sys.stderr)
 
-    def _base(self) -> Generator:
-        return self.engines.open(model_of(self.config, self.task))
+    def _base(self) -> Make:
+        return self._make(model_of(self.config, self.task))
+
+    def _make(self, model: str | Path) -> Make:
+        """Return what makes batches with a model: on the cluster, or in this process."""
+        if self.fleet is not None:
+            return self.fleet.on(self.task, model)
+        return here(self.protocol, partial(self.engines.open, model))
 
 
 def unfamiliar(task: Task, config: Config) -> list[str]:

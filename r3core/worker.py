@@ -85,6 +85,8 @@ class _Output(io.TextIOBase):
         return len(text)
 
 
+sources: dict[str, bytes] = {}
+"""Module -> content of the file that it was made from, for the modules that came with a task to this process."""
 _setting: Setting | None = None
 _pid = 0
 _task: Task | None = None
@@ -262,6 +264,7 @@ def load_pickled(pickled: bytes, module: str, source: tuple[str, bytes] | None) 
         spec = importlib.util.spec_from_file_location(module, path)
         assert spec is not None
         made = sys.modules[module] = importlib.util.module_from_spec(spec)
+        sources[module] = code
         exec(compile(code, path, "exec"), vars(made))  # the task's own code, as it was when the run began
     task: Task = pickle.loads(pickled)
     return task

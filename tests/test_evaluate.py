@@ -13,7 +13,7 @@ from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
 from r3core.evaluate import Result, compare, evaluate, fix_rate, scores, solved
 from r3core.generation import Conversation
 from r3core.generation.scripted import ScriptedGenerator
-from r3core.protocol import Protocol
+from r3core.protocol import Protocol, here
 from r3core.runs import Run
 from r3core.stats import clustered, paired, wilson
 from r3core.verification import Judge
@@ -187,7 +187,11 @@ FULL = ("evaluate.controls=true", "evaluate.cross=true")
 def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
     run, protocol, examples = opened(*FULL)
     result = evaluate(
-        run, protocol, examples, base=lambda: model(attempts=[0]), trained=lambda: model(attempts=[0], fixes=[1, 2])
+        run,
+        protocol,
+        examples,
+        base=here(protocol, lambda: model(attempts=[0])),
+        trained=here(protocol, lambda: model(attempts=[0], fixes=[1, 2])),
     )
     told = result.model_dump(mode="json")
     assert set(told) == {"base", "trained", "paired", "cross"}
@@ -208,7 +212,9 @@ def test_a_whole_evaluation_counts_as_by_hand(opened: Open) -> None:
     run, protocol, examples = opened(*FULL)
     base = model(attempts=[0, 1], fixes=[2], needs="base")
     trained = model(attempts=[0, 1, 2], fixes=[3, 4, 5], needs="trained")
-    result = evaluate(run, protocol, examples, base=lambda: base, trained=lambda: trained)
+    result = evaluate(
+        run, protocol, examples, base=here(protocol, lambda: base), trained=here(protocol, lambda: trained)
+    )
     assert result.trained is not None
     assert result.paired is not None
     assert result.cross is not None
@@ -234,7 +240,7 @@ def test_a_whole_evaluation_counts_as_by_hand(opened: Open) -> None:
 
 def test_without_a_trained_model_there_is_nothing_to_compare(opened: Open) -> None:
     run, protocol, examples = opened("evaluate.cross=true")
-    result = evaluate(run, protocol, examples, base=model, trained=None)
+    result = evaluate(run, protocol, examples, base=here(protocol, model), trained=None)
     assert (result.trained, result.paired, result.cross) == (None, None, None)
     assert result.base.controls == {}
 
@@ -251,7 +257,13 @@ def test_both_models_get_the_same_problems_and_seeds(opened: Open) -> None:
 
         return Remembering(model().reply)
 
-    evaluate(run, protocol, examples, base=lambda: remembering("base"), trained=lambda: remembering("trained"))
+    evaluate(
+        run,
+        protocol,
+        examples,
+        base=here(protocol, lambda: remembering("base")),
+        trained=here(protocol, lambda: remembering("trained")),
+    )
     turns = 3 * 7  # three batches; attempt, reflection, five arms; after them comes the cross table
     assert seeds["base"][:turns] == seeds["trained"][:turns]
     assert len(set(seeds["base"])) == len(seeds["base"])
@@ -267,7 +279,9 @@ def test_an_evaluation_goes_on_where_it_was_stopped(opened: Open, tmp_path: Path
 
     def evaluated(name: str, generator: ScriptedGenerator) -> Result:
         run, protocol, examples = opened(*FULL, "batch_size=2", name=name)
-        return evaluate(run, protocol, examples, base=lambda: generator, trained=lambda: generator)
+        return evaluate(
+            run, protocol, examples, base=here(protocol, lambda: generator), trained=here(protocol, lambda: generator)
+        )
 
     undisturbed = ScriptedGenerator(unsteady)
     whole = evaluated("whole", undisturbed)
@@ -302,9 +316,9 @@ def test_a_model_is_loaded_only_when_it_is_needed(opened: Open) -> None:
 
     loaded: list[int] = []
     run, protocol, examples = opened(*FULL)
-    first = evaluate(run, protocol, examples, base=load, trained=load)
+    first = evaluate(run, protocol, examples, base=here(protocol, load), trained=here(protocol, load))
     assert loaded
     loaded.clear()
     run, protocol, examples = opened(*FULL)
-    assert evaluate(run, protocol, examples, base=load, trained=load) == first
+    assert evaluate(run, protocol, examples, base=here(protocol, load), trained=here(protocol, load)) == first
     assert not loaded

@@ -24,7 +24,7 @@ from r3core.mine import (
     select,
     write_failures,
 )
-from r3core.protocol import Protocol
+from r3core.protocol import Make, Protocol, here
 from r3core.runs import Run
 from r3core.stats import expected_signal
 from r3core.verification import Judge, verifier_hash
@@ -48,6 +48,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield start
     for run in opened:
         run.close()
+
+
+def by(protocol: Protocol, generator: ScriptedGenerator) -> Make:
+    return here(protocol, lambda: generator)
 
 
 def number_in(conversation: Conversation) -> int:
@@ -120,7 +124,7 @@ def test_a_failure_holds_what_a_reflection_needs() -> None:
 def test_every_problem_is_attempted_and_every_episode_recorded(start: Start) -> None:
     run, protocol = start("mine.samples=3", "batch_size=12")
     generator = ScriptedGenerator(odd_fails)
-    failures = mine(run, protocol, generator)
+    failures = mine(run, protocol, by(protocol, generator))
     assert generator.calls == [12] * 6  # 24 problems, 3 attempts each, 4 problems at a time
     episodes = [Episode.model_validate(row) for row in run.read("mine")]
     assert [(e.example.id, e.sample) for e in episodes[:4]] == [("n0", 0), ("n0", 1), ("n0", 2), ("n1", 0)]
@@ -132,7 +136,7 @@ def test_every_problem_is_attempted_and_every_episode_recorded(start: Start) -> 
 def test_the_limit_and_the_split_are_kept_to(start: Start) -> None:
     run, protocol = start("mine.limit=4", "mine.split=validation")
     generator = ScriptedGenerator(odd_fails)
-    assert [failure.id for failure in mine(run, protocol, generator)] == ["n1001", "n1003"]
+    assert [failure.id for failure in mine(run, protocol, by(protocol, generator))] == ["n1001", "n1003"]
     assert generator.calls == [4]
 
 
@@ -144,7 +148,7 @@ def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> No
         return "no" if index % 3 else str(number_in(conversation))  # depends on the batch's seed
 
     whole_run, protocol = start("batch_size=4")
-    whole = mine(whole_run, protocol, ScriptedGenerator(with_luck))
+    whole = mine(whole_run, protocol, by(protocol, ScriptedGenerator(with_luck)))
     recorded = (tmp_path / "run/mine.jsonl").read_bytes()
     whole_run.close()
     (tmp_path / "run").rename(tmp_path / "whole")
@@ -156,14 +160,14 @@ def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> No
 
     run, protocol = start("batch_size=4")
     with pytest.raises(Stopped):
-        mine(run, protocol, ScriptedGenerator(stopping))
+        mine(run, protocol, by(protocol, ScriptedGenerator(stopping)))
     assert len(run.read("mine")) == 12
     assert run.done("mine") is None
     with (tmp_path / "run/mine.jsonl").open("ab") as file:
         file.write(recorded.splitlines()[12] + b"\n" + recorded.splitlines()[13][:40])  # what a kill may leave
     run, protocol = start("batch_size=4")
     generator = ScriptedGenerator(with_luck)
-    assert mine(run, protocol, generator) == whole
+    assert mine(run, protocol, by(protocol, generator)) == whole
     assert generator.calls == [4, 4, 4]  # the batch that was cut in two is made again, and no other
     assert (tmp_path / "run/mine.jsonl").read_bytes() == recorded
 
@@ -172,7 +176,7 @@ def test_every_batch_is_sampled_with_a_seed_of_its_own(start: Start, tmp_path: P
     def seeds(seed: int) -> list[int]:
         run, protocol = start("batch_size=1", f"seed={seed}")
         drawn: list[int] = []
-        mine(run, protocol, ScriptedGenerator(lambda asked, index: drawn.append(index) or "no"))
+        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: drawn.append(index) or "no")))
         run.close()
         (tmp_path / "run").rename(tmp_path / f"run-{seed}")
         return drawn
@@ -185,14 +189,14 @@ def test_where_nothing_fails_there_is_nothing_to_learn(start: Start) -> None:
     with pytest.raises(
         RunError, match=r"none of the 24 attempts is a failure to learn from under `mine.keep=all-failed`"
     ):
-        mine(run, protocol, ScriptedGenerator(lambda asked, index: str(number_in(asked))))
+        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: str(number_in(asked)))))
     assert run.done("mine") is None
     assert read_failures(run.path)[0] == []
 
 
 def mined(start: Start, *overrides: str, task: Toy | None = None) -> tuple[Run, Protocol, list[Failure]]:
     run, protocol = start(*overrides, task=task)
-    return run, protocol, mine(run, protocol, ScriptedGenerator(odd_fails))
+    return run, protocol, mine(run, protocol, by(protocol, ScriptedGenerator(odd_fails)))
 
 
 def test_a_set_of_failures_is_read_as_it_was_written(start: Start) -> None:
@@ -243,7 +247,7 @@ def test_the_card_cannot_be_broken_by_a_name(start: Start) -> None:
 def test_any_text_of_a_model_survives(start: Start) -> None:
     strange = "a\u2028b\x85c\x0bd\r\ne \ufffd \U0001f600 \x00"
     run, protocol = start("mine.limit=1")
-    failures = mine(run, protocol, ScriptedGenerator(lambda asked, index: strange))
+    failures = mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: strange)))
     assert failures[0].attempt.text == strange
     assert read_failures(run.path)[0] == failures
     assert run.read("mine")[0]["attempt"]["text"] == strange
@@ -334,7 +338,7 @@ def test_the_forecast_counts_by_hand(start: Start) -> None:
         return "I see my mistake"
 
     generator = ScriptedGenerator(reply)
-    told = forecast(run, protocol, failures, generator)
+    told = forecast(run, protocol, failures, by(protocol, generator))
     assert told is not None
     assert generator.calls == [16, 16]
     assert (told.probed, told.fix_rate) == (4, 7 / 16)
@@ -349,7 +353,7 @@ def test_the_forecast_counts_by_hand(start: Start) -> None:
 def test_what_could_not_be_judged_is_not_in_the_forecast(start: Start) -> None:
     run, protocol, failures = mined(start, "mine.limit=4")
     replies = ScriptedGenerator(lambda asked, index: "unclear" if number_in(asked) == 1 else "3")
-    told = forecast(run, protocol, failures, replies)
+    told = forecast(run, protocol, failures, by(protocol, replies))
     assert told is not None
     assert told.fix_rate == 1.0
     assert told.signal[8] == expected_signal([(4, 4)], 8)
@@ -358,7 +362,7 @@ def test_what_could_not_be_judged_is_not_in_the_forecast(start: Start) -> None:
 def test_no_probe_gives_no_forecast(start: Start) -> None:
     run, protocol, failures = mined(start, "mine.probe=0")
     generator = ScriptedGenerator(odd_fails)
-    assert forecast(run, protocol, failures, generator) is None
+    assert forecast(run, protocol, failures, by(protocol, generator)) is None
     assert generator.calls == []
 
 

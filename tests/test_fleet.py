@@ -1,0 +1,348 @@
+"""Mining and evaluation on a real Ray cluster of two nodes: the rows are those of a run without Ray."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from command import R3
+from toy import Toy
+
+from r3core import ConfigError, RunError, Task, UsageError, get_task
+from r3core.config import MACHINES, Config, resolve
+from r3core.evaluate import reflected
+from r3core.fleet import Actor, Fleet, FleetOptions, Job, options_of, room_for
+from r3core.mine import attempted
+from r3core.pool import loader
+from r3core.protocol import Protocol, here
+from r3core.stages import Stages
+from r3core.verification import Judge, verifier_hash
+
+# Ray Data warns of options of its own whenever it makes or copies its set of options: nobody has set them.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+TASK = '''
+import os, time
+from pathlib import Path
+from r3core import Example, Task
+
+class Watched(Task):
+    """Say something with an even number of characters. Says who judged what, and waits while it is told to."""
+
+    name = "watched"
+    folder: str
+    """Where `judged` is written; a file `wait` in it makes the verifier wait."""
+
+    def load(self, split):
+        first = {"train": 0, "validation": 1000, "test": 2000}[split]
+        for number in range(first, first + 32):
+            yield Example(id=f"n{number}", prompt=f"Say {number}.", answer=str(number))
+
+    def verify(self, example, response):
+        with open(Path(self.folder) / "judged", "a") as file:
+            file.write(f"{os.environ.get('RAY_RAYLET_PID')} {example.id}\\n")
+        while (Path(self.folder) / "wait").exists():
+            time.sleep(0.02)
+        return len(response) % 2 == 0
+'''
+MINED, TESTED, BATCH = 24, 8, 4
+SETTINGS = [
+    *(f"sampling.{turn}.max_tokens=6" for turn in ("attempt", "reflection", "retry")),
+    *("evaluate.controls=true", f"evaluate.limit={TESTED}", f"mine.limit={MINED}", "mine.probe=0"),
+    *(f"batch_size={BATCH}", "judge.seconds=60"),
+]
+RAY = ("engine=ray", "engine_options.cpus=1", "engine_options.patience=1")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster whose head has one processor; the other node comes by `node`."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")  # alike in all processes: the order of sums depends on it
+        from ray.cluster_utils import Cluster
+
+        quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": quick})
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def node(cluster: Any) -> Iterator[Any]:
+    """The second node of the cluster, with one processor."""
+    added = cluster.add_node(num_cpus=1)
+    yield added
+    for left in tuple(cluster.worker_nodes):
+        cluster.remove_node(left)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    (tmp_path / "watched.py").write_text(TASK)
+    return f"{tmp_path / 'watched.py'}:Watched"
+
+
+def asked(spec: str, model: Path, folder: Path, *overrides: str) -> tuple[Task, Config]:
+    """Return a task and its configuration, for a run in a folder of the same name."""
+    folder.mkdir(exist_ok=True)
+    task = get_task(spec, folder=str(folder))
+    flags = {"task": spec, "model": str(model), "output_dir": folder / "run"}
+    return task, resolve(task, overrides=[*SETTINGS, *overrides], flags=flags)
+
+
+def mined(spec: str, model: Path, folder: Path, *overrides: str) -> bytes:
+    """Mine, and return the rows."""
+    with Stages.open(*asked(spec, model, folder, *overrides)) as stages:
+        stages.mine()
+    return (folder / "run/mine.jsonl").read_bytes()
+
+
+def judged(folder: Path) -> list[tuple[str, str]]:
+    """Return which node judged which example, answer by answer; new workers judge their first one twice."""
+    file = folder / "judged"
+    return [(line.split()[0], line.split()[1]) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def raylet(node: Any) -> str:
+    return str(node.all_processes["raylet"][0].process.pid)
+
+
+@pytest.fixture
+def whole(spec: str, tiny_folder: Path, tmp_path: Path) -> bytes:
+    """The rows of mining without Ray."""
+    return mined(spec, tiny_folder, tmp_path / "whole")
+
+
+def test_a_command_writes_the_rows_of_a_run_without_ray(
+    cluster: Any, node: Any, spec: str, tiny_folder: Path, tmp_path: Path, r3: R3
+) -> None:
+    def said(name: str, *more: str) -> Any:
+        words = [word for setting in SETTINGS for word in ("--set", setting)]
+        where = ["--model", tiny_folder, "--output-dir", tmp_path / name]
+        told = r3("eval", "--task", spec, "--task-option", f"folder={tmp_path}", "--json", *where, *words, *more)
+        assert told.code == 0, told.err
+        assert "warning" not in told.err
+        return json.loads(told.out)
+
+    alone = said("alone")
+    (tmp_path / "judged").unlink()
+    fleet = [word for setting in RAY for word in ("--set", setting)]
+    together = said("together", *fleet, "--ray-address", cluster.address)
+    assert {part: together[part] for part in ("base", "trained")} == {part: alone[part] for part in ("base", "trained")}
+    one, other = ((tmp_path / name / "evaluate-base.jsonl").read_bytes() for name in ("alone", "together"))
+    assert one == other
+    assert one.count(b"\n") == TESTED
+    assert {who for who, _ in judged(tmp_path)} <= {raylet(cluster.head_node), raylet(node)}
+
+
+def test_only_what_is_missing_is_made_and_the_file_of_the_task_is_sent_along(
+    cluster: Any, whole: bytes, spec: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sent(task: Task) -> Any:
+        load = loader(task)
+        Path(spec.partition(":")[0]).unlink()  # the nodes have no such file
+        return load
+
+    monkeypatch.setattr("r3core.fleet.loader", sent)
+    folder = tmp_path / "resumed"
+    task, config = asked(spec, tiny_folder, folder, *RAY, f"engine_options.address={cluster.address}")
+    kept = whole.splitlines(keepends=True)[: 3 * BATCH + 1]
+    with Stages.open(task, config) as stages:
+        (folder / "run/mine.jsonl").write_bytes(b"".join(kept) + b'{"torn')
+        stages.mine()
+    assert (folder / "run/mine.jsonl").read_bytes() == whole
+    assert {who for _, who in judged(folder)} == {f"n{number}" for number in range(3 * BATCH, MINED)}
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_node_that_dies_at_work_costs_no_row_and_doubles_none(
+    cluster: Any,
+    node: Any,
+    whole: bytes,
+    spec: str,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    *,
+    comes_back: bool,
+) -> None:
+    folder = tmp_path / "lost"
+    folder.mkdir()
+    (folder / "wait").touch()
+    patience = 60 if comes_back else 1
+    options = (*RAY, f"engine_options.address={cluster.address}", f"engine_options.patience={patience}")
+    rows: list[bytes] = []
+    thread = Thread(target=lambda: rows.append(mined(spec, tiny_folder, folder, *options)))
+    thread.start()
+    doomed, head = raylet(node), raylet(cluster.head_node)
+    while {who for who, _ in judged(folder)} != {doomed, head} and thread.is_alive():
+        Event().wait(0.05)
+    assert {who for who, _ in judged(folder)} == {doomed, head}  # both are in the middle of a batch
+    cluster.remove_node(node, allow_graceful=False)
+    heir = raylet(cluster.add_node(num_cpus=1)) if comes_back else head
+    lost = {who for by, who in judged(folder)} - {who for by, who in judged(folder) if by == head}
+    (folder / "judged").unlink()
+    (folder / "wait").unlink()
+    thread.join()
+    assert rows == [whole]
+    assert lost <= {who for by, who in judged(folder) if by == heir}  # its batch was made again
+    out, err = capfd.readouterr()
+    assert ("warning: nodes of the Ray cluster were lost: there is room for 1 of 2 actors" in err) is not comes_back
+    assert out == ""  # Ray tells of a node's end there
+
+
+def test_failures_on_the_cluster_are_told_like_those_of_this_process(
+    cluster: Any, spec: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    address = f"engine_options.address={cluster.address}"
+    with pytest.raises(UsageError) as alone:
+        mined(spec, tmp_path / "nowhere", tmp_path / "one")
+    with pytest.raises(UsageError) as together:
+        mined(spec, tmp_path / "nowhere", tmp_path / "two", *RAY, address)
+    assert str(together.value) == str(alone.value)
+    with pytest.raises(RunError, match="no node of the Ray cluster has room for an actor of 100 CPUs"):
+        mined(spec, tiny_folder, tmp_path / "three", *RAY, "engine_options.cpus=100", address)
+
+
+def test_the_stages_of_the_cross_table_can_be_sent(cluster: Any, spec: str, tiny_folder: Path, tmp_path: Path) -> None:
+    task, config = asked(spec, tiny_folder, tmp_path, *RAY, f"engine_options.address={cluster.address}")
+    _, alone = asked(spec, tiny_folder, tmp_path)
+    from r3core.generation.engines import open_engine
+
+    with Judge(task, config.judge) as judge:
+        make = here(Protocol(task, judge, alone), lambda: open_engine(alone, str(tiny_folder)))
+        [episodes] = make(attempted, [(0, list(task.load("train")))])
+        failed = [episode for episode in episodes if episode.failed][:2]
+        work = partial(reflected, name="trained")
+        expected = list(make(work, [(7, failed), (8, failed)]))
+    fleet = Fleet(config)
+    try:
+        assert list(fleet.on(task, tiny_folder)(work, iter([(7, failed), (8, failed)]))) == expected
+    finally:
+        fleet.close()
+    assert [episode.reflection is not None for episode in expected[0]] == [True, True]
+
+
+def failing(protocol: Protocol, generator: Any, number: int, batch: Any) -> Any:
+    raise ValueError(f"batch {number}\nis odd")
+
+
+@pytest.mark.parametrize(
+    ("verifier", "model", "said"),
+    [
+        (None, None, "a batch failed on node `.*`: ValueError: is odd"),
+        ("other", None, "node `.*` has another version of task `toy`: the hash of its verifier differs"),
+        (None, "nowhere", "nowhere"),
+    ],
+)
+def test_an_actor_tells_why_it_made_nothing(
+    verifier: str | None, model: str | None, said: str, tiny_folder: Path
+) -> None:
+    task = Toy()
+    job = Job(lambda: task, resolve(task), str(tiny_folder / (model or "")), failing, verifier or verifier_hash(task))
+    told = Actor(job)({"number": 3, "batch": pickle.dumps([])})
+    assert told["number"] == 3
+    error = pickle.loads(told["made"]).error()
+    assert re.search(said, str(error))
+    assert isinstance(error, UsageError) is (model is not None)
+
+
+class Breaking(Fleet):
+    """A fleet without a cluster: each of its pipelines brings so many batches, and breaks."""
+
+    brings = 1
+
+    def _join(self) -> None: ...
+
+    def _pipeline(self, job: Job, left: Iterable[tuple[int, bytes]]) -> Any:
+        from ray.exceptions import RayError
+
+        yield from list(left)[: self.brings]
+        raise RayError("a long traceback\nthe cause")
+
+
+def test_a_pipeline_that_breaks_is_begun_anew_while_it_gets_on(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    fleet = Breaking(resolve(Toy(), overrides=["engine=ray"]))
+    batches = [(number, [number]) for number in range(6)]
+    assert list(fleet.on(Toy(), "model")(attempted, batches)) == [batch for _, batch in batches]
+    assert "warning: the cause; going on with the 5 batches left" in capsys.readouterr().err
+    fleet.brings = 0
+    with pytest.raises(RunError, match="the Ray pipeline broke 4 times: the cause"):
+        next(fleet.on(Toy(), "model")(attempted, batches))
+
+
+def test_a_task_that_no_other_machine_could_load_is_refused() -> None:
+    class Local(Toy):
+        name = "local"
+
+    fleet = Fleet(resolve(Local(), overrides=["engine=ray"]))
+    with pytest.raises(UsageError, match="task `local` cannot be sent to other machines"):
+        next(fleet.on(Local(), "model")(attempted, [(0, list(Local().load("train")))]))
+    assert list(fleet.on(Local(), "model")(attempted, [])) == []  # nothing to do: no cluster is joined
+
+
+def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    fleet = Fleet(resolve(Toy(), overrides=["engine=ray"]))
+    with pytest.raises(UsageError) as caught:
+        next(fleet.on(Toy(), "model")(attempted, [(0, list(Toy().load("train")))]))
+    assert str(caught.value) == "the engine `ray` needs the library ray\nhint: pip install 'r3core[ray]'"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:no"])
+def test_a_cluster_that_is_not_there_is_a_failed_run(address: str) -> None:
+    pytest.importorskip("ray")
+    fleet = Fleet(resolve(Toy(), overrides=["engine=ray", f"engine_options.address={address}"]))
+    with pytest.raises(RunError, match=f"the Ray cluster at `{address}` cannot be joined: ") as caught:
+        next(fleet.on(Toy(), "model")(attempted, [(0, list(Toy().load("train")))]))
+    assert "the same command goes on from there" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("actor=2", "the engine `ray` has no option `actor`; its options: actors, address, cpus, engine, engine_opt"),
+        ("actors=0", "`engine_options.actors` cannot be 0: it should be greater than 0"),
+        ("engine=ray", "`engine_options.engine` cannot be 'ray': it should be 'transformers', 'vllm' or 'openai'"),
+        ("address=ray://host:10001", "`engine_options.address` cannot be 'ray://host:10001': it should be HOST:PORT"),
+    ],
+)
+def test_options_that_a_fleet_does_not_have_are_refused(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        options_of(resolve(Toy(), overrides=["engine=ray", f"engine_options.{override}"]))
+    assert said in str(caught.value)
+
+
+def test_where_a_fleet_works_does_not_decide_what_comes_out() -> None:
+    assert {*MACHINES, "engine", "engine_options"} == FleetOptions.model_fields.keys()
+
+    def directory(*overrides: str) -> Path:
+        return resolve(Toy(), overrides=["engine=ray", *(f"engine_options.{one}" for one in overrides)]).directory
+
+    assert directory("actors=3", "address=a:1", "patience=9") == directory()
+    assert directory("engine=vllm") != directory()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "room"),
+    [
+        ([{"CPU": 8.0}, {"CPU": 3.0}, {"CPU": 1.0}, {}], 0.0, 5),
+        ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 8.0, "GPU": 8.0}, {"CPU": 64.0}], 1.0, 12),
+        ([{"CPU": 64.0, "GPU": 1.0}], 0.1, 10),
+    ],
+)
+def test_there_is_room_for_so_many_actors(nodes: list[dict[str, float]], gpus: float, room: int) -> None:
+    alive = [{"Alive": True, "Resources": resources} for resources in nodes]
+    dead = {"Alive": False, "Resources": {"CPU": 100.0, "GPU": 100.0}}
+    assert room_for([*alive, dead], cpus=2, gpus=gpus) == room
