@@ -3,25 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from r3core.config import Config
 from r3core.errors import UsageError
-from r3core.estimate.advice import Advice, advice
+from r3core.estimate.advice import RANK, Advice, advice
 from r3core.estimate.memory import Memory, memory_of
 from r3core.estimate.plan import Plan, plan_of
 from r3core.estimate.shape import Shape, read_config, shape_of
 from r3core.estimate.speed import CARDS, Device, card_of, seconds_of, this_processor
+from r3core.task import Frozen
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-__all__ = ["Advice", "Memory", "Plan", "Shape", "advice", "explain", "memory_of", "plan_of", "read_config", "shape_of"]
+__all__ = [
+    "Advice",
+    "Machine",
+    "Memory",
+    "Plan",
+    "Shape",
+    "advice",
+    "explain",
+    "memory_of",
+    "plan_of",
+    "read_config",
+    "shape_of",
+]
 
 GIB = 2**30
 SIZES = (24, 40, 80)
 """GB of the cards that a machine without one is told about."""
 _DRAWN = 0.05  # smaller shares of the memory are not named
+
+
+class Machine(Frozen):
+    """What a run would be on."""
+
+    gpu: str | None = None
+    """The name of the first GPU, as CUDA gives it."""
+    gpu_memory: float = 0.0
+    """Its bytes."""
+    memory: float | None = None
+    """Bytes of main memory; None where they cannot be known."""
+
+    @classmethod
+    def here(cls) -> Machine:
+        """Return what this process runs on."""
+        import torch
+
+        memory = _main_memory()
+        if not torch.cuda.is_available():
+            return cls(memory=memory)
+        gpu = torch.cuda.get_device_properties(0)
+        return cls(gpu=gpu.name, gpu_memory=gpu.total_memory, memory=memory)
 
 
 def explain(
@@ -31,45 +62,60 @@ def explain(
     processes: int = 1,
     sharded: bool = False,
     forecast: Mapping[str, float] | None = None,
+    machine: Machine | None = None,
 ) -> list[str]:
     """Return what a run of `model` needs, in words: one line when the model's shape cannot be had.
 
-    `forecast` is that of the run's mining, when it is over.
+    `forecast` is that of the run's mining, when it is over; `sharded` tells that the processes are under FSDP.
     """
-    lora = getattr(config, "lora", None)
     try:
         read = read_config(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
-        shape = shape_of(read, lora=lora)
+        shape = shape_of(read, lora=getattr(config, "lora", None))
     except UsageError as error:
         return [f"estimate: none; {error.message}"]
+    machine = machine or Machine.here()
     plan = plan_of(config, shape, processes=processes, sharded=sharded)
-    return list(_lines(config, shape, plan, read, forecast))
-
-
-def _lines(
-    config: Config, shape: Shape, plan: Plan, read: PretrainedConfig, forecast: Mapping[str, float] | None
-) -> Iterator[str]:
-    here = _gpu()
     memory = memory_of(shape, plan)
-    yield from _needs(memory, plan)
-    card = here[1] if here else SIZES[-1] * GIB
-    if here:
-        yield f"memory: {'fits' if memory.fits(card) else 'does not fit'} the {here[0]} here, of {_gib(card)}"
-    else:
-        yield f"memory: {_which(memory)}; no GPU is here"
-        yield _on_this_processor(config, shape, plan, forecast)
+    card = machine.gpu_memory if machine.gpu else SIZES[-1] * GIB
+    lines = [*_needs(memory, plan), _fitting(memory, machine)]
     if not memory.fits(card):
-        given = advice(shape, plan, card, with_lora=lambda: shape_of(read, lora={"r": 16}))
-        yield from _suggestions(given, card)
-    known = card_of(here[0]) if here else None
-    if here and known is None:
-        yield f"time: not known for the {here[0]}; {', '.join(card.name for card in CARDS.values())} are"
-    elif known is not None:
-        yield _time(config, shape, plan, known, forecast)
-    elif memory.fits(card):
-        for device in _enough(memory):
-            yield _time(config, shape, plan, device, None)
-    yield _source(shape, plan)
+        lines += _hints(advice(shape, plan, card, with_lora=lambda: shape_of(read, lora={"r": RANK})), card)
+    if machine.gpu is None:
+        lines += _without_gpu(config, shape, processes, machine=machine, forecast=forecast)
+    for device in _devices(memory, machine):
+        lines.append(_time(config, shape, plan, device, forecast if machine.gpu else None))
+    return [*lines, _source(shape, plan)]
+
+
+def _fitting(memory: Memory, machine: Machine) -> str:
+    if machine.gpu:
+        fits = "fits" if memory.fits(machine.gpu_memory) else "does not fit"
+        return f"memory: it {fits} the {machine.gpu} here, which has {_gib(machine.gpu_memory)}"
+    few = [str(size) for size in SIZES if not memory.fits(size * GIB)]
+    if len(few) == len(SIZES):
+        return f"memory: it fits no GPU of {', '.join(few)} GB; none is here"
+    return f"memory: it fits a GPU of {SIZES[len(few)]} GB{', not of ' + ' or '.join(few) if few else ''}; none is here"
+
+
+def _without_gpu(
+    config: Config, shape: Shape, processes: int, *, machine: Machine, forecast: Mapping[str, float] | None
+) -> list[str]:
+    """Say what the same run would take on the processor, where r3 computes in the type of the weights."""
+    plan = plan_of(config, shape, processes=processes, cuda=False)
+    memory = memory_of(shape, plan)
+    if machine.memory is not None and memory.fits(machine.memory):
+        return [_time(config, shape, plan, this_processor(), forecast)]
+    has = f", and this machine has {_gib(machine.memory)}" if machine.memory else ""
+    return [f"memory: without a GPU it would take {_gib(memory.need)} of main memory{has}"]
+
+
+def _devices(memory: Memory, machine: Machine) -> list[Device]:
+    """Return the GPU that is here, if its speed is known; without one, two of the smallest size that is enough."""
+    if machine.gpu:
+        known = card_of(machine.gpu)
+        return [known] if known else []
+    names = ("L4", "4090") if memory.fits(24 * GIB) else ("A100", "H100") if memory.fits(80 * GIB) else ()
+    return [CARDS[name] for name in names]
 
 
 def _needs(memory: Memory, plan: Plan) -> Iterator[str]:
@@ -84,31 +130,7 @@ def _needs(memory: Memory, plan: Plan) -> Iterator[str]:
         yield f"memory: {_gib(memory.total(phase))}{each} while {phase}{vllm}: {', '.join(named)}"
 
 
-def _which(memory: Memory) -> str:
-    fitting = [size for size in SIZES if memory.fits(size * GIB)]
-    if not fitting:
-        return f"fits no card of {', '.join(map(str, SIZES))} GB"
-    few = [size for size in SIZES if size < fitting[0]]
-    return f"fits a card of {fitting[0]} GB" + (f", not of {' or '.join(map(str, few))}" if few else "")
-
-
-def _enough(memory: Memory) -> list[Device]:
-    """Return cards that the run fits: those of 24 GB, or those of 80."""
-    return [CARDS[name] for name in (("L4", "4090") if memory.fits(24 * GIB) else ("A100", "H100"))]
-
-
-def _on_this_processor(config: Config, shape: Shape, plan: Plan, forecast: Mapping[str, float] | None) -> str:
-    """Say what the same run would need without a GPU, where r3 computes in the type of the weights."""
-    plan = plan_of(config, shape, processes=plan.processes, sharded=plan.sharded, cuda=False)
-    memory = memory_of(shape, plan)
-    ram = _ram()
-    if ram is None or not memory.fits(ram):
-        has = f", and this machine has {_gib(ram)}" if ram else ""
-        return f"memory: without a GPU it would be {_gib(memory.need)} of main memory{has}"
-    return _time(config, shape, plan, this_processor(), forecast)
-
-
-def _suggestions(given: list[Advice], card: float) -> Iterator[str]:
+def _hints(given: list[Advice], card: float) -> Iterator[str]:
     for number, suggestion in enumerate(given):
         need = _gib(suggestion.memory.need)
         end = f", which fits {_gib(card)}" if suggestion.fits else ""
@@ -136,25 +158,16 @@ def _source(shape: Shape, plan: Plan) -> str:
     return (
         f"estimate: arithmetic, no measurement, on {shape.architecture} with {shape.parameters:,} parameters"
         f"{trained}{experts}, prompts of {plan.prompt} tokens and turns at their limits; "
-        "memory may be wrong by a quarter, time by a factor of 3"
+        "memory is often a tenth off, and time may be by a factor of 3"
     )
 
 
-def _gpu() -> tuple[str, float] | None:
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    properties = torch.cuda.get_device_properties(0)
-    return properties.name, float(properties.total_memory)
-
-
-def _ram() -> float | None:
+def _main_memory() -> float | None:
     import os
 
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):  # Windows has no such question
+    except (AttributeError, ValueError, OSError):  # Windows cannot be asked so
         return None
 
 

@@ -11,7 +11,8 @@ from r3core.estimate.plan import Plan
 from r3core.estimate.shape import Shape
 from r3core.task import Frozen
 
-_RANK = 16
+RANK = 16
+"""The rank of the adapters that are suggested."""
 _MOST_PROCESSES = 64
 
 
@@ -60,7 +61,7 @@ def _changes(with_lora: Callable[[], Shape] | None) -> Iterator[tuple[str, str, 
     yield micro, "the same batch, in smaller parts", _split
     yield "--set grpo.beta=0", "nothing holds the model near its beginning", _free
     if with_lora is not None and "lora" in Config.model_fields:
-        yield f"--set lora.r={_RANK}", "only adapters are trained", _adapt(with_lora)
+        yield f"--set lora.r={RANK}", "only adapters are trained", _adapt(with_lora)
         if "quantization" in Config.model_fields:
             yield "--set quantization=4bit", "coarser weights, slower", _quantize
     yield "{plan.processes} processes under FSDP", "as many GPUs", _shard

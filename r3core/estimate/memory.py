@@ -48,11 +48,13 @@ def memory_of(shape: Shape, plan: Plan) -> Memory:
     if plan.beta and not shape.lora:
         always["reference model"] = reference(shape, plan)
     training = always | {"gradients": gradients(shape, plan), "activations": activations(shape, plan)}
-    loss, copy = log_probabilities(shape, plan), autocast_copy(shape, plan)
-    if not (plan.checkpointing and copy > loss):  # with checkpointing, the copy is gone before the loss goes back
-        training["log-probabilities"] = loss
-    if copy and not (plan.checkpointing and copy <= loss):
-        training["16-bit copy of the weights"] = copy
+    copy = {"16-bit copy of the weights": autocast_copy(shape, plan)}
+    moments = [{"log-probabilities": log_probabilities(shape, plan)}, {"a layer's way back": way_back(shape, plan)}]
+    if plan.checkpointing:
+        moments.append(copy)  # it is gone with the pass forward; without checkpointing it is kept for the way back
+    elif copy["16-bit copy of the weights"]:
+        training |= copy
+    training |= max(moments, key=lambda terms: sum(terms.values()))
     generating = dict(always)
     if plan.steps_per_generation < plan.accumulation:  # it falls between passes whose gradients are being summed
         generating["gradients"] = gradients(shape, plan)
@@ -125,17 +127,23 @@ def autocast_copy(shape: Shape, plan: Plan) -> int:
 
 
 def activations(shape: Shape, plan: Plan) -> int:
-    """Return what a pass keeps for the way back, of rows x (prompt + reflection) tokens.
+    """Return what a pass keeps for the way back, of rows x (prompt + attempt + reflection) tokens.
 
-    With checkpointing (arXiv 1604.06174) that is the input of each layer, and one layer in full while it is computed
-    again; without it, every layer in full. Then come the final norm, and the gradients inside one layer's
-    feed-forward part, about 3 of its width.
+    With checkpointing (arXiv 1604.06174) that is the input of each layer; without it, what each layer saves. The final
+    norm comes on top.
     """
-    tokens = plan.rows * (plan.asked + plan.reflection)
-    stream, compute = _stream(shape, plan), _compute(plan)
-    layer = saved_by_a_layer(shape, plan)
-    kept = shape.layers * stream * shape.hidden + layer if plan.checkpointing else shape.layers * layer
-    return tokens * (kept + (4 + stream) * shape.hidden + 3 * compute * shape.inner)
+    stream = _stream(shape, plan)
+    layer = stream * shape.hidden if plan.checkpointing else saved_by_a_layer(shape, plan)
+    return _tokens(plan) * (shape.layers * layer + (4 + stream) * shape.hidden)
+
+
+def way_back(shape: Shape, plan: Plan) -> int:
+    """Return what one layer needs on the way back: gradients of about three widths of its feed-forward part.
+
+    With checkpointing, all that it saves is there once more. The loss has given its memory back by then.
+    """
+    again = saved_by_a_layer(shape, plan) if plan.checkpointing else 0
+    return _tokens(plan) * (again + 3 * _compute(plan) * shape.inner)
 
 
 def saved_by_a_layer(shape: Shape, plan: Plan) -> int:
@@ -149,18 +157,20 @@ def saved_by_a_layer(shape: Shape, plan: Plan) -> int:
     outputs = 5 * 2 if stream == 4 and compute == 2 else 2 * stream
     norms = (2 * (4 + stream) + outputs) * shape.hidden
     attention = 5 * compute * shape.heads * shape.head_dim + 4 * shape.heads
-    mask = compute * (plan.asked + plan.reflection)
+    mask = compute * (plan.asked + plan.reflection)  # as long as the sequence, for each token in it
     return norms + attention + mask + 4 * compute * shape.inner
 
 
 def log_probabilities(shape: Shape, plan: Plan) -> int:
     """Return what the loss needs beside the model: TRL 1.16 never makes all logits, but tiles of 4096 x 32768.
 
-    On top are the gradients of the hidden states and, where it is trained, of the output layer, in 32 bits before they
-    are added to the others. Without CUDA all positions are scored, and a tile has about six copies in 32 bits.
+    The tile is as wide for a smaller vocabulary. On top are the gradients of the hidden states and, where it is
+    trained, of the output layer, in 32 bits before they are added to the others. Without CUDA all positions are
+    scored, and about seven 32-bit copies of a tile are made, as wide as the vocabulary.
     """
-    tokens = plan.rows * (plan.reflection if plan.cuda else plan.asked + plan.reflection)
-    tile = min(tokens, _TILE[0]) * min(shape.vocabulary, _TILE[1]) * (_compute(plan) + (0 if plan.cuda else 24))
+    tokens = plan.rows * plan.reflection if plan.cuda else _tokens(plan)
+    rows, columns = min(tokens, _TILE[0]), _TILE[1]
+    tile = rows * (columns * _compute(plan) + (0 if plan.cuda else 29 * min(shape.vocabulary, columns)))
     size = trained_bytes(shape, plan)
     head = 0 if shape.lora else shape.head * (4 + (size if size != 4 else 0))
     gathered = shape.head * size if plan.sharded else 0
@@ -185,12 +195,16 @@ def generation(shape: Shape, plan: Plan) -> dict[str, int]:
 
 
 def cache(shape: Shape, plan: Plan, *, rows: int, tokens: int) -> int:
-    """Return layers x key-value heads x their width x (bytes of a key + bytes of a value) x rows x tokens.
+    """Return 2 x layers x key-value heads x their width x bytes x rows x tokens.
 
-    Under autocast on weights of 32 bits the rotation of the keys leaves them in 32, and values have 16.
+    Under autocast on weights of 32 bits the rotation of the keys leaves them in 32, and the cache is all of their type.
     """
-    each = _stream(shape, plan) + _compute(plan)
-    return shape.layers * shape.kv_heads * shape.head_dim * each * rows * tokens
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * _stream(shape, plan) * rows * tokens
+
+
+def _tokens(plan: Plan) -> int:
+    """Return the tokens of one pass through the model in training."""
+    return plan.rows * (plan.asked + plan.reflection)
 
 
 def _shards(plan: Plan) -> int:

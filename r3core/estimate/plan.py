@@ -25,19 +25,26 @@ class Plan(Frozen):
     group: int
     """Reflections on each failure."""
     retries: int
+    """Retries after each reflection."""
     iterations: int
+    """Updates that each generation serves."""
     batch_size: int
     """Conversations generated at once."""
     prompt: int
+    """Tokens of a problem with r3's own sentences; the three below are what a turn may have at most."""
     attempt: int
     reflection: int
     retry: int
     checkpointing: bool
+    """Activations are computed again on the way back."""
     amp: bool
     """Training computes in 16 bits by autocast, whatever the type of the weights."""
     dtype_bytes: int
+    """Bytes of a weight as it is loaded."""
     beta: float
+    """The weight of the KL term; 0 needs no reference model."""
     quantized: bool = False
+    """The linear layers are in 4 bits."""
     optimizer: str = "adamw"
     vllm: float = 0.0
     """The share of a card that vLLM takes beside the trainer."""
@@ -49,6 +56,7 @@ class Plan(Frozen):
     sharded: bool = False
     """FSDP: weights, gradients and states are divided among the processes."""
     cuda: bool = True
+    """Training is on a GPU."""
 
     @property
     def step(self) -> int:
