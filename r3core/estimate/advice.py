@@ -72,9 +72,13 @@ def _checkpoint(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | N
 
 
 def _narrow(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-    """Generate fewer conversations at once, as far as generation is what does not fit."""
+    """Generate fewer conversations at once, until that fits or training is what needs more."""
     rows = min(plan.batch_size, plan.generated * plan.retries)
-    while rows > 8 and not _enough(shape, _but(plan, batch_size=rows), card, phase="generating"):
+    while rows > 8:
+        changed = _but(plan, batch_size=rows)
+        training_needs_more = memory_of(shape, changed).phase == "training"
+        if training_needs_more or _enough(shape, changed, card, phase="generating"):
+            break
         rows //= 2
     return (shape, _but(plan, batch_size=rows)) if rows < plan.batch_size else None
 

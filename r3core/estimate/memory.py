@@ -30,7 +30,7 @@ class Memory(Frozen):
 
     def total(self, phase: str) -> int:
         """Return the bytes of one phase, `training` or `generating`."""
-        return sum(self.terms(phase).values())
+        return _sum(self.terms(phase))
 
     def terms(self, phase: str) -> dict[str, int]:
         """Return the bytes of one phase by what they are for."""
@@ -39,7 +39,7 @@ class Memory(Frozen):
     def fits(self, card: float) -> bool:
         """Tell whether both phases fit a device of so many bytes, a tenth of which is left to CUDA and to gaps."""
         phases = ((self.training, self.vllm), (self.generating, self.vllm_generating))
-        return all(sum(terms.values()) + share * card <= 0.9 * card for terms, share in phases)
+        return all(_sum(terms) + share * card <= 0.9 * card for terms, share in phases)
 
 
 def memory_of(shape: Shape, plan: Plan) -> Memory:
@@ -54,12 +54,13 @@ def memory_of(shape: Shape, plan: Plan) -> Memory:
         moments.append(copy)  # it is gone with the pass forward; without checkpointing it is kept for the way back
     elif copy["16-bit copy of the weights"]:
         training |= copy
-    training |= max(moments, key=lambda terms: sum(terms.values()))
+    largest: dict[str, int] = max(moments, key=_sum)
+    training |= largest
     generating = dict(always)
     if plan.steps_per_generation < plan.accumulation:  # it falls between passes whose gradients are being summed
         generating["gradients"] = gradients(shape, plan)
     if plan.sharded:
-        generating["gathered weights"] = weights(shape, plan.model_copy(update={"sharded": False}))
+        generating["gathered weights"] = weights(shape, plan) * plan.processes  # in the type that they are kept in
     if not plan.served:
         generating |= generation(shape, plan)
     share = 0.0 if plan.sleeps else plan.vllm
@@ -191,7 +192,7 @@ def generation(shape: Shape, plan: Plan) -> dict[str, int]:
     first = {"key-value cache": cache(shape, plan, rows=rows, tokens=before), "prompts": prefill}
     logits = rows * shape.vocabulary * (compute + 3 * 4)
     last = {"key-value cache": cache(shape, plan, rows=rows, tokens=before + plan.retry), "logits": logits}
-    return max(first, last, key=lambda terms: sum(terms.values()))
+    return max(first, last, key=_sum)
 
 
 def cache(shape: Shape, plan: Plan, *, rows: int, tokens: int) -> int:
@@ -200,6 +201,10 @@ def cache(shape: Shape, plan: Plan, *, rows: int, tokens: int) -> int:
     Under autocast on weights of 32 bits the rotation of the keys leaves them in 32, and the cache is all of their type.
     """
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * _stream(shape, plan) * rows * tokens
+
+
+def _sum(terms: dict[str, int]) -> int:
+    return sum(terms.values())
 
 
 def _tokens(plan: Plan) -> int:
