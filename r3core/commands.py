@@ -273,6 +273,28 @@ def _explain(task: Task, config: Config) -> None:
         typer.echo(f"train: {line}")
     controls = "with" if config.evaluate.controls else "without"
     typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
+    for line in _estimated(config, model):
+        typer.echo(line)
+
+
+def _estimated(config: Config, model: str) -> list[str]:
+    """Say what memory and time the run will take, on so many processes as `accelerate launch` has started."""
+    import os
+
+    from r3core.estimate import explain
+    from r3core.mine import Forecast
+    from r3core.runs import RunRecord, values_of
+
+    _quiet()
+    stored = RunRecord(config.directory).read_json("forecast")
+    forecast = values_of(Forecast, [stored], "forecast")[0] if stored is not None else None
+    return explain(
+        config,
+        model,
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        sharded=os.environ.get("ACCELERATE_USE_FSDP") == "true",
+        forecast={"tokens": forecast.tokens, "seconds": forecast.seconds} if forecast else None,
+    )
 
 
 def _certified(task: Task, config: Config) -> str:

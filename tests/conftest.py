@@ -19,7 +19,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep libraries off the network and out of the home directory; they read these variables when imported."""
     kept = TemporaryDirectory()
     config.add_cleanup(kept.cleanup)
-    os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TRACKIO_DIR": kept.name, "R3_CACHE": kept.name}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ |= {"TRACKIO_DIR": kept.name, "R3_CACHE": kept.name}
 
 
 @pytest.fixture(scope="session")

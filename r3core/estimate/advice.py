@@ -1,0 +1,139 @@
+"""What to change when a run does not fit, in order of least harm, each with the need that it was seen to lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from r3core.config import Config
+from r3core.estimate.memory import Memory, memory_of
+from r3core.estimate.plan import Plan
+from r3core.estimate.shape import Shape
+from r3core.task import Frozen
+
+RANK = 16
+"""The rank of the adapters that are suggested."""
+_MOST_PROCESSES = 64
+
+
+class Advice(Frozen):
+    """One change of the settings, on top of those before it."""
+
+    change: str
+    cost: str
+    """What it costs beside memory."""
+    memory: Memory
+    """The memory with this change."""
+    fits: bool
+
+
+def advice(shape: Shape, plan: Plan, card: float, *, with_lora: Callable[[], Shape] | None = None) -> list[Advice]:
+    """Return changes, each on top of those before it and each of which lowers the need, until a device is enough.
+
+    `with_lora` returns the model's shape with adapters of rank 16.
+    """
+    given: list[Advice] = []
+    memory = memory_of(shape, plan)
+    for change, cost, make in _changes(with_lora):
+        if memory.fits(card):
+            break
+        changed = make(shape, plan, card)
+        if changed is None:
+            continue
+        after = memory_of(*changed)
+        if after.need < memory.need:
+            (shape, plan), memory = changed, after
+            said = change.format(plan=plan)
+            given.append(Advice(change=said, cost=cost, memory=memory, fits=memory.fits(card)))
+    return given
+
+
+Change = Callable[[Shape, Plan, float], tuple[Shape, Plan] | None]
+
+
+def _changes(with_lora: Callable[[], Shape] | None) -> Iterator[tuple[str, str, Change]]:
+    """Yield what to say, what it costs, and what changes shape and plan; None where nothing is to be done."""
+    yield "--set grpo.gradient_checkpointing=true", "a third more time in training", _checkpoint
+    yield "--set batch_size={plan.batch_size}", "slower generation", _narrow
+    micro = (
+        "--set grpo.per_device_train_batch_size={plan.rows} --set grpo.gradient_accumulation_steps={plan.accumulation}"
+    )
+    yield micro, "the same batch, in smaller parts", _split
+    yield "--set grpo.beta=0", "nothing holds the model near its beginning", _free
+    if with_lora is not None and "lora" in Config.model_fields:
+        yield f"--set lora.r={RANK}", "only adapters are trained", _adapt(with_lora)
+        if "quantization" in Config.model_fields:
+            yield "--set quantization=4bit", "coarser weights, slower", _quantize
+    yield "{plan.processes} processes under FSDP", "as many GPUs", _shard
+
+
+def _checkpoint(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
+    return None if plan.checkpointing else (shape, _but(plan, checkpointing=True))
+
+
+def _narrow(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
+    """Generate fewer conversations at once, until that fits or training is what needs more."""
+    rows = min(plan.batch_size, plan.generated * plan.retries)
+    while rows > 8:
+        changed = _but(plan, batch_size=rows)
+        training_needs_more = memory_of(shape, changed).phase == "training"
+        if training_needs_more or _enough(shape, changed, card, phase="generating"):
+            break
+        rows //= 2
+    return (shape, _but(plan, batch_size=rows)) if rows < plan.batch_size else None
+
+
+def _split(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
+    """Halve the rows of a pass, and double the passes, until it fits or one row is left."""
+    changed = plan
+    while changed.rows % 2 == 0 and not _enough(shape, changed, card, phase="training"):
+        changed = _but(
+            changed,
+            rows=changed.rows // 2,
+            accumulation=changed.accumulation * 2,
+            steps_per_generation=changed.steps_per_generation * 2,
+        )
+    return (shape, changed) if changed != plan else None
+
+
+def _free(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
+    return (shape, _but(plan, beta=0.0)) if plan.beta and not shape.lora else None
+
+
+def _adapt(with_lora: Callable[[], Shape]) -> Change:
+    def adapt(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
+        return None if shape.lora else (with_lora(), plan)
+
+    return adapt
+
+
+def _quantize(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
+    return (shape, _but(plan, quantized=True)) if shape.lora and not plan.quantized else None
+
+
+def _shard(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
+    """Divide among 2, 4, 8 ... processes, with as many passes fewer as the batch allows."""
+    processes = max(2, plan.processes * (2 if plan.sharded else 1))
+    while True:
+        changed = _but(plan, processes=processes, sharded=True, **_spread(plan, processes // plan.processes))
+        if processes >= _MOST_PROCESSES or memory_of(shape, changed).fits(card):
+            return shape, changed
+        processes *= 2
+
+
+def _spread(plan: Plan, factor: int) -> dict[str, Any]:
+    """Return the passes of each process when the batch is to stay the same; as they are when it cannot."""
+    passes = plan.accumulation, plan.steps_per_generation
+    if any(number % factor for number in passes):
+        return {}
+    return {"accumulation": passes[0] // factor, "steps_per_generation": passes[1] // factor}
+
+
+def _enough(shape: Shape, plan: Plan, card: float, *, phase: str) -> bool:
+    memory = memory_of(shape, plan)
+    share = memory.vllm if phase == "training" else memory.vllm_generating
+    return memory.total(phase) + share * card <= 0.9 * card
+
+
+def _but(plan: Plan, **changes: Any) -> Plan:
+    return plan.model_copy(update=changes)

@@ -1,0 +1,449 @@
+"""The arithmetic of memory and time, against real tensors, and what is said of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import doors
+import pytest
+import torch
+from command import R3
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config
+from transformers.trainer_callback import TrainerCallback
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from r3core.config import Config, resolve
+from r3core.estimate import Machine, Plan, Shape, advice, explain, memory_of, plan_of, shape_of
+from r3core.estimate.memory import (
+    activations,
+    cache,
+    generation,
+    gradients,
+    log_probabilities,
+    states,
+    weights,
+)
+from r3core.estimate.speed import CARDS, card_of, seconds_of
+from r3core.plugins import get_task
+
+GIB = 2**30
+TASK = f"{Path(__file__).with_name('toy.py')}:Even"
+SMALL = {
+    "vocab_size": 151936,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
+"""The shape of Qwen2.5-1.5B."""
+LARGE = SMALL | {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+}
+"""The shape of Qwen2.5-7B."""
+MODERATE = {
+    "vocab_size": 4000,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+
+
+def settings(**values: Any) -> Config:
+    return Config.model_validate({"task": TASK} | values)
+
+
+def shape(**changes: Any) -> Shape:
+    return shape_of(LlamaConfig(**MODERATE | changes))
+
+
+def plan(of: Shape, **changes: Any) -> Plan:
+    given = {"rows": 4, "prompt": 60, "attempt": 20, "reflection": 16, "retry": 20, "amp": False, "cuda": False}
+    return plan_of(settings(), of).model_copy(update=given | changes)
+
+
+def size(tensors: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize(("given", "parameters"), [(SMALL, 1_543_714_304), (LARGE, 7_615_616_512)])
+def test_parameters_are_those_that_the_models_are_known_for(given: dict[str, Any], parameters: int) -> None:
+    assert shape_of(Qwen2Config(**given)).parameters == parameters
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_counted_as_in_the_real_model(tied: bool) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**MODERATE, tie_word_embeddings=tied))
+    counted = shape_of(model.config)
+    assert counted.parameters == counted.trainable == sum(p.numel() for p in model.parameters())
+    assert counted.tensors == len(list(model.parameters()))
+    assert counted.head == model.lm_head.weight.numel()
+
+
+@pytest.mark.parametrize("options", [{"r": 16}, {"r": 8, "target_modules": "all-linear"}, {"r": 4, "use_dora": True}])
+def test_what_lora_trains_is_counted_as_peft_makes_it(options: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = LlamaForCausalLM(LlamaConfig(**MODERATE, dtype="bfloat16")).to(torch.bfloat16)
+    plain = shape_of(model.config)
+    counted = shape_of(model.config, lora=options)
+    wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    trained = [p for p in wrapped.parameters() if p.requires_grad]
+    chosen = plan(counted)
+    assert (counted.trainable, counted.parameters) == (sum(p.numel() for p in trained), plain.parameters)
+    assert weights(counted, chosen) == size(wrapped.parameters())
+    assert gradients(counted, chosen) == size(trained)  # a gradient has its parameter's type
+
+
+class Seen(TrainerCallback):
+    """Adds up the gradients before each update."""
+
+    def __init__(self) -> None:
+        self.gradients = 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+        self.gradients = size(p.grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("dtype", "bf16"), [("float32", False), ("float32", True), ("bfloat16", True)])
+def test_weights_gradients_and_states_are_those_of_a_real_step(tmp_path: Path, dtype: str, bf16: bool) -> None:
+    from datasets import Dataset
+
+    model = doors.beginner(steps=0).to(getattr(torch, dtype))
+    seen = Seen()
+    options: dict[str, Any] = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 3}
+    trainer = GRPOTrainer(
+        model=model,
+        processing_class=doors.tokenizer(),
+        reward_funcs=lambda completion_ids, **_: [float(i % 2) for i in range(len(completion_ids))],
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            **options,
+            bf16=bf16,
+            max_steps=1,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": "Left?"}]] * 2}),
+        callbacks=[seen],
+    )
+    trainer.train()
+    counted = shape_of(model.config)
+    chosen = plan_of(settings(dtype=dtype, grpo=options | {"bf16": bf16}), counted, cuda=False)
+    kept = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    assert weights(counted, chosen) == size(model.parameters())
+    assert gradients(counted, chosen) == seen.gradients
+    assert states(counted, chosen) == size(kept)
+
+
+@pytest.mark.parametrize(("dtype", "amp"), [("float32", False), ("bfloat16", False), ("float32", True)])
+def test_the_cache_is_that_of_a_real_generation(dtype: str, amp: bool) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**MODERATE)).to(getattr(torch, dtype)).eval()
+    kept = DynamicCache(config=model.config)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        for written in (torch.ones(3, 11, dtype=torch.long), torch.ones(3, 1, dtype=torch.long)):
+            model(input_ids=written, past_key_values=kept, use_cache=True)
+    counted = shape(dtype=dtype)
+    layers = [tensor for layer in kept.layers for tensor in (layer.keys, layer.values)]
+    assert cache(counted, plan(counted, amp=amp), rows=3, tokens=12) == size(layers)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("dtype", "amp"), [("float32", False), ("float32", True), ("bfloat16", True)])
+def test_activations_are_what_torch_saves_within_a_twentieth(dtype: str, amp: bool, checkpointing: bool) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**MODERATE, use_cache=False)).to(getattr(torch, dtype)).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    counted = shape(dtype=dtype)
+    chosen = plan(counted, amp=amp, checkpointing=checkpointing)
+    of_weights = {p.shape for p in model.parameters()} | {p.T.shape for p in model.parameters() if p.dim() == 2}
+    saved: dict[int, torch.Tensor] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape not in of_weights:  # those are the weights, or autocast's copies of them
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.ones(4, 96, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[0, :9] = 0
+    with (
+        torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=amp),
+    ):
+        model.model(input_ids=ids, attention_mask=mask)
+    real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    assert activations(counted, chosen) == pytest.approx(real, rel=0.05)
+
+
+def peak(work: Callable[[LlamaForCausalLM], None], dtype: str, *, checkpointing: bool = False) -> int:
+    """Return the bytes at the peak of what `work` does with a model of moderate size, by torch's own tracker.
+
+    No number is computed: the tensors are fake, and those alone count that were made after the model.
+    """
+    with FakeTensorMode():
+        model = LlamaForCausalLM._from_config(LlamaConfig(**MODERATE, use_cache=False), dtype=getattr(torch, dtype))
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        tracker = MemTracker()
+        tracker.track_external(model)
+        with tracker:
+            work(model)
+        total = sum(counts["Total"] for counts in tracker.get_tracker_snapshot("peak").values())
+        return int(total) - size(model.parameters()) - size(p.grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("dtype", "amp"), [("float32", False), ("float32", True), ("bfloat16", True)])
+def test_the_peak_of_a_training_pass_is_as_estimated_within_a_tenth(dtype: str, amp: bool, checkpointing: bool) -> None:
+    def pass_through(model: LlamaForCausalLM) -> None:
+        add_fused_lm_head(model.train(), outputs=("log_probs", "entropy"))
+        ids = torch.ones(8, 256, dtype=torch.long)
+        labels = ids.clone()
+        labels[:, :-64] = -100
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            made = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, fused_lm_head=True)
+        made.log_probs.sum().backward()
+
+    counted = shape(dtype=dtype)
+    chosen = plan(counted, rows=8, prompt=152, attempt=40, reflection=64, amp=amp, checkpointing=checkpointing)
+    terms = memory_of(counted, chosen).training
+    more = sum(terms.values()) - terms["weights"] - terms["gradients"] - terms["optimizer states"]
+    assert more == pytest.approx(peak(pass_through, dtype, checkpointing=checkpointing), rel=0.1)
+
+
+def test_the_peak_of_reading_prompts_is_as_estimated_within_a_tenth() -> None:
+    def read(model: LlamaForCausalLM) -> None:
+        ids = torch.ones(64, 256, dtype=torch.long)
+        with torch.no_grad():
+            kept = DynamicCache(config=model.config)
+            mask = torch.ones_like(ids)
+            model(input_ids=ids, attention_mask=mask, past_key_values=kept, use_cache=True, logits_to_keep=1)
+
+    counted = shape(dtype="bfloat16")
+    chosen = plan(counted, batch_size=64, rows=64, prompt=152, attempt=40, reflection=64, retry=1)
+    terms = generation(counted, chosen)
+    assert set(terms) == {"key-value cache", "prompts"}
+    assert sum(terms.values()) == pytest.approx(peak(read, "bfloat16"), rel=0.1)
+
+
+def test_the_loss_needs_no_logits_of_the_whole_vocabulary() -> None:
+    counted = shape_of(Qwen2Config(**SMALL))
+    chosen = plan_of(settings(grpo={"per_device_train_batch_size": 64}), counted)
+    frozen = counted.model_copy(update={"lora": True})
+    logits = chosen.rows * chosen.reflection * counted.vocabulary * 4
+    assert log_probabilities(frozen, chosen) < logits / 10
+
+
+def test_four_bits_take_little_more_than_half_a_byte_for_each_weight_of_a_linear_layer() -> None:
+    counted = shape_of(Qwen2Config(**LARGE), lora={"r": 16})
+    chosen = plan_of(settings(), counted)
+    saved = weights(counted, chosen) - weights(counted, chosen.model_copy(update={"quantized": True}))
+    assert saved == counted.linear * (2 - 0.5 - 4 / 64) + counted.trainable * 2  # TRL makes the adapters 16-bit too
+
+
+def test_fsdp_divides_what_is_kept_and_gathers_the_weights_to_generate() -> None:
+    counted = shape_of(Qwen2Config(**SMALL))
+    one = plan_of(settings(dtype="float32"), counted)
+    four = plan_of(settings(dtype="float32"), counted, processes=4, sharded=True)
+    for of in (weights, gradients, states):
+        assert of(counted, four) == pytest.approx(of(counted, one) / 4, rel=1e-6)
+    assert memory_of(counted, four).generating["gathered weights"] == weights(counted, one)
+    copies = plan_of(settings(dtype="float32"), counted, processes=4)
+    assert weights(counted, copies) == weights(counted, one)
+
+
+def test_fsdp_keeps_trained_weights_in_32_bits_whatever_they_were_loaded_in() -> None:
+    counted = shape_of(Qwen2Config(**SMALL))
+    two = plan_of(settings(), counted, processes=2, sharded=True)
+    assert weights(counted, two) == 2 * counted.parameters
+
+
+def test_vllm_takes_its_share_of_whatever_card_there_is() -> None:
+    counted = shape_of(Qwen2Config(**SMALL))
+    asked = {"use_vllm": True, "vllm_gpu_memory_utilization": 0.6}
+    beside = memory_of(counted, plan_of(settings(grpo=asked), counted))
+    assert "key-value cache" not in beside.generating
+    assert beside.fits(80 * GIB)
+    assert not beside.fits(40 * GIB)
+    asleep = plan_of(settings(grpo=asked | {"vllm_enable_sleep_mode": True}), counted)
+    assert memory_of(counted, asleep).vllm == 0
+    elsewhere = memory_of(counted, plan_of(settings(grpo=asked | {"vllm_mode": "server"}), counted))
+    assert elsewhere.fits(40 * GIB)
+
+
+def test_only_a_run_with_a_reference_model_needs_memory_for_one() -> None:
+    counted, adapted = shape_of(Qwen2Config(**SMALL)), shape_of(Qwen2Config(**SMALL), lora={"r": 16})
+    held = settings(grpo={"beta": 0.04})
+    assert memory_of(counted, plan_of(held, counted)).training["reference model"] == 2 * counted.parameters
+    assert "reference model" not in memory_of(counted, plan_of(settings(), counted)).training
+    assert "reference model" not in memory_of(adapted, plan_of(held, adapted)).training
+
+
+HEAVY: dict[str, Any] = {"gradient_checkpointing": False, "per_device_train_batch_size": 32, "beta": 0.04}
+
+
+@pytest.mark.parametrize("card", [24, 40, 80])
+@pytest.mark.parametrize("given", [SMALL, LARGE], ids=["1.5B", "7B"])
+def test_each_suggestion_leads_to_the_need_that_it_names(given: dict[str, Any], card: int) -> None:
+    counted = shape_of(Qwen2Config(**given))
+    config = settings(batch_size=256, grpo=HEAVY | {"gradient_accumulation_steps": 8})
+    suggested = advice(counted, plan_of(config, counted), card * GIB)
+    assert suggested
+    need = memory_of(counted, plan_of(config, counted)).need
+    options = [f"grpo.{key}={str(value).lower()}" for key, value in config.grpo.items()] + ["batch_size=256"]
+    for suggestion in suggested:
+        processes = re.match(r"(\d+) processes", suggestion.change)
+        options += re.findall(r"--set (\S+)", suggestion.change)
+        changed = resolve(get_task(TASK), overrides=options, flags={"model": "any"})
+        if processes:
+            count = int(processes[1])
+            passes = changed.grpo["gradient_accumulation_steps"] // count
+            grpo = changed.grpo | {"gradient_accumulation_steps": passes}
+            changed = changed.model_copy(update={"grpo": grpo})
+            reached = plan_of(changed, counted, processes=count, sharded=True)
+        else:
+            reached = plan_of(changed, counted)
+        assert reached.step == 256
+        assert memory_of(counted, reached) == suggestion.memory
+        assert suggestion.memory.need < need
+        assert suggestion.fits == suggestion.memory.fits(card * GIB)
+        need = suggestion.memory.need
+    assert [suggestion.fits for suggestion in suggested[:-1]] == [False] * (len(suggested) - 1)
+
+
+def test_what_fits_is_left_alone() -> None:
+    counted = shape_of(Qwen2Config(**SMALL))
+    assert advice(counted, plan_of(settings(), counted), 80 * GIB) == []
+
+
+def test_a_card_is_known_by_the_name_that_cuda_gives_it() -> None:
+    names = ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA L4", "NVIDIA GeForce RTX 4090", "NVIDIA L40S")
+    assert [card and card.name for card in map(card_of, names)] == ["A100 80 GB", "H100", "L4", "RTX 4090", None]
+
+
+def test_the_time_grows_with_what_is_asked() -> None:
+    counted = shape_of(Qwen2Config(**SMALL))
+
+    def step(**values: Any) -> float:
+        config = settings(**values)
+        return seconds_of(config, counted, plan_of(config, counted), CARDS["A100"]).step
+
+    assert step(grpo={"gradient_accumulation_steps": 2}) > step()
+    assert step(grpo={"gradient_checkpointing": False}) < step()
+    assert step(train={"retries": 2}) > step()
+    assert step(sampling={"retry": {"max_tokens": 64}}) < step()
+    assert step(grpo={"use_vllm": True}) < step()
+
+
+def test_a_forecast_is_believed_more_than_the_arithmetic() -> None:
+    counted = shape_of(Qwen2Config(**SMALL))
+    config = settings(grpo={"gradient_accumulation_steps": 4})
+    chosen = plan_of(config, counted)
+    forecast = {"tokens": 100.0, "seconds": 0.5}
+    told = seconds_of(config, counted, chosen, CARDS["A100"], forecast=forecast)
+    assert told.measured
+    assert told.generating == 16.0
+    assert told.training < seconds_of(config, counted, chosen, CARDS["A100"]).training
+
+
+A100 = Machine(gpu="NVIDIA A100-SXM4-80GB", gpu_memory=79.3 * GIB)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., str]:
+    """A function that makes a model's folder without weights."""
+
+    def make(**given: Any) -> str:
+        Qwen2Config(**given).save_pretrained(tmp_path)
+        return str(tmp_path)
+
+    return make
+
+
+def test_a_run_that_fits_is_told_its_need_and_its_time(folder: Callable[..., str]) -> None:
+    lines = explain(settings(grpo={"max_steps": 100}), folder(**SMALL), machine=A100)
+    assert [line.split(":")[0] for line in lines] == ["memory"] * 3 + ["time", "estimate"]
+    assert "GiB while training: " in lines[0]
+    assert "it fits the NVIDIA A100-SXM4-80GB here, which has 79.3 GiB" in lines[2]
+    assert re.match(r"time: up to about .* a step on A100 80 GB: generation .*, training .*; 100 steps .*", lines[3])
+    assert "arithmetic, no measurement, on Qwen2ForCausalLM with 1,543,714,304 parameters" in lines[4]
+
+
+def test_a_run_that_does_not_fit_is_told_what_to_change(folder: Callable[..., str]) -> None:
+    lines = explain(settings(grpo=HEAVY), folder(**LARGE), machine=A100)
+    assert any("it does not fit the NVIDIA A100-SXM4-80GB here" in line for line in lines)
+    hints = [line for line in lines if line.startswith("hint: ")]
+    assert hints[0].startswith("hint: --set grpo.gradient_checkpointing=true makes it ")
+    assert "which fits 79.3 GiB" in hints[-1]
+
+
+def test_a_machine_without_a_gpu_is_told_of_common_cards(folder: Callable[..., str]) -> None:
+    lines = explain(settings(), folder(**SMALL), machine=Machine(memory=8 * GIB))
+    assert any(re.match(r"memory: it fits a GPU of \d+ GB.*; none is here", line) for line in lines)
+    assert any("without a GPU it would take" in line and "this machine has 8.0 GiB" in line for line in lines)
+    large = explain(settings(dtype="float32"), folder(**LARGE), machine=Machine())
+    assert "memory: it fits no GPU of 24, 40, 80 GB; none is here" in large
+
+
+def test_a_forecast_is_named_where_it_was_used(folder: Callable[..., str]) -> None:
+    lines = explain(settings(), folder(**SMALL), machine=A100, forecast={"tokens": 100.0, "seconds": 0.5})
+    assert any("generation 4.0 s (measured)" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ('{"model_type": "unheard-of"}', "model type `unheard-of`"),
+        ('{"model_type": "bert", "vocab_size": 9, "num_attention_heads": 0}', "models of type `bert`"),
+        ('{"model_type": "vit"}', "models of type `vit` are not understood"),
+        ("{", "cannot be read"),
+        ("{}", "cannot be read"),
+    ],
+)
+def test_a_model_that_is_not_understood_costs_one_line(tmp_path: Path, written: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(written)
+    (line,) = explain(settings(), str(tmp_path))
+    assert line.startswith("estimate: none; ")
+    assert message in line
+
+
+def test_a_model_that_cannot_be_had_costs_one_line(tmp_path: Path) -> None:
+    (line,) = explain(settings(), str(tmp_path / "nothing"))
+    assert line.startswith(f"estimate: none; the shape of `{tmp_path / 'nothing'}` cannot be read: ")
+
+
+def test_a_dry_run_ends_with_the_estimate(r3: R3, tiny_folder: Path) -> None:
+    said = r3("run", "--task", TASK, "--model", tiny_folder, "--set", "grpo.max_steps=1", "--dry-run")
+    assert said.code == 0
+    assert "memory: " in said.out
+    assert said.out.splitlines()[-1].startswith("estimate: arithmetic, no measurement, on LlamaForCausalLM with ")
+    assert said.err == ""
+    assert not list(Path().iterdir())
+
+
+def test_a_dry_run_of_an_unknown_model_goes_on(r3: R3, tmp_path: Path) -> None:
+    said = r3("run", "--task", TASK, "--model", tmp_path / "no", "--set", "grpo.max_steps=1", "--dry-run")
+    assert said.code == 0
+    assert "estimate: none; the shape of " in said.out
