@@ -181,7 +181,9 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
         samples: Annotated[int | None, typer.Option(help="Attempts at each problem in mining.")] = None,
         keep: Annotated[str | None, typer.Option(help="Which failures to keep: any-failed or all-failed.")] = None,
         failures: Annotated[Path | None, typer.Option(help="A set of failures to use instead of mining.")] = None,
-        engine: Annotated[str | None, typer.Option(help="What generates text: transformers, vllm, openai or ray.")] = None,
+        engine: Annotated[
+            str | None, typer.Option(help="What generates text: transformers, vllm, openai or ray.")
+        ] = None,
         ray_address: Annotated[
             str | None, typer.Option(help="The Ray cluster for --engine ray; by default one on this machine.")
         ] = None,

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the engines be named that the contract is held against."""
+    parser.addoption("--engines", default="transformers,openai", help="engines to test, of those in tests/engines.py")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Hold every test that asks for an engine against each of those named."""
+    if "engine" in metafunc.fixturenames:
+        metafunc.parametrize("engine", metafunc.config.getoption("engines").split(","), scope="module")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keep libraries off the network and out of the home directory; they read these variables when imported."""
     kept = TemporaryDirectory()

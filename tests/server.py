@@ -61,6 +61,8 @@ class Server:
         self.authorizations: Counter[str | None] = Counter()
         self.answered = 0
         self.open = self.most_open = 0
+        self.context: int | None = None
+        """A request that exceeds it is refused."""
         self.pause = 0.0
         """Seconds that each answer takes at least."""
         self.hold_after: int | None = None
@@ -98,6 +100,9 @@ class Server:
             await asyncio.sleep(0.01)
         if (other := self.always(body)) is not None:
             return other
+        if self.context is not None and len(str(body["messages"])) + body["max_tokens"] > self.context:
+            message = f"This model's maximum context length is {self.context} tokens."
+            return JSONResponse({"error": {"message": message, "code": "context_length_exceeded"}}, 400)
         self.answered += 1
         await asyncio.sleep(self.pause)
         return JSONResponse(answer(await asyncio.to_thread(self._written, body)))

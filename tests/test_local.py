@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 LENGTHS = (3, 40, 1, 17, 17, 90, 8, 2)
-CONVERSATIONS = [[{"role": "user", "content": "ab" * length}] for length in LENGTHS]
+CONVERSATIONS = [[{"role": "user", "content": f"{place}" + "ab" * length}] for place, length in enumerate(LENGTHS)]
 
 
 WRENCH = {"type": "function", "function": {"name": "wrench", "description": "", "parameters": {"type": "object"}}}
@@ -110,7 +110,7 @@ def test_greedy_decoding_is_that_of_transformers(generator: TransformersGenerato
     import torch
 
     prompts = [generator.encode(conversation) for conversation in CONVERSATIONS]
-    ours = [ids for ids, _ in generator.continue_ids(prompts, GREEDY)]
+    ours = [continued.ids for continued in generator.continue_ids(prompts, GREEDY)]
     for prompt, ids in zip(prompts, ours, strict=True):
         theirs = generator.model.generate(
             torch.tensor([prompt]),
@@ -152,6 +152,17 @@ def test_rows_that_ended_leave_the_batch(ending: TransformersGenerator) -> None:
         assert count <= sum(length > step for length in lengths) / 0.7 + 1
 
 
+def test_a_prompt_that_is_there_several_times_is_computed_once(ending: TransformersGenerator) -> None:
+    conversations = [*CONVERSATIONS, *CONVERSATIONS[:3], *CONVERSATIONS]
+    alone = [ending.generate([conversation], GREEDY)[0] for conversation in CONVERSATIONS]
+    shapes = rows_of(ending)
+    assert ending.generate(conversations, GREEDY) == [*alone, *alone[:3], *alone]
+    assert shapes[0][0] == len(CONVERSATIONS)
+    assert shapes[1][0] > len(CONVERSATIONS)
+    drawn = ending.generate(CONVERSATIONS[:1] * 20, Sampling(max_tokens=6, seed=1))
+    assert len({tuple(completion.token_ids or ()) for completion in drawn}) > 10
+
+
 def test_after_the_prompt_only_the_new_token_is_computed(generator: TransformersGenerator) -> None:
     shapes = rows_of(generator)
     generator.generate(CONVERSATIONS[:2], Sampling(temperature=0, max_tokens=5))
@@ -180,7 +191,7 @@ def test_the_end_token_ends_a_turn_and_is_not_part_of_it(ending: TransformersGen
     ends = set(ending.model.generation_config.eos_token_id)
     prompts = [ending.encode(conversation) for conversation in CONVERSATIONS]
     completions = ending.generate(CONVERSATIONS, GREEDY)
-    for (ids, ended), completion in zip(ending.continue_ids(prompts, GREEDY), completions, strict=True):
+    for (ids, ended, _), completion in zip(ending.continue_ids(prompts, GREEDY), completions, strict=True):
         assert not ends & set(completion.token_ids)
         assert ended == (completion.stopped == "end")
         assert ids[: len(completion.token_ids)] == completion.token_ids
@@ -234,7 +245,7 @@ def drawn_from(
     logits[..., :4] = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     monkeypatch.setattr(generator.model, "forward", lambda **named: type("Output", (), {"logits": logits}))
     generator.batch_size = count
-    tokens = [ids[0] for ids, _ in generator.continue_ids([[5]] * count, sampling)]
+    tokens = [continued.ids[0] for continued in generator.continue_ids([[5]] * count, sampling)]
     return set(tokens), [tokens.count(token) / count for token in range(4)]
 
 

@@ -9,7 +9,10 @@ from r3core.errors import UsageError
 from r3core.generation import Completion, Continued, Conversation, Sampling, TooLong, with_tools
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+Take = Callable[[Sequence[tuple[int, Continued]]], None]
+"""Called with what has just ended, each with its prompt's index."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
@@ -46,6 +49,13 @@ def templated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **
             "put them into the prompt (apigen: leave `template` out), or name a model that was trained to call tools",
         )
     return tokenizer.apply_chat_template(messages, tools=tools, **options)
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> set[int]:
+    """Return the tokens that end a turn: those of the model's generation_config, and the tokenizer's."""
+    configured: Any = generation.eos_token_id if generation else None
+    listed = configured if isinstance(configured, list) else [configured]
+    return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
 
 
 def check_lengths(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from r3core.errors import UsageError
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
-from r3core.generation.chat import check_lengths, completion, encode
+from r3core.generation.chat import Take, check_lengths, completion, encode, end_ids
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Take = Callable[[Sequence[tuple[int, Continued]]], None]
 _SHRINK_AT = 0.7  # the batch is rebuilt without its ended rows when only this share of it is still alive
 
 
@@ -118,11 +117,12 @@ class TransformersGenerator:
         ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in distinct], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in distinct], device=device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        ends = torch.tensor(sorted(self._end_ids()), device=device)
+        end = end_ids(self.tokenizer, self.model.generation_config)
+        ends = torch.tensor(sorted(end), device=device)
         cache = DynamicCache(config=self.model.config)
         rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch continues
         alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-        written = _Written(len(prompts), self._end_ids())
+        written = _Written(len(prompts), end)
         for step in range(sampling.max_tokens):
             logits = self.model(
                 input_ids=ids,
@@ -152,12 +152,6 @@ class TransformersGenerator:
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             positions = positions[:, -1:] + 1
         yield written.take(rows)
-
-    def _end_ids(self) -> set[int]:
-        """Return the tokens that end a turn: the model's own list, and the tokenizer's."""
-        configured: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        listed = configured if isinstance(configured, list) else [configured]
-        return {token for token in (*listed, self.tokenizer.eos_token_id) if token is not None}
 
 
 def _draw(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> torch.Tensor:
@@ -219,23 +213,36 @@ def load_model(
     """Return the model and the tokenizer of a local folder or of the hub; UsageError when they cannot be had."""
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _unloadable(name, error) from error
+    if torch.cuda.is_available():
+        torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
+    return model, tokenizer
+
+
+def load_tokenizer(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a local folder or of the hub; UsageError when it cannot be had, or has no template."""
+    from transformers import AutoTokenizer
 
     if Path(name).is_absolute() and not Path(name, "config.json").exists():
         raise UsageError(
             f"`{name}` holds no model: there is no config.json in it", "name a folder or a model of the hub"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UsageError(
-            f"the model `{name}` cannot be loaded: {first}",
-            "check the name, the connection to the hub, and HF_TOKEN for a gated model; a local folder works too",
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, error) from error
     if tokenizer.chat_template is None:
         raise UsageError(
             f"the tokenizer of `{name}` has no chat template, so a conversation cannot be put to it",
@@ -243,6 +250,12 @@ def load_model(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if torch.cuda.is_available():
-        torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
-    return model, tokenizer
+    return tokenizer
+
+
+def _unloadable(name: str | Path, error: Exception) -> UsageError:
+    first = str(error).strip().partition("\n")[0]
+    return UsageError(
+        f"the model `{name}` cannot be loaded: {first}",
+        "check the name, the connection to the hub, and HF_TOKEN for a gated model; a local folder works too",
+    )
