@@ -190,7 +190,8 @@ class Config(Section):
         """Return the options of GRPOConfig that the run asks for; how reflections are sampled is among them."""
         turn = self.sampling.reflection
         sampling = {"temperature": turn.temperature, "top_p": turn.top_p, "top_k": turn.top_k}
-        return sampling | {"max_completion_length": turn.max_tokens, "seed": self.seed} | self.grpo
+        vllm = {"use_vllm": True, "vllm_mode": "colocate"} if self.engine == "vllm" else {}
+        return vllm | sampling | {"max_completion_length": turn.max_tokens, "seed": self.seed} | self.grpo
 
     def record(self) -> dict[str, Any]:
         """Return all that decides a run's outcome, as JSON values: everything but where it works and is written."""

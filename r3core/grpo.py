@@ -56,8 +56,6 @@ def check_training(grpo: Mapping[str, Any], options: Mapping[str, Any]) -> list[
     `grpo` is what was set under that name, `options` is all that GRPOConfig will be given.
     """
     check_grpo(grpo)
-    if options.get("use_vllm"):
-        raise ConfigError("`grpo.use_vllm` is not supported yet", "leave it out: transformers generates")
     if options.get("max_steps", -1) <= 0:
         raise ConfigError("`grpo.max_steps` is not set", "say how long to train: --set grpo.max_steps=100")
     return explain_batch(options)

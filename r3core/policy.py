@@ -2,40 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from trl.models.utils import unwrap_model_for_generation
 
-from r3core.generation import Completion, Continued, Conversation, Ended, Samplings
+from r3core.generation import Completion, Continued, Conversation, Ended, Sampling
+from r3core.generation.chat import Take, completion, encode, end_ids
 from r3core.generation.local import TransformersGenerator
+from r3core.generation.vllm import VllmGenerator, import_vllm, options_of
 
 
 class Policy:
-    """A generator that samples from the weights a trainer has at this moment."""
+    """A generator that samples from the weights a trainer has at this moment, by transformers or by TRL's vLLM.
+
+    With vLLM, log-probabilities are those at the sampling temperature, which TRL compares with the trainer's own.
+    """
 
     def __init__(self, trainer: Any, batch_size: int) -> None:
         self.trainer = trainer  # a GRPOTrainer, whose attributes are typed more widely than what is put into them
         self.batch_size = batch_size
+        self.vllm: VllmGenerator | None = None
+        """vLLM's engine, where it is in this process and works for this process alone."""
+        if trainer.use_vllm:
+            engine = trainer.vllm_generation
+            if engine.mode == "colocate" and engine.tensor_parallel_size == 1 and not engine.enable_sleep_mode:
+                self.vllm = VllmGenerator(engine.llm, trainer.processing_class, ends=self._ends())
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order."""
-        with self._generator() as generator:
-            return generator.generate(conversations, sampling, ended=ended)
+        tokenizer = self.trainer.processing_class
+        completions: dict[int, Completion] = {}
 
-    def continue_ids(self, prompts: Sequence[list[int]], sampling: Samplings) -> list[Continued]:
-        """Return what is generated after each prompt of token ids."""
-        with self._generator() as generator:
-            return generator.continue_ids(prompts, sampling)
+        def take(rows: Sequence[tuple[int, Continued]]) -> None:
+            new = [(index, completion(tokenizer, continued)) for index, continued in rows]
+            completions.update(new)
+            if ended:
+                ended(new)
+
+        self.continue_ids([encode(tokenizer, conversation) for conversation in conversations], sampling, take=take)
+        return [completions[index] for index in range(len(conversations))]
+
+    def continue_ids(
+        self, prompts: Sequence[list[int]], sampling: Sampling, *, group: int = 1, take: Take | None = None
+    ) -> list[Continued]:
+        """Return what is generated after each prompt of token ids; every `group` prompts in a row are equal.
+
+        `take` is called with what has just ended, each with its prompt's index.
+        """
+        if not self.trainer.use_vllm:
+            with self._transformers() as generator:
+                return generator.continue_ids(prompts, sampling, take=take)
+        self.sync()
+        if self.vllm is not None:
+            return self.vllm.continue_ids(prompts, sampling, take=take)
+        written = self._by_trl(prompts, sampling, group)
+        if take:
+            take(list(enumerate(written)))
+        return written
+
+    def sync(self) -> None:
+        """Give vLLM the weights of this step, once."""
+        trainer = self.trainer
+        engine = trainer.vllm_generation
+        if trainer.state.global_step == trainer._last_loaded_step:
+            return
+        if engine.mode == "colocate" and trainer.accelerator.device.type == "cpu":
+            # vLLM's kernels for the CPU have repacked the weights, so that TRL's way of loading them fails
+            runner = engine.llm.llm_engine.model_executor.driver_worker.model_runner
+            runner.reload_weights(weights_iterator=engine._iter_named_params())
+            head = (
+                runner.model.lm_head
+            )  # tied weights are not loaded under its name, and would stay as they were packed
+            head.quant_method.process_weights_after_loading(head)
+            engine.llm.reset_prefix_cache()
+        else:
+            engine.sync_weights()
+        trainer._last_loaded_step = trainer.state.global_step
 
     def close(self) -> None:
-        """Do nothing: the weights are the trainer's."""
+        """Let go of vLLM's memory; the weights are the trainer's."""
+        if self.trainer.use_vllm and self.trainer.vllm_generation.mode == "colocate":
+            self.vllm = None
+            self.trainer.vllm_generation.llm.llm_engine.engine_core.shutdown()
+            del self.trainer.vllm_generation.llm
+
+    def _by_trl(self, prompts: Sequence[list[int]], sampling: Sampling, group: int) -> list[Continued]:
+        """Generate on a vLLM server, or on an engine that several processes share: all of them take part."""
+        engine, ends = self.trainer.vllm_generation, self._ends()
+        asked = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
+        with _changed(engine, asked | {"max_completion_length": sampling.max_tokens}):
+            _, ids, logprobs, _ = engine.generate(list(prompts), None, group)
+        drawn = [[float("nan") if one[0] is None else one[0] for one in row] for row in logprobs]
+        return [Continued(row, bool(row) and row[-1] in ends, told) for row, told in zip(ids, drawn, strict=True)]
+
+    def _ends(self) -> set[int]:
+        return end_ids(self.trainer.processing_class, self.trainer.model.generation_config)
 
     @contextmanager
-    def _generator(self) -> Iterator[TransformersGenerator]:
+    def _transformers(self) -> Iterator[TransformersGenerator]:
         trainer = self.trainer
         with unwrap_model_for_generation(
             trainer.model_wrapped,
@@ -44,3 +113,32 @@ class Policy:
             gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
         ) as model:
             yield TransformersGenerator(model, trainer.processing_class, batch_size=self.batch_size)
+
+
+@contextmanager
+def engine_given(options: Mapping[str, Any], *, dtype: str) -> Iterator[None]:
+    """Have TRL start its colocated vLLM with options that it has no names for, in the trainer's own type.
+
+    Left to itself vLLM would take 16 bits for a model of 32.
+    """
+    import_vllm()
+    from trl.generation import vllm_generation
+
+    original = vllm_generation.LLM
+    vllm_generation.LLM = partial(original, **options_of(options), dtype=dtype)
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = original
+
+
+@contextmanager
+def _changed(target: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    before = {name: getattr(target, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(target, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(target, name, value)

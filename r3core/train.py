@@ -11,7 +11,7 @@ import random
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, closing, nullcontext, redirect_stdout
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
@@ -21,13 +21,14 @@ from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from r3core.config import Config
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
 from r3core.generation import Continued, Conversation, Sampling
 from r3core.generation.chat import completion, encode
 from r3core.grpo import check_training
 from r3core.mine import Failure
-from r3core.policy import Policy
+from r3core.policy import Policy, engine_given
 from r3core.protocol import Protocol, seed_of, with_leak
 from r3core.runs import Run
 from r3core.screen import progress_bar
@@ -61,15 +62,15 @@ class ReflectionTrainer(GRPOTrainer):
         self.failures = failures
         self.generation_seconds = 0.0
         self._drawn = 0  # generations so far in this step, so that each has a seed of its own
-        super().__init__(
-            model=model,
-            processing_class=tokenizer,
-            reward_funcs=self.reward_retries,
-            args=args,
-            train_dataset=dataset_of(
-                protocol, failures, (args.generation_batch_size or 1) // (args.num_generations or 1)
-            ),
-        )
+        rows = dataset_of(protocol, failures, (args.generation_batch_size or 1) // (args.num_generations or 1))
+        with _vllm_for(args, protocol.config, model):
+            super().__init__(
+                model=model,
+                processing_class=tokenizer,
+                reward_funcs=self.reward_retries,
+                args=args,
+                train_dataset=rows,
+            )
         self.policy = Policy(self, protocol.config.batch_size)
 
     def _tokenize_prompts(self, prompts: list[Conversation]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -88,6 +89,8 @@ class ReflectionTrainer(GRPOTrainer):
         began = perf_counter()
         try:
             if any(getattr(self.args, name, None) for name in _TRL_SAMPLING) or self.args.repetition_penalty != 1.0:
+                if self.use_vllm:
+                    self.policy.sync()
                 return super()._generate_single_turn(  # type: ignore[no-untyped-call]
                     prompt_ids, images, multimodal_fields, num_generations, has_tool_images
                 )
@@ -97,8 +100,11 @@ class ReflectionTrainer(GRPOTrainer):
                 top_k=self.args.top_k or 0,
                 max_tokens=self.args.max_completion_length or 256,
                 seed=self._seed("reflect"),
+                logprobs=bool(self.use_vllm),
             )
-            return [continued.ids for continued in self.policy.continue_ids(prompt_ids, sampling)], None
+            written = self.policy.continue_ids(prompt_ids, sampling, group=num_generations)
+            logprobs = [continued.logprobs for continued in written] if self.use_vllm else None
+            return [continued.ids for continued in written], logprobs
         finally:
             self.generation_seconds += perf_counter() - began
 
@@ -186,6 +192,10 @@ class Steps(TrainerCallback):
         }
         for name, value in seconds.items():
             self.trainer._metrics["train"][f"seconds/{name}"].append(value)
+        if (engine := self.trainer.policy.vllm) is not None:
+            share = engine.cached / max(1, engine.prompted)
+            self.trainer._metrics["train"]["generation/prefix_cache_hit_rate"].append(share)
+            engine.cached = engine.prompted = 0
         self.advance(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -222,6 +232,7 @@ def train(
         run.clock("train") as tick,
         progress_bar("train", args.max_steps, done=done) as advance,
         redirect_stdout(sys.stderr),  # some trackers print
+        closing(trainer.policy),
     ):
         trainer.add_callback(Steps(run, trainer, advance=advance, tick=tick))
         if done < args.max_steps:
@@ -307,6 +318,14 @@ def last_checkpoint(folder: Path) -> Path | None:
         else:
             shutil.rmtree(checkpoint)
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _vllm_for(args: GRPOConfig, config: Config, model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Return what has TRL start a colocated vLLM with the engine's options, in the type the trainer computes in."""
+    if not (args.use_vllm and args.vllm_mode == "colocate"):
+        return nullcontext()
+    dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
+    return engine_given(config.engine_options if config.engine == "vllm" else {}, dtype=dtype)
 
 
 def _prints(callback: TrainerCallback) -> bool:

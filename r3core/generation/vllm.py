@@ -57,7 +57,7 @@ class VllmGenerator:
             llm = vllm.LLM(
                 model=model,
                 revision=config.revision,
-                dtype=config.dtype,
+                dtype=_dtype_of(model, config),
                 trust_remote_code=config.trust_remote_code,
                 seed=config.seed,
                 **options,
@@ -130,17 +130,20 @@ class VllmGenerator:
     def _params(self, sampling: Sampling, index: int) -> Any:
         from vllm import SamplingParams
 
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            seed=(sampling.seed + index) % _SEEDS,
-            stop_token_ids=sorted(self.ends),
-            logprobs=0 if sampling.logprobs else None,  # of the token drawn alone
-            detokenize=False,
-            skip_special_tokens=False,
-        )
+        try:
+            return SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_tokens,
+                seed=(sampling.seed + index) % _SEEDS,
+                stop_token_ids=sorted(self.ends),
+                logprobs=0 if sampling.logprobs else None,  # of the token drawn alone
+                detokenize=False,
+                skip_special_tokens=False,
+            )
+        except ValueError as error:
+            raise UsageError(f"vLLM does not take what is set under `sampling`: {error}") from error
 
     def _continued(self, output: Any) -> Continued:
         self.prompted += len(output.prompt_token_ids)
@@ -182,6 +185,18 @@ def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise ConfigError(f"vLLM has no option `{name}`", *did_you_mean(str(name), sorted(known)))
     return {"enable_prefix_caching": True, "disable_log_stats": True} | dict(given)
+
+
+def _dtype_of(model: str, config: Config) -> str:
+    """Return the type of the weights; for vLLM, `auto` would not be the one they were saved in."""
+    from transformers import AutoConfig
+
+    if config.dtype != "auto":
+        return config.dtype
+    saved = AutoConfig.from_pretrained(
+        model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    ).dtype
+    return str(saved).removeprefix("torch.") if saved is not None else "auto"
 
 
 def _ends_of(model: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> set[int]:
