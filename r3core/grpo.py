@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from math import gcd, lcm
 from typing import Any
 
@@ -56,6 +57,8 @@ def check_training(grpo: Mapping[str, Any], options: Mapping[str, Any]) -> list[
     `grpo` is what was set under that name, `options` is all that GRPOConfig will be given.
     """
     check_grpo(grpo)
+    if options.get("use_vllm") and find_spec("vllm") is None:
+        raise ConfigError("`grpo.use_vllm` is set, and vLLM is not installed", "pip install 'r3core[vllm]'")
     if options.get("max_steps", -1) <= 0:
         raise ConfigError("`grpo.max_steps` is not set", "say how long to train: --set grpo.max_steps=100")
     return explain_batch(options)

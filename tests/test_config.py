@@ -284,7 +284,7 @@ def test_the_batch_arithmetic_agrees_with_trl(tmp_path: Path, batch: int, accumu
     [
         ({}, "`grpo.max_steps` is not set"),
         ({"max_steps": 0}, "`grpo.max_steps` is not set"),
-        ({"max_steps": 5, "use_vllm": True}, "`grpo.use_vllm` is not supported yet"),
+        ({"max_steps": 5, "use_vllm": True}, "`grpo.use_vllm` is set, and vLLM is not installed"),
         ({"max_steps": 5, "seed": 1}, "`grpo.seed` is not set here"),
         ({"max_steps": 5, "num_generations": 7}, "is no multiple of `grpo.num_generations` = 7"),
     ],
