@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from trl.models.utils import unwrap_model_for_generation
 
-from r3core.generation import Completion, Continued, Conversation, Ended, Sampling
+from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings
 from r3core.generation.chat import Take, completion, encode, end_ids
 from r3core.generation.local import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator, import_vllm, options_of
@@ -32,7 +33,7 @@ class Policy:
                 self.vllm = VllmGenerator(engine.llm, trainer.processing_class, ends=self._ends())
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
+        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order."""
         tokenizer = self.trainer.processing_class
@@ -48,7 +49,7 @@ class Policy:
         return [completions[index] for index in range(len(conversations))]
 
     def continue_ids(
-        self, prompts: Sequence[list[int]], sampling: Sampling, *, group: int = 1, take: Take | None = None
+        self, prompts: Sequence[list[int]], sampling: Samplings, *, group: int = 1, take: Take | None = None
     ) -> list[Continued]:
         """Return what is generated after each prompt of token ids; every `group` prompts in a row are equal.
 
@@ -60,6 +61,7 @@ class Policy:
         self.sync()
         if self.vllm is not None:
             return self.vllm.continue_ids(prompts, sampling, take=take)
+        assert isinstance(sampling, Sampling)  # the trainer asks for one way of drawing at a time
         written = self._by_trl(prompts, sampling, group)
         if take:
             take(list(enumerate(written)))
@@ -122,8 +124,7 @@ def engine_given(options: Mapping[str, Any], *, dtype: str) -> Iterator[None]:
     Left to itself vLLM would take 16 bits for a model of 32.
     """
     import_vllm()
-    from trl.generation import vllm_generation
-
+    vllm_generation: Any = import_module("trl.generation.vllm_generation")  # it does not export what it imports
     original = vllm_generation.LLM
     vllm_generation.LLM = partial(original, **options_of(options), dtype=dtype)
     try:
