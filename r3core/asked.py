@@ -105,15 +105,15 @@ def _stored(folder: Path) -> Config:
         ) from None
 
 
-def options_given(given: list[str]) -> dict[str, Any]:
-    """Return the options of a task from the words `name=value` that stand behind `--task-option`."""
+def options_given(given: list[str], *, flag: str = "--task-option") -> dict[str, Any]:
+    """Return options from the words `name=value` that stand behind a flag."""
     import yaml
 
     options = {}
     for option in given:
         name, separator, value = option.partition("=")
         if not separator or not name:
-            raise ConfigError(f"`--task-option {option}` is not of the form name=value", "for example numbers=4")
+            raise ConfigError(f"`{flag} {option}` is not of the form name=value", "for example numbers=4")
         try:
             options[name] = yaml.safe_load(value)
         except yaml.YAMLError:

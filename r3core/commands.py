@@ -187,6 +187,10 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
         ray_address: Annotated[
             str | None, typer.Option(help="The Ray cluster for --engine ray; by default one on this machine.")
         ] = None,
+        lora: Annotated[
+            list[str] | None,
+            typer.Option(metavar="NAME=VALUE", help="Train an adapter, with an option of peft's LoraConfig: r=32."),
+        ] = None,
         limit: Annotated[int | None, typer.Option(help="At most so many problems in mining and evaluation.")] = None,
         seed: Annotated[int | None, typer.Option(help="The one seed that everything random follows from.")] = None,
         output_dir: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
@@ -211,7 +215,8 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             "uncertified": uncertified or None,
         }
         try:
-            work(Asked(task, task_option or [], config, overrides or [], flags, dry_run, as_json))
+            adapter = {f"lora.{name}": value for name, value in options_given(lora or [], flag="--lora").items()}
+            work(Asked(task, task_option or [], config, overrides or [], flags | adapter, dry_run, as_json))
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from here", err=True)
             raise
@@ -229,6 +234,7 @@ def _stages(task: Task, config: Config, *, trained: Path | None = None) -> Any:
 
 def _check_training(task: Task, config: Config) -> None:
     """Raise ConfigError now, and not after hours of mining, when training could not begin."""
+    from r3core.adapter import check_adapter
     from r3core.config import local_model
     from r3core.grpo import check_training
     from r3core.runs import RunRecord
@@ -236,6 +242,7 @@ def _check_training(task: Task, config: Config) -> None:
     local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
         check_training(config.grpo, config.grpo_options())
+        check_adapter(config)
 
 
 def _quiet() -> None:

@@ -98,6 +98,8 @@ class Train(Section):
     """Retries after each reflection; the reward is the share of them that passed."""
     reward_leaks: bool = True
     """False: a reflection that contains a passing answer earns nothing."""
+    merge: bool = True
+    """With `lora`, put the merged weights into `model/`; false puts the adapter alone there."""
     shuffle_rewards: bool = False
     """A control: rewards are permuted within the batch, so that they carry no information."""
 
@@ -173,6 +175,10 @@ class Config(Section):
     """Which failures are collected."""
     train: Train = Train()
     """What a reflection is rewarded for."""
+    lora: dict[str, Any] | None = None
+    """Train an adapter of low rank: options of peft's LoraConfig, under their own names; null trains all weights."""
+    quantization: Literal["4bit"] | None = None
+    """Keep the base's weights in 4 bits (NF4, by bitsandbytes, on a GPU); for training it takes `lora` too."""
     grpo: dict[str, Any] = {}
     """Any option of TRL's GRPOConfig, under its own name."""
     evaluate: Evaluate = Evaluate()

@@ -109,7 +109,11 @@ class Stages:
 
         self.engines.close()
         model, tokenizer = load_model(
-            name, revision=config.revision, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+            name,
+            revision=config.revision,
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            quantization=config.quantization,
         )
         failures = read_failures(self.run.path / "failures")[0]
         facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer)

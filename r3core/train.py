@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from r3core.adapter import lora_of, merged
 from r3core.config import Config
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
@@ -70,6 +71,7 @@ class ReflectionTrainer(GRPOTrainer):
                 reward_funcs=self.reward_retries,
                 args=args,
                 train_dataset=rows,
+                peft_config=None if protocol.config.lora is None else lora_of(protocol.config.lora),
             )
         self.policy = Policy(self, protocol.config.batch_size)
 
@@ -242,7 +244,10 @@ def train(
     folder = run.path / "model"
     partial = run.path / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    trainer.save_model(str(partial))
+    if protocol.config.lora is not None and protocol.config.train.merge:
+        merged(trainer.model).save_pretrained(partial)
+    else:
+        trainer.save_model(str(partial))
     tokenizer.save_pretrained(partial)
     (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing that a model needs
     shutil.rmtree(folder, ignore_errors=True)

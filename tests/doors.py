@@ -66,7 +66,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return tiny.tiny_tokenizer([*WORDS, *DOORS, WHY, WORDING.retry])
 
 
-def config(*, steps: int, train: dict[str, Any] | None = None, seed: int = 0, **grpo: Any) -> Config:
+def config(
+    *, steps: int, train: dict[str, Any] | None = None, lora: dict[str, Any] | None = None, seed: int = 0, **grpo: Any
+) -> Config:
     """Return a configuration with groups of 16, 4 groups a step, and no checkpoints unless they are asked for."""
     options: dict[str, Any] = {
         "max_steps": steps,
@@ -78,9 +80,8 @@ def config(*, steps: int, train: dict[str, Any] | None = None, seed: int = 0, **
         "save_strategy": "no",
     }
     turns = {"reflection": {"max_tokens": 4}, "retry": {"max_tokens": 4, "temperature": 0}}
-    return Config.model_validate(
-        {"task": "doors", "seed": seed, "sampling": turns, "train": train or {}, "grpo": options | grpo}
-    )
+    sections = {"sampling": turns, "train": train or {}, "lora": lora, "grpo": options | grpo}
+    return Config.model_validate({"task": "doors", "seed": seed} | sections)
 
 
 def protocol(settings: Config, task: Task | None = None) -> Protocol:

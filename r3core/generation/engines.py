@@ -59,6 +59,10 @@ def open_engine(config: Config, model: str, *, kept: Kept | None = None) -> Gene
     from r3core.generation.local import TransformersGenerator, load_model
 
     loaded, tokenizer = load_model(
-        model, revision=config.revision, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+        model,
+        revision=config.revision,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        quantization=config.quantization,
     )
     return TransformersGenerator(loaded, tokenizer, batch_size=config.batch_size)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SHRINK_AT = 0.7  # the batch is rebuilt without its ended rows when only this share of it is still alive
+ADAPTER = "adapter_config"
+"""The file, without its ending, that makes a folder one of an adapter."""
 
 
 class TransformersGenerator:
@@ -208,9 +210,17 @@ class _Written:
 
 
 def load_model(
-    name: str | Path, *, revision: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    quantization: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model and the tokenizer of a local folder or of the hub; UsageError when they cannot be had."""
+    """Return the model and the tokenizer of a local folder or of the hub; UsageError when they cannot be had.
+
+    A folder with an adapter is loaded with the model that it belongs to.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -218,13 +228,30 @@ def load_model(
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+            name,
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            **({"quantization_config": _four_bits()} if quantization else {}),
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _unloadable(name, error) from error
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not quantization:  # those are on the GPU already
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
     return model, tokenizer
+
+
+def _four_bits() -> Any:
+    """Return how QLoRA keeps weights (Dettmers et al. 2023, arXiv 2305.14314): NF4, its constants quantized too."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def load_tokenizer(
@@ -233,7 +260,7 @@ def load_tokenizer(
     """Return the tokenizer of a local folder or of the hub; UsageError when it cannot be had, or has no template."""
     from transformers import AutoTokenizer
 
-    if Path(name).is_absolute() and not Path(name, "config.json").exists():
+    if Path(name).is_absolute() and not any(Path(name, f"{kind}.json").exists() for kind in ("config", ADAPTER)):
         raise UsageError(
             f"`{name}` holds no model: there is no config.json in it", "name a folder or a model of the hub"
         )
