@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out what needs vLLM, unless it is asked for; then it must be there."""
-    return True if collection_path.name == "vllm" and "vllm" not in config.getoption("engines") else None
+    return True if collection_path.name == "with_vllm" and "vllm" not in config.getoption("engines") else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
