@@ -8,7 +8,9 @@ import pytest
 import tiny
 from tokenizers import AddedToken
 
-from r3core.generation.local import TransformersGenerator, completion, load_model
+from r3core.generation import Continued
+from r3core.generation.chat import completion
+from r3core.generation.local import TransformersGenerator, load_model
 from r3core.mine import read_failures
 from r3core.protocol import Protocol
 from r3core.verification import Judge
@@ -109,4 +111,4 @@ def test_tags_that_are_tokens_of_their_own_stay_in_what_is_said(tmp_path):
     said = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
     ids = tokenizer.encode(said, add_special_tokens=False)
     assert tokenizer.convert_tokens_to_ids("<tool_call>") in ids
-    assert completion(tokenizer, ids, ended=False).text == said
+    assert completion(tokenizer, Continued(ids, ended=False)).text == said
