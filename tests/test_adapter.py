@@ -17,7 +17,7 @@ from r3core.generation.local import TransformersGenerator, load_model
 from r3core.runs import Run
 from r3core.train import train
 
-LEARNING: dict[str, Any] = {"steps": 60, "learning_rate": 1e-2, "lora": {"r": 8, "lora_alpha": 16}}
+LEARNING: dict[str, Any] = {"steps": 60, "learning_rate": 4e-3, "lora": {"r": 8, "lora_alpha": 16}}
 
 
 @pytest.fixture(scope="module")
