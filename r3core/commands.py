@@ -39,10 +39,13 @@ def run(asked: Asked) -> None:
 
     Goes on where it was stopped. The verifier has to pass `r3 check` first.
     """
+    from r3core.grpo import check_vllm
+
     task, config = asked.resolve()
     _check_training(task, config)
     if asked.dry_run:
         return _explain(task, config)
+    check_vllm(config.grpo_options())
     with _stages(task, config) as stages:
         stages.certify()
         stages.mine()
@@ -70,12 +73,14 @@ def train(asked: Asked) -> None:
 
     The verifier has to pass `r3 check` first.
     """
+    from r3core.grpo import check_vllm
     from r3core.report import shares_of_a_step
 
     task, config = asked.resolve()
     _check_training(task, config)
     if asked.dry_run:
         return _explain(task, config)
+    check_vllm(config.grpo_options())
     with _stages(task, config) as stages:
         if config.mine.failures is not None:
             stages.mine()

@@ -57,11 +57,15 @@ def check_training(grpo: Mapping[str, Any], options: Mapping[str, Any]) -> list[
     `grpo` is what was set under that name, `options` is all that GRPOConfig will be given.
     """
     check_grpo(grpo)
-    if options.get("use_vllm") and find_spec("vllm") is None:
-        raise ConfigError("`grpo.use_vllm` is set, and vLLM is not installed", "pip install 'r3core[vllm]'")
     if options.get("max_steps", -1) <= 0:
         raise ConfigError("`grpo.max_steps` is not set", "say how long to train: --set grpo.max_steps=100")
     return explain_batch(options)
+
+
+def check_vllm(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError when training wants vLLM, and this machine has none; a dry run may plan for another one."""
+    if options.get("use_vllm") and find_spec("vllm") is None:
+        raise ConfigError("`grpo.use_vllm` is set, and vLLM is not installed", "pip install 'r3core[vllm]'")
 
 
 def explain_batch(grpo: Mapping[str, Any], world_size: int = 1) -> list[str]:

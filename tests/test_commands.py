@@ -280,7 +280,11 @@ MODEL = object()  # stands for the tiny model's folder
         (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.learnin_rate=1"], 2, "did you mean `learning_rate`?"),
         (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.seed=1"], 2, "`grpo.seed` is not set here"),
         (["run", "--task", TASK, "--model", MODEL], 2, "`grpo.max_steps` is not set"),
-        (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.use_vllm=true"], 2, "and vLLM is not installed"),
+        (
+            ["run", "--task", TASK, "--model", MODEL, "--set=grpo.max_steps=5", "--set=grpo.use_vllm=true"],
+            2,
+            "and vLLM is not installed",
+        ),
         (["run", "--task", TASK, "--model", MODEL, "--limit", "0"], 2, "`mine.limit` cannot be 0"),
         (["run", "--task", TASK, "--model", MODEL, "--seed", "-1"], 2, "`seed` cannot be -1"),
         (["run", "--task", TASK, "--model", MODEL, "--preset", "papr"], 2, "did you mean `paper`?"),

@@ -81,7 +81,7 @@ def test_overrides_are_read_as_yaml(override: str, key: str, value: object) -> N
         ("mine.samples=0", "`mine.samples` cannot be 0: it should be greater than 0"),
         ("mine.limit=many", "`mine.limit` cannot be 'many': it should be a valid integer"),
         ("mine=3", "`mine` cannot be 3: it should be a section with keys of its own"),
-        ("engine=vllm", "`engine` cannot be 'vllm': it should be 'transformers'"),
+        ("engine=vlm", "`engine` cannot be 'vlm': it should be 'transformers', 'vllm', 'openai' or 'ray'"),
         ("preset=papper", "no preset is called `papper`; known: paper\nhint: did you mean `paper`?"),
         ("seed", "`--set seed` is not of the form key=value"),
         ("=3", "is not of the form key=value"),
@@ -284,7 +284,6 @@ def test_the_batch_arithmetic_agrees_with_trl(tmp_path: Path, batch: int, accumu
     [
         ({}, "`grpo.max_steps` is not set"),
         ({"max_steps": 0}, "`grpo.max_steps` is not set"),
-        ({"max_steps": 5, "use_vllm": True}, "`grpo.use_vllm` is set, and vLLM is not installed"),
         ({"max_steps": 5, "seed": 1}, "`grpo.seed` is not set here"),
         ({"max_steps": 5, "num_generations": 7}, "is no multiple of `grpo.num_generations` = 7"),
     ],
