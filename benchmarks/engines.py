@@ -1,0 +1,120 @@
+"""Measure mining through r3, verdicts included, beside the engine alone on the same prompts.
+
+`python benchmarks/engines.py transformers` or `vllm`; `make bench` runs both. The prompts are those of Countdown, for
+its built-in model, 512 problems twice each. transformers alone is `model.generate` on batches of the same size, padded
+on the left and sorted by length; vLLM alone is `LLM.generate` with the prompts' token ids. Rates are tokens generated
+in a second; both take turns, and the ratio is the median over rounds. It should be at least 0.9. Exits with 1 when it
+is not.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+from r3core import Example, get_task
+from r3core.config import Config, model_of
+from r3core.generation import Generator
+from r3core.generation.chat import encode
+from r3core.generation.engines import open_engine
+from r3core.protocol import Protocol
+from r3core.verification import Judge
+
+PROBLEMS = 512
+SAMPLES = 2
+ROUNDS = 5
+REQUIRED = 0.9
+LIMIT = 64
+
+Rate = Callable[[], float]
+
+
+def ours(protocol: Protocol, generator: Generator, examples: Sequence[Example]) -> Rate:
+    """Return the rate of judged attempts, in batches of the run's size."""
+    size = protocol.config.batch_size // SAMPLES
+
+    def rate() -> float:
+        began, tokens = time.perf_counter(), 0
+        for start in range(0, len(examples), size):
+            batch = examples[start : start + size]
+            episodes = protocol.attempt(batch, generator, seed=start, samples=SAMPLES)
+            tokens += sum(episode.attempt.tokens for episode in episodes)
+        return tokens / (time.perf_counter() - began)
+
+    return rate
+
+
+def by_transformers(generator: Any, prompts: Sequence[list[int]], size: int) -> Rate:
+    """Return the rate of `model.generate`."""
+    import torch
+
+    model, tokenizer = generator.model, generator.tokenizer
+    tokenizer.padding_side = "left"
+    ordered = sorted(prompts, key=len, reverse=True)
+
+    def rate() -> float:
+        began, tokens = time.perf_counter(), 0
+        for start in range(0, len(ordered), size):
+            batch = tokenizer.pad({"input_ids": ordered[start : start + size]}, return_tensors="pt")
+            with torch.no_grad():
+                drawn = model.generate(**batch, do_sample=True, top_k=0, temperature=1.0, max_new_tokens=LIMIT)
+            new = drawn[:, batch["input_ids"].shape[1] :]
+            ended = torch.isin(new, torch.tensor([tokenizer.eos_token_id, tokenizer.pad_token_id]))
+            tokens += int((~ended).sum())
+        return tokens / (time.perf_counter() - began)
+
+    return rate
+
+
+def by_vllm(generator: Any, prompts: Sequence[list[int]]) -> Rate:
+    """Return the rate of `LLM.generate`."""
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    given = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+    sampling = SamplingParams(temperature=1.0, max_tokens=LIMIT, stop_token_ids=sorted(generator.ends))
+
+    def rate() -> float:
+        began = time.perf_counter()
+        written = generator.llm.generate(given, sampling, use_tqdm=False)
+        ends = sum(one.outputs[0].finish_reason == "stop" for one in written)
+        tokens: int = sum(len(one.outputs[0].token_ids) for one in written) - ends
+        return tokens / (time.perf_counter() - began)
+
+    return rate
+
+
+def main(engine: str) -> int:
+    """Print the rates and their ratio; return the exit code."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+    task = get_task("countdown")
+    options: dict[str, Any] = {"enforce_eager": True, "max_num_seqs": 128} if engine == "vllm" else {}
+    turn = {"temperature": 1.0, "max_tokens": LIMIT}
+    size = 128 if engine == "transformers" else PROBLEMS * SAMPLES  # vLLM forms its own batches
+    config = Config.model_validate(
+        {"task": "countdown", "engine": engine, "engine_options": options, "batch_size": size}
+        | {"sampling": {"attempt": turn}, "dtype": "float32"}
+    )
+    examples = list(islice(task.load("train"), PROBLEMS))
+    generator: Any = open_engine(config, model_of(config, task))
+    with Judge(task, config.judge) as judge:
+        protocol = Protocol(task, judge, config)
+        requests = [protocol.attempt_request(example) for example in examples for _ in range(SAMPLES)]
+        prompts = [encode(generator.tokenizer, request) for request in requests]
+        alone = by_vllm(generator, prompts) if engine == "vllm" else by_transformers(generator, prompts, size)
+        mining = ours(protocol, generator, examples)
+        rounds = [(mining(), alone()) for _ in range(ROUNDS + 1)][1:]  # the first one warms up
+    generator.close()
+    ratio = statistics.median(one / other for one, other in rounds)
+    rates = [statistics.median(column) for column in zip(*rounds, strict=True)]
+    print(f"{engine}: mining {rates[0]:,.0f} tokens/s, the engine alone {rates[1]:,.0f}, ratio {ratio:.2f}")
+    return 0 if ratio >= REQUIRED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
