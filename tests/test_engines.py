@@ -209,6 +209,13 @@ def test_a_thousand_prompts_at_once_come_back_in_order_each_told_once(
     assert said(completions) == said(reference.generate(asked[:50], sampling)) * 20
 
 
+def test_more_prompt_tokens_than_an_engine_takes_at_once_change_nothing(generator: Generator) -> None:
+    sampling = Sampling(max_tokens=3, seed=4)
+    completions = generator.generate(CONVERSATIONS * 40, sampling)
+    assert len(completions) == len(CONVERSATIONS) * 40
+    assert generator.generate(CONVERSATIONS * 40, sampling) == completions
+
+
 class Enough(Exception):
     """Raised by who has seen enough."""
 
