@@ -11,7 +11,7 @@ from typing import Any
 from trl.models.utils import unwrap_model_for_generation
 
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings
-from r3core.generation.chat import Take, completion, encode, end_ids
+from r3core.generation.chat import Take, converse, end_ids
 from r3core.generation.local import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator, import_vllm, options_of
 
@@ -36,17 +36,7 @@ class Policy:
         self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order."""
-        tokenizer = self.trainer.processing_class
-        completions: dict[int, Completion] = {}
-
-        def take(rows: Sequence[tuple[int, Continued]]) -> None:
-            new = [(index, completion(tokenizer, continued)) for index, continued in rows]
-            completions.update(new)
-            if ended:
-                ended(new)
-
-        self.continue_ids([encode(tokenizer, conversation) for conversation in conversations], sampling, take=take)
-        return [completions[index] for index in range(len(conversations))]
+        return converse(self, self.trainer.processing_class, conversations, sampling, ended=ended)
 
     def continue_ids(
         self, prompts: Sequence[list[int]], sampling: Samplings, *, group: int = 1, take: Take | None = None

@@ -350,6 +350,15 @@ def test_when_the_caller_gives_up_no_request_stays_open(behind: Server, connect:
     assert len(generator.generate(CONVERSATIONS, SAMPLING)) == len(CONVERSATIONS)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler for SIGINT: a process in the background may have been started with none."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_no_request_open(behind: Server, connect: Connect) -> None:
     behind.hold_after = 0
     ident = main_thread().ident

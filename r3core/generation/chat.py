@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from r3core.errors import UsageError
-from r3core.generation import Completion, Continued, Conversation, Sampling, TooLong, with_tools
+from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, TooLong, with_tools
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -15,12 +15,43 @@ Take = Callable[[Sequence[tuple[int, Continued]]], None]
 """Called with what has just ended, each with its prompt's index."""
 
 
+class Continues(Protocol):
+    """An engine that takes token ids."""
+
+    def continue_ids(
+        self, prompts: Sequence[list[int]], sampling: Samplings, *, take: Take | None = None
+    ) -> list[Continued]:
+        """Return what is generated after each prompt, and call `take` with each of them once."""
+        ...
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """Return the token ids of a conversation, up to where the assistant's turn begins.
 
     Raises UsageError when the conversation brings tools, and the chat template has no place for them.
     """
     return list(templated(tokenizer, conversation, add_generation_prompt=True, return_dict=False))
+
+
+def converse(
+    engine: Continues,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    sampling: Samplings,
+    *,
+    ended: Ended | None,
+) -> list[Completion]:
+    """Return a completion a conversation, by an engine that continues token ids; `ended` is called as they end."""
+    completions: dict[int, Completion] = {}
+
+    def take(rows: Sequence[tuple[int, Continued]]) -> None:
+        new = [(index, completion(tokenizer, continued)) for index, continued in rows]
+        completions.update(new)
+        if ended:
+            ended(new)
+
+    engine.continue_ids([encode(tokenizer, conversation) for conversation in conversations], sampling, take=take)
+    return [completions[index] for index in range(len(conversations))]
 
 
 def completion(tokenizer: PreTrainedTokenizerBase, written: Continued) -> Completion:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from r3core.errors import UsageError
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
-from r3core.generation.chat import Take, check_lengths, completion, encode, end_ids
+from r3core.generation.chat import Take, check_lengths, converse, encode, end_ids
 
 if TYPE_CHECKING:
     import torch
@@ -36,16 +36,7 @@ class TransformersGenerator:
         self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order; `ended` is called whenever rows leave the batch."""
-        completions: dict[int, Completion] = {}
-
-        def take(rows: Sequence[tuple[int, Continued]]) -> None:
-            new = [(index, completion(self.tokenizer, continued)) for index, continued in rows]
-            completions.update(new)
-            if ended:
-                ended(new)
-
-        self.continue_ids([self.encode(conversation) for conversation in conversations], sampling, take=take)
-        return [completions[index] for index in range(len(conversations))]
+        return converse(self, self.tokenizer, conversations, sampling, ended=ended)
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Return the token ids of a conversation, up to where the assistant's turn begins; see `encode`."""

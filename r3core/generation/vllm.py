@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from r3core.config import Config
 from r3core.errors import ConfigError, UsageError, did_you_mean
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
-from r3core.generation.chat import Take, check_lengths, completion, encode, end_ids
+from r3core.generation.chat import Take, check_lengths, converse, end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,16 +75,7 @@ class VllmGenerator:
         self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order; `ended` is called with each when it has ended."""
-        completions: dict[int, Completion] = {}
-
-        def take(rows: Sequence[tuple[int, Continued]]) -> None:
-            new = [(index, completion(self.tokenizer, continued)) for index, continued in rows]
-            completions.update(new)
-            if ended:
-                ended(new)
-
-        self.continue_ids([encode(self.tokenizer, each) for each in conversations], sampling, take=take)
-        return [completions[index] for index in range(len(conversations))]
+        return converse(self, self.tokenizer, conversations, sampling, ended=ended)
 
     def continue_ids(
         self, prompts: Sequence[list[int]], sampling: Samplings, *, take: Take | None = None
