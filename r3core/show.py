@@ -10,7 +10,8 @@ from r3core.episode import Episode
 from r3core.errors import RunError
 from r3core.generation import Conversation
 from r3core.generation.chat import templated
-from r3core.generation.local import TransformersGenerator, load_model
+from r3core.generation.engines import load
+from r3core.generation.local import TransformersGenerator
 from r3core.mine import examples_of
 from r3core.protocol import Protocol, seed_of
 from r3core.screen import visible
@@ -27,12 +28,7 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    model, tokenizer = load_model(
-        local_model(config, task, done="shown"),
-        revision=config.revision,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-    )
+    model, tokenizer = load(config, local_model(config, task, done="shown"))
     generator = TransformersGenerator(model, tokenizer, batch_size=config.batch_size)
     with Judge(task, config.judge) as judge:
         protocol = Protocol(task, judge, config)

@@ -17,8 +17,7 @@ from r3core.config import Config, local_model, model_of
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.fleet import Fleet, options_of
-from r3core.generation.engines import Engines, check_engine
-from r3core.generation.local import load_model
+from r3core.generation.engines import Engines, check_engine, load
 from r3core.kept import KeptCompletions
 from r3core.mine import Failure, examples_of, forecast, mine, read_failures, write_failures
 from r3core.protocol import Make, Protocol, here
@@ -103,18 +102,11 @@ class Stages:
             raise UsageError(
                 f"there are no failures in `{self.run.path}` yet", "run `r3 mine` first, or name a set with --failures"
             )
-        config = self.config
-        name = local_model(config, self.task, done="trained")
+        name = local_model(self.config, self.task, done="trained")
         from r3core.train import train
 
         self.engines.close()
-        model, tokenizer = load_model(
-            name,
-            revision=config.revision,
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-            quantization=config.quantization,
-        )
+        model, tokenizer = load(self.config, name)
         failures = read_failures(self.run.path / "failures")[0]
         facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer)
         origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}

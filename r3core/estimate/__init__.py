@@ -158,7 +158,7 @@ def _source(shape: Shape, plan: Plan) -> str:
     return (
         f"estimate: arithmetic, no measurement, on {shape.architecture} with {shape.parameters:,} parameters"
         f"{trained}{experts}, prompts of {plan.prompt} tokens and turns at their limits; "
-        "memory is often a tenth off, and time may be by a factor of 3"
+        "memory is often a tenth off; most turns end long before their limits, so that time can be ten times less"
     )
 
 

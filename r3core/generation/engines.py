@@ -9,6 +9,8 @@ from r3core.config import Config
 from r3core.generation import Generator
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from r3core.generation.openai import Kept
 
 
@@ -56,13 +58,19 @@ def open_engine(config: Config, model: str, *, kept: Kept | None = None) -> Gene
         from r3core.generation.openai import OpenAIGenerator
 
         return OpenAIGenerator.connect(model, config, kept=kept)
-    from r3core.generation.local import TransformersGenerator, load_model
+    from r3core.generation.local import TransformersGenerator
 
-    loaded, tokenizer = load_model(
+    return TransformersGenerator(*load(config, model), batch_size=config.batch_size)
+
+
+def load(config: Config, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model and its tokenizer, loaded as a configuration says; UsageError when they cannot be had."""
+    from r3core.generation.local import load_model
+
+    return load_model(
         model,
         revision=config.revision,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
         quantization=config.quantization,
     )
-    return TransformersGenerator(loaded, tokenizer, batch_size=config.batch_size)
