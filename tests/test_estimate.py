@@ -19,6 +19,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from r3core.adapter import check_adapter
 from r3core.config import Config, resolve
 from r3core.estimate import Machine, Plan, Shape, advice, explain, memory_of, plan_of, shape_of
 from r3core.estimate.memory import (
@@ -309,24 +310,20 @@ HEAVY: dict[str, Any] = {"gradient_checkpointing": False, "per_device_train_batc
 def test_each_suggestion_leads_to_the_need_that_it_names(given: dict[str, Any], card: int) -> None:
     counted = shape_of(Qwen2Config(**given))
     config = settings(batch_size=256, grpo=HEAVY | {"gradient_accumulation_steps": 8})
-    suggested = advice(counted, plan_of(config, counted), card * GIB)
+    suggested = advice(
+        counted, plan_of(config, counted), card * GIB, with_lora=lambda: shape_of(Qwen2Config(**given), lora={"r": 16})
+    )
     assert suggested
     need = memory_of(counted, plan_of(config, counted)).need
     options = [f"grpo.{key}={str(value).lower()}" for key, value in config.grpo.items()] + ["batch_size=256"]
     for suggestion in suggested:
-        processes = re.match(r"(\d+) processes", suggestion.change)
         options += re.findall(r"--set (\S+)", suggestion.change)
         changed = resolve(get_task(TASK), overrides=options, flags={"model": "any"})
-        if processes:
-            count = int(processes[1])
-            passes = changed.grpo["gradient_accumulation_steps"] // count
-            grpo = changed.grpo | {"gradient_accumulation_steps": passes}
-            changed = changed.model_copy(update={"grpo": grpo})
-            reached = plan_of(changed, counted, processes=count, sharded=True)
-        else:
-            reached = plan_of(changed, counted)
+        check_adapter(changed)  # what is suggested can be done
+        shape = shape_of(Qwen2Config(**given), lora=changed.lora)
+        reached = plan_of(changed, shape)
         assert reached.step == 256
-        assert memory_of(counted, reached) == suggestion.memory
+        assert memory_of(shape, reached) == suggestion.memory
         assert suggestion.memory.need < need
         assert suggestion.fits == suggestion.memory.fits(card * GIB)
         need = suggestion.memory.need

@@ -70,7 +70,7 @@ def explain(
     """
     try:
         read = read_config(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
-        shape = shape_of(read, lora=getattr(config, "lora", None))
+        shape = shape_of(read, lora=config.lora)
     except UsageError as error:
         return [f"estimate: none; {error.message}"]
     machine = machine or Machine.here()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from r3core.config import Config
 from r3core.estimate.memory import Memory, memory_of
 from r3core.estimate.plan import Plan
 from r3core.estimate.shape import Shape
@@ -13,7 +12,6 @@ from r3core.task import Frozen
 
 RANK = 16
 """The rank of the adapters that are suggested."""
-_MOST_PROCESSES = 64
 
 
 class Advice(Frozen):
@@ -60,11 +58,9 @@ def _changes(with_lora: Callable[[], Shape] | None) -> Iterator[tuple[str, str, 
     )
     yield micro, "the same batch, in smaller parts", _split
     yield "--set grpo.beta=0", "nothing holds the model near its beginning", _free
-    if with_lora is not None and "lora" in Config.model_fields:
+    if with_lora is not None:
         yield f"--set lora.r={RANK}", "only adapters are trained", _adapt(with_lora)
-        if "quantization" in Config.model_fields:
-            yield "--set quantization=4bit", "coarser weights, slower", _quantize
-    yield "{plan.processes} processes under FSDP", "as many GPUs", _shard
+        yield "--set quantization=4bit --set train.merge=false", "coarser weights, slower", _quantize
 
 
 def _checkpoint(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
@@ -109,24 +105,6 @@ def _adapt(with_lora: Callable[[], Shape]) -> Change:
 
 def _quantize(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
     return (shape, _but(plan, quantized=True)) if shape.lora and not plan.quantized else None
-
-
-def _shard(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-    """Divide among 2, 4, 8 ... processes, with as many passes fewer as the batch allows."""
-    processes = max(2, plan.processes * (2 if plan.sharded else 1))
-    while True:
-        changed = _but(plan, processes=processes, sharded=True, **_spread(plan, processes // plan.processes))
-        if processes >= _MOST_PROCESSES or memory_of(shape, changed).fits(card):
-            return shape, changed
-        processes *= 2
-
-
-def _spread(plan: Plan, factor: int) -> dict[str, Any]:
-    """Return the passes of each process when the batch is to stay the same; as they are when it cannot."""
-    passes = plan.accumulation, plan.steps_per_generation
-    if any(number % factor for number in passes):
-        return {}
-    return {"accumulation": passes[0] // factor, "steps_per_generation": passes[1] // factor}
 
 
 def _enough(shape: Shape, plan: Plan, card: float, *, phase: str) -> bool:

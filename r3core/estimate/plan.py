@@ -110,7 +110,7 @@ def plan_of(
         amp=bool(bf16 or given["fp16"]),
         dtype_bytes={"float32": 4, "bfloat16": 2, "float16": 2}.get(config.dtype, shape.dtype_bytes),
         beta=given["beta"],
-        quantized=getattr(config, "quantization", None) == "4bit",
+        quantized=config.quantization == "4bit",
         optimizer=str(given["optim"]),
         vllm=given["vllm_gpu_memory_utilization"] if shared else 0.0,
         served=served,
