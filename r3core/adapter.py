@@ -1,4 +1,4 @@
-"""Adapters of low rank: peft's LoRA on a model, on weights in 4 bits if asked for, and how they come to be merged."""
+"""Adapters of low rank: peft's LoRA on a model, on weights in 4 bits if asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from r3core.errors import ConfigError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedModel
 
 OWNED = ("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping")
 """Options of LoraConfig that follow from the run."""
@@ -52,9 +51,3 @@ def check_adapter(config: Config) -> None:
             "an adapter on weights of 4 bits cannot be merged without a loss",
             "keep it apart: --set train.merge=false, or leave `quantization` out",
         )
-
-
-def merged(model: Any) -> PreTrainedModel:
-    """Return the base model with its adapter added to its weights."""
-    whole: PreTrainedModel = model.merge_and_unload()
-    return whole

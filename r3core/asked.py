@@ -105,7 +105,7 @@ def _stored(folder: Path) -> Config:
         ) from None
 
 
-def options_given(given: list[str], *, flag: str = "--task-option") -> dict[str, Any]:
+def options_given(given: list[str], *, flag: str = "--task-option", example: str = "numbers=4") -> dict[str, Any]:
     """Return options from the words `name=value` that stand behind a flag."""
     import yaml
 
@@ -113,7 +113,7 @@ def options_given(given: list[str], *, flag: str = "--task-option") -> dict[str,
     for option in given:
         name, separator, value = option.partition("=")
         if not separator or not name:
-            raise ConfigError(f"`{flag} {option}` is not of the form name=value", "for example numbers=4")
+            raise ConfigError(f"`{flag} {option}` is not of the form name=value", f"for example {example}")
         try:
             options[name] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -220,7 +220,10 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             "uncertified": uncertified or None,
         }
         try:
-            adapter = {f"lora.{name}": value for name, value in options_given(lora or [], flag="--lora").items()}
+            adapter = {
+                f"lora.{name}": value
+                for name, value in options_given(lora or [], flag="--lora", example="r=32").items()
+            }
             work(Asked(task, task_option or [], config, overrides or [], flags | adapter, dry_run, as_json))
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from here", err=True)

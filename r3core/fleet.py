@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from pydantic import Field, ValidationError
 
-from r3core.config import Config, Section
+from r3core.config import Config, Section, explained
 from r3core.episode import Episode
 from r3core.errors import ConfigError, R3Error, RunError, UsageError, did_you_mean
 from r3core.generation.engines import open_engine
@@ -65,13 +65,12 @@ def options_of(config: Config) -> FleetOptions:
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["type"] != "extra_forbidden":
+            raise explained(error, FleetOptions, prefix="engine_options.") from None
     name = ".".join(map(str, first["loc"]))
     known = sorted(FleetOptions.model_fields)
-    if first["type"] == "extra_forbidden":
-        said = f"the engine `ray` has no option `{name}`; its options: {', '.join(known)}"
-        raise ConfigError(said, *did_you_mean(name, known))
-    said = first["msg"].replace("Input should", "it should")
-    raise ConfigError(f"`engine_options.{name}` cannot be {first['input']!r}: {said}")
+    said = f"the engine `ray` has no option `{name}`; its options: {', '.join(known)}"
+    raise ConfigError(said, *did_you_mean(name, known))
 
 
 class Job(NamedTuple):

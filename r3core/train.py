@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from r3core.adapter import lora_of, merged
+from r3core.adapter import lora_of
 from r3core.config import Config
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
@@ -245,7 +245,8 @@ def train(
     partial = run.path / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     if protocol.config.lora is not None and protocol.config.train.merge:
-        merged(trainer.model).save_pretrained(partial)
+        adapted: Any = trainer.model  # a PeftModel
+        adapted.merge_and_unload().save_pretrained(partial)
     else:
         trainer.save_model(str(partial))
     tokenizer.save_pretrained(partial)

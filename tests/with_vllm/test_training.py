@@ -62,7 +62,7 @@ def test_vllm_has_the_weights_of_every_step(by_vllm: Run) -> None:
     assert rows[-1]["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-2)
 
 
-def test_the_cache_of_prefixes_is_used_and_its_rate_is_logged(by_vllm: Run) -> None:
+def test_the_hit_rate_of_the_prefix_cache_is_logged(by_vllm: Run) -> None:
     rates = [row["generation/prefix_cache_hit_rate"] for row in by_vllm.read("train")]
     assert all(0 <= rate < 1 for rate in rates)
 
