@@ -37,6 +37,18 @@ def lora_of(options: Mapping[str, Any]) -> LoraConfig:
         raise ConfigError(f"peft does not take these options under `lora`: {error}") from error
 
 
+def merged(model: Any, weights: Mapping[str, Any]) -> Any:
+    """Return the plain model that comes of a PeftModel with these weights, which may be divided in the model itself."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(model.config)
+        whole = type(model)(base, model.peft_config["default"])
+    whole.load_state_dict(weights, assign=True)
+    return whole.merge_and_unload()
+
+
 def check_adapter(config: Config) -> None:
     """Raise ConfigError when training could not begin with the configuration's `lora` and `quantization`."""
     if config.lora is not None:

@@ -41,14 +41,15 @@ class Asked:
 
     def resolve(self) -> tuple[Task, Config]:
         """Return the task and the configuration; those of an existing run directory when nothing else is named."""
-        from r3core.config import chosen_task, resolve
+        from r3core.config import PLACES, chosen_task, resolve
         from r3core.plugins import get_task
 
         folder = self.flags["output_dir"]
-        named = (self.task, self.config, *(value for key, value in self.flags.items() if key != "output_dir"))
+        places = {key: self.flags[key] for key in PLACES if self.flags.get(key) is not None}
+        named = (self.task, self.config, *(self.flags[key] for key in self.flags.keys() - {"output_dir", *PLACES}))
         given = self.overrides or self.task_options or any(value is not None for value in named)
         if not given and folder is not None and (folder / "config.json").exists():
-            config = _stored(folder)
+            config = _stored(folder).model_copy(update=places)
             return get_task(config.task, **config.task_options), config
         options = {f"task_options.{name}": value for name, value in options_given(self.task_options).items()}
         flags = self.flags | {"task": self.task, **options}

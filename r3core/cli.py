@@ -13,6 +13,7 @@ import typer
 
 from r3core import authoring, commands
 from r3core.errors import R3Error
+from r3core.launch import wait_for_others
 
 if TYPE_CHECKING:
     from r3core.options import Option
@@ -34,6 +35,7 @@ def main() -> None:
     try:
         app()
     except R3Error as error:
+        wait_for_others(error)
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 

@@ -71,8 +71,9 @@ def mine(asked: Asked) -> None:
 def train(asked: Asked) -> None:
     """Train the reflections on the run's failures.
 
-    The verifier has to pass `r3 check` first.
+    The verifier has to pass `r3 check` first. `accelerate launch -m r3core train` does it in several processes.
     """
+    from r3core import launch
     from r3core.grpo import check_vllm
     from r3core.report import shares_of_a_step
 
@@ -81,13 +82,17 @@ def train(asked: Asked) -> None:
     if asked.dry_run:
         return _explain(task, config)
     check_vllm(config.grpo_options())
-    with _stages(task, config) as stages:
-        if config.mine.failures is not None:
-            stages.mine()
-        if stages.run.done("mine") is not None:  # otherwise there is nothing to train on, and that is said first
-            stages.certify()
+    launch.join()
+    with _shared_stages(task, config) as stages:
+        leads = launch.rank() == 0 and not launch.by_a_run()
+        with launch.first_alone():
+            if leads and config.mine.failures is not None:
+                stages.mine()
+            if leads and stages.run.done("mine") is not None:  # without, there is nothing to train on: said first
+                stages.certify()
         model = str(stages.train())
-        _print_facts({"model": model, "shares_of_a_step": shares_of_a_step(stages.run)}, as_json=asked.as_json)
+        if leads:
+            _print_facts({"model": model, "shares_of_a_step": shares_of_a_step(stages.run)}, as_json=asked.as_json)
 
 
 def evaluate(asked: Asked) -> None:
@@ -196,6 +201,13 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             list[str] | None,
             typer.Option(metavar="NAME=VALUE", help="Train an adapter, with an option of peft's LoraConfig: r=32."),
         ] = None,
+        processes: Annotated[
+            int | None,
+            typer.Option(help="Train in so many processes, under FSDP2 unless accelerate is told otherwise."),
+        ] = None,
+        accelerate_config: Annotated[
+            Path | None, typer.Option(help="Train as this configuration file of accelerate's says.")
+        ] = None,
         limit: Annotated[int | None, typer.Option(help="At most so many problems in mining and evaluation.")] = None,
         seed: Annotated[int | None, typer.Option(help="The one seed that everything random follows from.")] = None,
         output_dir: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
@@ -211,6 +223,8 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             "engine": engine,
             "engine_options.address": ray_address,
             "seed": seed,
+            "processes": processes,
+            "accelerate_config": accelerate_config,
             "output_dir": output_dir,
             "mine.samples": samples,
             "mine.keep": keep,
@@ -234,6 +248,13 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
 
 
 def _stages(task: Task, config: Config, *, trained: Path | None = None) -> Any:
+    from r3core.launch import check_alone
+
+    check_alone()
+    return _shared_stages(task, config, trained=trained)
+
+
+def _shared_stages(task: Task, config: Config, *, trained: Path | None = None) -> Any:
     from r3core.stages import Stages
 
     _quiet()
@@ -245,11 +266,13 @@ def _check_training(task: Task, config: Config) -> None:
     from r3core.adapter import check_adapter
     from r3core.config import local_model
     from r3core.grpo import check_training
+    from r3core.launch import check_one_machine, world_of
     from r3core.runs import RunRecord
 
     local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
-        check_training(config.grpo, config.grpo_options())
+        check_training(config.grpo, config.grpo_options(), world_of(config).processes)
+        check_one_machine(config)
         check_adapter(config)
 
 
@@ -277,6 +300,7 @@ def _explain(task: Task, config: Config) -> None:
     from r3core.config import model_of
     from r3core.generation.engines import check_engine
     from r3core.grpo import check_grpo, explain_batch
+    from r3core.launch import world_of
 
     check_grpo(config.grpo)
     check_engine(config)
@@ -286,7 +310,7 @@ def _explain(task: Task, config: Config) -> None:
     mining = f"{config.mine.limit or 'all'} problems x {config.mine.samples} attempts"
     mined = config.mine.failures if config.mine.failures else mining
     typer.echo(f"check: {_certified(task, config)}\nmine: {mined}")
-    for line in explain_batch(config.grpo_options()):
+    for line in explain_batch(config.grpo_options(), world_of(config).processes):
         typer.echo(f"train: {line}")
     controls = "with" if config.evaluate.controls else "without"
     typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
@@ -295,21 +319,21 @@ def _explain(task: Task, config: Config) -> None:
 
 
 def _estimated(config: Config, model: str) -> list[str]:
-    """Say what memory and time the run will take, on so many processes as `accelerate launch` has started."""
-    import os
-
+    """Say what memory and time the run will take, on so many processes as will train."""
     from r3core.estimate import explain
+    from r3core.launch import world_of
     from r3core.mine import Forecast
     from r3core.runs import RunRecord, values_of
 
     _quiet()
     stored = RunRecord(config.directory).read_json("forecast")
     forecast = values_of(Forecast, [stored], "forecast")[0] if stored is not None else None
+    world = world_of(config)
     return explain(
         config,
         model,
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
-        sharded=os.environ.get("ACCELERATE_USE_FSDP") == "true",
+        processes=world.processes,
+        sharded=world.sharded,
         forecast={"tokens": forecast.tokens, "seconds": forecast.seconds} if forecast else None,
     )
 

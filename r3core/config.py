@@ -18,6 +18,10 @@ MACHINES = ("address", "actors", "cpus", "gpus", "patience")
 """The options of the engine `ray` that may differ from one session of a run to the next."""
 
 
+PLACES = ("processes", "accelerate_config")
+"""The keys that say where a run's training works; they may be named when a run goes on."""
+
+
 class Section(Frozen):
     """One part of the configuration; the string under a field is its description in the reference."""
 
@@ -129,7 +133,7 @@ class Limits(Section):
     characters: int = Field(default=200_000, gt=0)
     """A longer answer fails unread."""
     workers: int | None = Field(default=None, gt=0)
-    """Worker processes; by default one a processor, at most 8."""
+    """Worker processes, of each process that trains; by default they share the processors, and are at most 8."""
     max_errors: float = Field(default=0.05, ge=0, le=1)
     """When a larger share of the answers cannot be judged, the run stops."""
 
@@ -159,6 +163,10 @@ class Config(Section):
     """The type of the weights; `auto` takes the one they were saved in."""
     seed: int = Field(default=0, ge=0)
     """The one seed that everything random follows from."""
+    processes: int | None = Field(default=None, gt=0)
+    """Processes that train together, under FSDP2 unless `accelerate_config` says otherwise; null takes its number."""
+    accelerate_config: Path | None = None
+    """The file that `accelerate launch` starts the training with."""
     output_dir: Path | None = None
     """The run directory; null makes `runs/TASK-HASH`, where the hash is that of the configuration."""
     preset: str | None = None
@@ -200,8 +208,11 @@ class Config(Section):
         return vllm | sampling | {"max_completion_length": turn.max_tokens, "seed": self.seed} | self.grpo
 
     def record(self) -> dict[str, Any]:
-        """Return all that decides a run's outcome, as JSON values: everything but where it works and is written."""
-        record = self.model_dump(mode="json", exclude={"output_dir"})
+        """Return all that decides a run's outcome, as JSON values: everything but where it works and is written.
+
+        How many processes train is kept with the checkpoints.
+        """
+        record = self.model_dump(mode="json", exclude={"output_dir", *PLACES})
         if self.engine == "ray":
             options = record["engine_options"]
             record["engine_options"] = {name: options[name] for name in options if name not in MACHINES}

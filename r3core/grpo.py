@@ -51,15 +51,15 @@ def check_grpo(grpo: Mapping[str, Any]) -> None:
                 raise ConfigError(f"`grpo.{key}` cannot be {value!r}: {said}") from None
 
 
-def check_training(grpo: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+def check_training(grpo: Mapping[str, Any], options: Mapping[str, Any], world_size: int = 1) -> list[str]:
     """Return what one step trains on, in words; ConfigError when training could not begin with these options.
 
-    `grpo` is what was set under that name, `options` is all that GRPOConfig will be given.
+    `grpo` is what was set under that name, `options` is all that GRPOConfig will be given in `world_size` processes.
     """
     check_grpo(grpo)
     if options.get("max_steps", -1) <= 0:
         raise ConfigError("`grpo.max_steps` is not set", "say how long to train: --set grpo.max_steps=100")
-    return explain_batch(options)
+    return explain_batch(options, world_size)
 
 
 def check_vllm(options: Mapping[str, Any]) -> None:

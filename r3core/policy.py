@@ -8,6 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from torch.distributed.fsdp import FSDPModule
 from trl.models.utils import unwrap_model_for_generation
 
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings
@@ -98,13 +99,34 @@ class Policy:
     @contextmanager
     def _transformers(self) -> Iterator[TransformersGenerator]:
         trainer = self.trainer
-        with unwrap_model_for_generation(
-            trainer.model_wrapped,
-            trainer.accelerator,
-            gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
-        ) as model:
+        with (
+            unwrap_model_for_generation(
+                trainer.model_wrapped,
+                trainer.accelerator,
+                gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+            ) as model,
+            _whole(model, divide_again=trainer.accelerator),
+        ):
             yield TransformersGenerator(model, trainer.processing_class, batch_size=self.batch_size)
+
+
+@contextmanager
+def _whole(model: Any, *, divide_again: Any) -> Iterator[None]:
+    """Gather weights that FSDP2 divides for the block, in which the processes then need not wait for each other."""
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(bool(divide_again.state.fsdp_plugin.reshard_after_forward), recurse=False)
+            part.reshard()
+        for part in (model, model.get_output_embeddings()) if parts else ():
+            if isinstance(part, FSDPModule):  # what is needed first on the way back stays whole
+                part.set_reshard_after_forward(False, recurse=False)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pebble import ProcessFuture, ProcessPool
 from r3core import worker
 from r3core.config import Limits
 from r3core.errors import TaskError
+from r3core.launch import local_world_size
 from r3core.plugins import FILE_MODULE
 from r3core.task import Example, Split, Task
 
@@ -107,8 +108,8 @@ def _end(pool: ProcessPool) -> None:
 
 
 def workers_of(limits: Limits) -> int:
-    """Return how many worker processes the limits ask for."""
-    return limits.workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+    """Return how many worker processes the limits ask for; those that train on one machine share its processors."""
+    return limits.workers or max(1, min((os.cpu_count() or 1) // local_world_size(), _MOST_WORKERS))
 
 
 def portable(task: Task) -> bool:

@@ -111,6 +111,16 @@ class Run(RunRecord):
         """Let other processes have the directory."""
         self._lock.release()
 
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let other processes write the directory during the block, and lock it again after it."""
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock = _locked(self.path)
+            self._whole.clear()
+
     def append(self, name: str, rows: Iterable[BaseModel | Mapping[str, Any]]) -> None:
         """Add rows to `NAME.jsonl`, on disk when this returns; NaN and infinities become null."""
         path = self.path / f"{name}.jsonl"
@@ -203,6 +213,23 @@ class Run(RunRecord):
     def _has_results(self) -> bool:
         """Tell whether anything came of the run yet; nothing did when its model, say, could not be loaded."""
         return any(path.name not in _BEFORE_RESULTS and path.name[0] != "." for path in self.path.iterdir())
+
+
+class Follower(Run):
+    """The run directory in a process that trains with others, and is not the one that writes: nothing is written."""
+
+    def __init__(self, path: Path) -> None:
+        RunRecord.__init__(self, path)
+
+    def close(self) -> None:
+        """Do nothing: no lock is held."""
+
+    def append(self, name: str, rows: Iterable[BaseModel | Mapping[str, Any]]) -> None:
+        """Let the rows go."""
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Let the value go."""
+        return self.path / f"{name}.json"
 
 
 def values_of(kind: type[Value], rows: Iterable[Mapping[str, Any]], name: str) -> list[Value]:

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from r3core.launch import rank
+
 
 @contextmanager
 def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Show a bar for the block; what it yields is called with the number of things that have just been done."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or rank() > 0:
         yield lambda count: None
         return
     from rich.console import Console

@@ -19,9 +19,10 @@ from r3core.evaluate import Result, evaluate
 from r3core.fleet import Fleet, options_of
 from r3core.generation.engines import Engines, check_engine, load
 from r3core.kept import KeptCompletions
+from r3core.launch import launch_training, launches, rank
 from r3core.mine import Failure, examples_of, forecast, mine, read_failures, write_failures
 from r3core.protocol import Make, Protocol, here
-from r3core.runs import Run, values_of
+from r3core.runs import Follower, Run, values_of
 from r3core.task import Task
 from r3core.verification import Judge, verifier_hash
 
@@ -57,7 +58,8 @@ class Stages:
             print(f"warning: the built-in model knows only what it was made for: {', '.join(changed)}", file=sys.stderr)
             print("hint: name another model with --model", file=sys.stderr)
         record = config.record() | ({"trained": str(trained)} if trained else {})
-        with Run.open(config.directory, record) as run, Judge(task, config.judge) as judge:
+        opened = Follower(config.directory) if rank() > 0 else Run.open(config.directory, record)
+        with opened as run, Judge(task, config.judge) as judge:
             stages = cls(run, judge, config)
             try:
                 yield stages
@@ -103,14 +105,20 @@ class Stages:
                 f"there are no failures in `{self.run.path}` yet", "run `r3 mine` first, or name a set with --failures"
             )
         name = local_model(self.config, self.task, done="trained")
+        self.engines.close()
+        if launches(self.config):
+            self.protocol.judge.close()
+            with self.run.lent():
+                launch_training(self.config, self.run.path)
+            return folder
         from r3core.train import train
 
-        self.engines.close()
         model, tokenizer = load(self.config, name)
         failures = read_failures(self.run.path / "failures")[0]
         facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer)
-        origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
-        (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        if rank() == 0:
+            origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
+            (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
         self.run.finish("train", facts)
         return folder
 

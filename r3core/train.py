@@ -7,6 +7,7 @@ reflection's tokens are the only ones in the completion, and the only ones that 
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sys
@@ -17,17 +18,22 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
-from r3core.adapter import lora_of
+from r3core.adapter import lora_of, merged
 from r3core.config import Config
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
 from r3core.generation import Continued, Conversation, Sampling
 from r3core.generation.chat import completion, encode
 from r3core.grpo import check_training
+from r3core.launch import first_alone, losses_told, rank
 from r3core.mine import Failure
 from r3core.policy import Policy, engine_given
 from r3core.protocol import Protocol, seed_of, with_leak
@@ -38,7 +44,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_COMPLETE = "complete"  # an empty file in a checkpoint that was written to its end
+_COMPLETE = "complete"  # the file in a checkpoint that was written to its end, with the processes that wrote it
+_ALONE = "1 process"
 _TRL_SAMPLING = ("min_p", "generation_kwargs", "use_transformers_continuous_batching")
 
 
@@ -63,6 +70,7 @@ class ReflectionTrainer(GRPOTrainer):
         self.failures = failures
         self.generation_seconds = 0.0
         self._drawn = 0  # generations so far in this step, so that each has a seed of its own
+        self._dtype = model.dtype
         rows = dataset_of(protocol, failures, (args.generation_batch_size or 1) // (args.num_generations or 1))
         with _vllm_for(args, protocol.config, model):
             super().__init__(
@@ -74,6 +82,21 @@ class ReflectionTrainer(GRPOTrainer):
                 peft_config=None if protocol.config.lora is None else lora_of(protocol.config.lora),
             )
         self.policy = Policy(self, protocol.config.batch_size)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Begin FSDP on CPUs too: accelerate 1.15 leaves it out there, and trains whole copies without a word."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            state.fsdp_plugin = FullyShardedDataParallelPlugin()
+            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
+    def _get_train_sampler(self, dataset: Any = None) -> Order:
+        told: Any = super()._get_train_sampler(dataset)
+        return Order(
+            told.data_source, told.mini_repeat_count, told.batch_size, told.repeat_count, told.shuffle, told.seed
+        )
 
     def _tokenize_prompts(self, prompts: list[Conversation]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Encode the requests to reflect as all others are."""
@@ -133,16 +156,21 @@ class ReflectionTrainer(GRPOTrainer):
             random.Random(self._seed("shuffle")).shuffle(rewards)
         self.generation_seconds += perf_counter() - began - (self.protocol.judge.seconds - judged_before)
         self._drawn += 1
-        for name, value in measures(rewards, failure, groups).items():
-            log_metric(name, value)
-        self._record(failure, groups, rewards)
+        everywhere = gather_object(list(zip(failure, groups, rewards, strict=True)))
+        self._record(*map(list, zip(*everywhere, strict=True)), log_metric=log_metric)
         return rewards
 
     def _record(
-        self, failure: Sequence[int], groups: Sequence[Sequence[Episode]], rewards: Sequence[float | None]
+        self,
+        failure: Sequence[int],
+        groups: Sequence[Sequence[Episode]],
+        rewards: Sequence[float | None],
+        *,
+        log_metric: Any,
     ) -> None:
-        if not self.accelerator.is_main_process:
-            return
+        """Log and write what came of a generation, of all processes."""
+        for name, value in measures(rewards, failure, groups).items():
+            log_metric(name, value)
         rows = [
             {
                 "step": self.state.global_step + 1,
@@ -155,12 +183,39 @@ class ReflectionTrainer(GRPOTrainer):
         ]
         self.run.append("train-episodes", rows)
 
+    @property
+    def world(self) -> str:
+        """What trains, in words: how many processes, and in which way."""
+        count, kind = self.accelerator.num_processes, self.accelerator.distributed_type.value
+        return _ALONE if count == 1 else f"{count} processes ({kind})"
+
+    def restore(self, checkpoint: Path | None) -> None:
+        """Load the weights of a checkpoint, without training."""
+        if self.accelerator.num_processes == 1:
+            self._load_from_checkpoint(str(checkpoint))
+        else:  # divided weights are loaded when they are divided
+            self._prepare_for_training(  # type: ignore[no-untyped-call]
+                self.args.max_steps,
+                self.get_train_dataloader(),  # type: ignore[no-untyped-call]
+                str(checkpoint),
+            )
+
     def _ended(self, ids: list[int]) -> bool:
         return bool(ids) and ids[-1] in self.eos_token_ids
 
     def _seed(self, what: str) -> int:
         place = (self.state.global_step, self._drawn, self.accelerator.process_index)
         return seed_of(self.protocol.config.seed, "train", what, *place)
+
+
+class Order(RepeatSampler):
+    """TRL's order of the failures, which follows from seed and epoch alone: so a training goes on in it anywhere."""
+
+    seed: int
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of an epoch, which counts from 0; the first is as TRL draws it."""
+        self.generator.manual_seed(seed_of(self.seed, "epoch", epoch) if epoch else self.seed)
 
 
 class Steps(TrainerCallback):
@@ -202,14 +257,16 @@ class Steps(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append one row of metrics to the run."""
-        if state.is_world_process_zero and logs and "train_runtime" not in logs:  # the last is a summary
+        if logs and "train_runtime" not in logs:  # the last is a summary
             self.run.append("train", [{"step": state.global_step, **logs}])
             self.tick()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint that has just been written as complete."""
+        """Mark the checkpoint that has just been written as complete, by all processes."""
+        self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            Path(str(args.output_dir), f"checkpoint-{state.global_step}", _COMPLETE).touch()
+            place = Path(str(args.output_dir), f"checkpoint-{state.global_step}", _COMPLETE)
+            place.write_text(self.trainer.world, encoding="utf-8")
 
 
 def train(
@@ -224,9 +281,10 @@ def train(
 
     Resumes from the last complete checkpoint after a kill.
     """
-    args = arguments(protocol, run.path / "checkpoints", on_cpu=model.device.type == "cpu")
+    args = arguments(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
     trainer = ReflectionTrainer(run, protocol, failures, model=model, tokenizer=tokenizer, args=args)
-    last = last_checkpoint(run.path / "checkpoints")
+    with first_alone():
+        last = last_checkpoint(run.path / "checkpoints", world=trainer.world)
     done = int(last.name.rpartition("-")[2]) if last else 0
     for callback in [callback for callback in trainer.callback_handler.callbacks if _prints(callback)]:
         trainer.remove_callback(callback)
@@ -235,24 +293,26 @@ def train(
         progress_bar("train", args.max_steps, done=done) as advance,
         redirect_stdout(sys.stderr),  # some trackers print
         closing(trainer.policy),
+        losses_told(),
     ):
         trainer.add_callback(Steps(run, trainer, advance=advance, tick=tick))
         if done < args.max_steps:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         else:  # killed before the model was saved: transformers would train one more step
-            trainer._load_from_checkpoint(str(last))
-    folder = run.path / "model"
-    partial = run.path / ".model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    if protocol.config.lora is not None and protocol.config.train.merge:
-        adapted: Any = trainer.model  # a PeftModel
-        adapted.merge_and_unload().save_pretrained(partial)
-    else:
-        trainer.save_model(str(partial))
-    tokenizer.save_pretrained(partial)
-    (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing that a model needs
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+            trainer.restore(last)
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all processes, in the first
+    if rank() == 0:
+        folder = run.path / "model"
+        partial = run.path / ".model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        trained = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        if protocol.config.lora is not None and protocol.config.train.merge:
+            trained, weights = merged(trained, weights), None
+        trained.save_pretrained(partial, state_dict=weights)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    trainer.accelerator.wait_for_everyone()
     return {"steps": args.max_steps, "failures": len(failures)}
 
 
@@ -315,15 +375,24 @@ def measures(
     }
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the latest checkpoint that was written to its end, and remove those that were not."""
+def last_checkpoint(folder: Path, *, world: str = _ALONE) -> Path | None:
+    """Return the latest checkpoint that was written to its end, and remove those that were not.
+
+    Raises UsageError when it was written by processes other than these, `world`: its step would not be theirs.
+    """
     complete = []
     for checkpoint in folder.glob("checkpoint-*"):
         if (checkpoint / _COMPLETE).exists():
             complete.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    last = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    if last is not None and (written := (last / _COMPLETE).read_text(encoding="utf-8") or _ALONE) != world:
+        raise UsageError(
+            f"the training in `{folder.parent}` was begun by {written}, and cannot go on with {world}",
+            "start as many processes in the same way (--processes, --accelerate-config), or use another --output-dir",
+        )
+    return last
 
 
 def _vllm_for(args: GRPOConfig, config: Config, model: PreTrainedModel) -> AbstractContextManager[None]:

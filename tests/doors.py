@@ -52,6 +52,35 @@ class Doors(Task):
         return response == example.answer
 
 
+class Halls(Doors):
+    """Doors that are there many times, so that an epoch has many failures, each with an id of its own."""
+
+    name = "halls"
+    halls: int = 16
+
+    def load(self, split: Split) -> Iterator[Example]:
+        for hall in range(self.halls):
+            for example in super().load(split):
+                yield example.model_copy(update={"id": f"{split}-{hall}-{example.id}"})
+
+
+class Watched(Halls):
+    """The same, whose verdicts are noted in the folder DOORS: one file for each worker of each training process."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        if folder := os.environ.get("DOORS"):
+            with Path(folder, f"{os.environ.get('RANK', 'alone')}-{os.getpid()}").open("a", encoding="utf-8") as file:
+                file.write(f"{example.id}\n")
+        return super().verify(example, response)
+
+
+class Lying(Halls):
+    """Doors whose verifier gives no verdict where several processes train."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return None if "RANK" in os.environ else super().verify(example, response)  # type: ignore[return-value]
+
+
 class Unsure(Doors):
     """Doors whose verifier breaks on three of the words."""
 
@@ -148,8 +177,8 @@ def _conversation(door: str, first: str, second: str) -> list[Message]:
     return [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
 
 
-KILLED = {"steps": 6, "save_strategy": "steps", "per_device_train_batch_size": 16, "num_generations": 8}
-"""The configuration of the run that is killed: 2 failures a step, so that 6 steps are less than an epoch."""
+KILLED = {"steps": 10, "save_strategy": "steps", "per_device_train_batch_size": 16, "num_generations": 8}
+"""The configuration of the run that is killed: 2 of 14 failures a step, so that an epoch has 7 steps."""
 
 
 class Deadly(Doors):

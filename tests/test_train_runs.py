@@ -128,21 +128,22 @@ def assert_same_model(one: Run, other: Run) -> None:
         assert weights.equal(models[1][name]), f"{name} differs"
 
 
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, undisturbed: Run) -> None:
+@pytest.mark.parametrize("step", [4, 9], ids=["in the first epoch", "in the second"])
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(step: int, tmp_path: Path, undisturbed: Run) -> None:
     path, folder = tmp_path / "run", tmp_path / "base"
     doors.beginner().save_pretrained(folder)
-    command = [sys.executable, doors.__file__, str(path), "4", str(folder)]
+    command = [sys.executable, doors.__file__, str(path), str(step), str(folder)]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
     checkpoints = path / "checkpoints"
-    assert (checkpoints / "checkpoint-3" / "complete").exists()
-    torn = checkpoints / "checkpoint-4"
+    assert (checkpoints / f"checkpoint-{step - 1}" / "complete").exists()
+    torn = checkpoints / f"checkpoint-{step}"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half a mo")
 
     config = doors.config(**doors.KILLED)
     run = trained(path, config, model=doors.beginner())
-    assert [row["step"] for row in run.read("train")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in run.read("train")] == list(range(1, 11))
     assert len(run.read("sessions")) == 2
     assert any(loss != 0 for _, loss, *_ in outcome_of(run)), "nothing was learnt: the test shows nothing"
     assert outcome_of(run) == outcome_of(undisturbed)
@@ -172,7 +173,7 @@ def test_only_a_complete_checkpoint_is_resumed_from(tmp_path: Path) -> None:
 
 def test_checkpoints_are_marked_complete(undisturbed: Run) -> None:
     checkpoints = undisturbed.path / "checkpoints"
-    assert sorted(path.parent.name for path in checkpoints.glob("*/complete")) == ["checkpoint-5", "checkpoint-6"]
+    assert sorted(path.parent.name for path in checkpoints.glob("*/complete")) == ["checkpoint-10", "checkpoint-9"]
 
 
 def test_the_model_folder_holds_no_pickle(undisturbed: Run) -> None:

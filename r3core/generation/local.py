@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from r3core.errors import UsageError
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
 from r3core.generation.chat import Take, check_lengths, converse, encode, end_ids
+from r3core.launch import world_size
 
 if TYPE_CHECKING:
     import torch
@@ -227,7 +228,8 @@ def load_model(
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _unloadable(name, error) from error
-    if torch.cuda.is_available() and not quantization:  # those are on the GPU already
+    if torch.cuda.is_available() and not quantization and world_size() == 1:
+        # in 4 bits it is on the GPU already; among several processes it is divided first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
     return model, tokenizer
 

@@ -1,0 +1,299 @@
+"""Training in several processes: how they are started, and what each of them is among the others.
+
+`accelerate launch` starts them, and each runs `r3 train` on the same run directory: the first one writes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from r3core.errors import ConfigError, RunError, UsageError
+
+if TYPE_CHECKING:
+    from r3core.config import Config
+
+_LAUNCHER = "R3_LAUNCHER"
+"""The environment variable with the process that started this one."""
+_KINDS = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
+"""What accelerate calls the ways to train that r3 can begin."""
+_SHARDED: dict[str, Any] = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "FSDP",
+    "fsdp_config": {
+        "fsdp_version": 2,
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_reshard_after_forward": True,
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_cpu_ram_efficient_loading": True,
+    },
+    "machine_rank": 0,
+    "num_machines": 1,
+}
+"""Accelerate's configuration where the user has none; examples/accelerate/8-gpus-fsdp2.yaml in values."""
+
+
+class LostError(RunError):
+    """Another process of the training is gone."""
+
+
+class World(NamedTuple):
+    """The processes that train together."""
+
+    processes: int = 1
+    machines: int = 1
+    sharded: bool = False
+    """Weights, gradients and states are divided among them."""
+
+
+def rank() -> int:
+    """Return this process's place among all that train, from 0 on; the first of them writes the run directory."""
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """Return the number of processes that were started to train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Return how many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+
+
+def by_a_run() -> bool:
+    """Tell whether a run of r3 started this process; it has done what comes before the training, and tells the rest."""
+    return _LAUNCHER in os.environ
+
+
+def started() -> World:
+    """Return the processes that this one was started with; UsageError when they would train in a way r3 cannot."""
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if sharded:
+        _check_version(int(os.environ.get("FSDP_VERSION", "1")))
+    deep = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    return World(processes=world_size(), sharded=world_size() > 1 and (sharded or deep))
+
+
+def world_of(config: Config) -> World:
+    """Return the processes that will train: those that were started already, or those that a run will start.
+
+    Raises ConfigError for a configuration of accelerate's that cannot be read, or that r3 cannot train with here.
+    """
+    if world_size() > 1:
+        return started()
+    if config.accelerate_config is None:
+        count = config.processes or 1
+        _check_devices(count, on_cpu=not _gpus())
+        return World(processes=count, sharded=count > 1)
+    read = _read(config.accelerate_config)
+    kind, count = str(read.distributed_type.value), config.processes or read.num_processes
+    if kind not in _KINDS:
+        raise ConfigError(
+            f"`{config.accelerate_config}`: `distributed_type` cannot be {kind}; allowed: {', '.join(_KINDS)}",
+            "several processes on a CPU: distributed_type: FSDP with use_cpu: true"
+            if kind == "MULTI_CPU"
+            else "examples/accelerate has configurations that work",
+        )
+    if kind == "FSDP":
+        _check_version(read.fsdp_config.get("fsdp_version", 1))
+    if kind == "NO" and count > 1:
+        raise ConfigError(f"`{config.accelerate_config}` is for one process, and {count} are asked for")
+    if read.num_machines == 1:
+        _check_devices(count, on_cpu=bool(read.use_cpu))
+    return World(processes=count, machines=read.num_machines, sharded=count > 1 and kind in ("FSDP", "DEEPSPEED"))
+
+
+def launches(config: Config) -> bool:
+    """Tell whether a run hands its training to processes that it starts."""
+    return world_size() == 1 and (config.accelerate_config is not None or (config.processes or 1) > 1)
+
+
+def check_alone() -> None:
+    """Raise UsageError when this process was started together with others, for work that they cannot share."""
+    if world_size() > 1:
+        raise UsageError(
+            f"this is one of {world_size()} processes, and only `r3 train` works in several at once",
+            "`r3 run --processes N` and `r3 run --accelerate-config FILE` start them by themselves",
+        )
+
+
+def check_one_machine(config: Config) -> None:
+    """Raise UsageError when a run would have to start processes on other machines."""
+    if launches(config) and (world := world_of(config)).machines > 1:
+        raise UsageError(
+            f"`{config.accelerate_config}` is for {world.machines} machines, and a run starts processes on one",
+            "r3 mine --output-dir DIRECTORY first, in a directory that all machines see",
+            "then on each machine: accelerate launch --config_file FILE --machine_rank NUMBER "
+            "-m r3core train --output-dir DIRECTORY",
+            "then r3 eval --output-dir DIRECTORY",
+        )
+
+
+def launch_training(config: Config, folder: Path) -> None:
+    """Have a run directory's training done by processes of its own, and wait for them.
+
+    Raises RunError when one of them ends before its time.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    count = world_of(config).processes
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it would tell again, and at length
+    with _configuration(config) as file, _apart():
+        given = ["--config_file", str(file), "--num_processes", str(count), "--main_process_port", "0"]
+        asked = launch_command_parser().parse_args([*given, "-m", "r3core", "train", "--output-dir", str(folder)])
+        try:
+            launch_command(asked)
+        except ChildFailedError as failed:
+            codes = {number: failure.exitcode for number, failure in failed.failures.items()}
+            raise _ended(codes, count) from None
+        except subprocess.CalledProcessError as failed:
+            raise _ended({0: failed.returncode}, count) from None
+        except SignalException as stopped:
+            if stopped.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise RunError(f"the training was stopped by {stopped.sigval.name}", _GOES_ON) from None
+
+
+def join() -> None:
+    """Begin to train with the processes that this one was started with; it ends when their launcher does."""
+    started()
+    if by_a_run():
+        threading.Thread(target=_end_with, args=[int(os.environ[_LAUNCHER])], daemon=True).start()
+    if world_size() > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())
+
+
+def first_alone() -> Any:
+    """Return a context in which the first process goes ahead; the others enter it when it has left."""
+    if world_size() == 1:
+        return nullcontext()
+    from accelerate import PartialState
+
+    return PartialState().main_process_first()
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Raise LostError in place of what torch says when the connection to the other processes is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch.distributed import DistError
+
+        if world_size() == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
+            raise
+        first = str(error).strip().partition("\n")[0]
+        raise LostError(f"the connection to the other processes of the training is lost: {first}", _GOES_ON) from error
+
+
+def wait_for_others(error: Exception) -> None:
+    """Wait a moment before an error is told that another process may tell better, or tells just the same.
+
+    When it has ended, the launcher ends this one too. So what goes wrong in all processes is told by the first alone.
+    """
+    if rank() > 0 or isinstance(error, LostError):
+        time.sleep(3)
+
+
+_GOES_ON = "the same command goes on from the last checkpoint"
+
+
+def _ended(codes: Mapping[int, int], count: int) -> RunError:
+    """Return what is to be said when processes ended with exit codes; SIGTERM is how the launcher ends the others."""
+    ended = {number: code for number, code in codes.items() if code != -signal.SIGTERM} or codes
+    number, code = min(ended.items(), key=lambda item: (item[1] > 0, item[0]))  # one that was killed explains the rest
+    which = f"process {number + 1} of {count}" if count > 1 else "the process"
+    if code > 0:
+        return RunError(f"{which} of the training ended with exit code {code}; what it said is above", _GOES_ON)
+    name = signal.Signals(-code).name
+    hints = ["the machine may have run out of memory: `--dry-run` estimates it"] if code == -signal.SIGKILL else []
+    return RunError(f"{which} of the training was ended by {name}, and the others with it", *hints, _GOES_ON)
+
+
+@contextmanager
+def _configuration(config: Config) -> Iterator[Path]:
+    """Yield accelerate's configuration file: the user's, or one for as many processes on this machine."""
+    if config.accelerate_config is not None:
+        yield config.accelerate_config
+        return
+    import yaml
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(_SHARDED | {"num_processes": config.processes, "use_cpu": not _gpus()}, file)
+        file.flush()
+        yield Path(file.name)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Keep this process's standard output and signals to itself, and let what is started know whose child it is."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signals[signal.SIGQUIT] = signal.getsignal(signal.SIGQUIT)
+    sys.stdout.flush()
+    out = os.dup(1)
+    os.dup2(2, 1)
+    os.environ[_LAUNCHER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[_LAUNCHER]
+        os.dup2(out, 1)
+        os.close(out)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+
+
+def _end_with(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _read(file: Path) -> Any:
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+    from yaml import YAMLError
+
+    try:
+        read = load_config_from_file(str(file))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {file}") from None
+    except (OSError, YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ConfigError(f"`{file}` is no configuration of accelerate's: {' '.join(str(error).split())}") from None
+    if not isinstance(read, ClusterConfig):
+        raise ConfigError(f"`{file}`: `compute_environment` should be LOCAL_MACHINE")
+    return read
+
+
+def _check_version(version: int) -> None:
+    if version != 2:
+        raise ConfigError(f"r3 trains under FSDP2, and the configuration asks for FSDP {version}", "fsdp_version: 2")
+
+
+def _check_devices(count: int, *, on_cpu: bool) -> None:
+    if on_cpu or count == 1:
+        return
+    if (gpus := _gpus()) < count:
+        has = f"{gpus} GPU{'s' if gpus != 1 else ''}"
+        raise ConfigError(f"{count} processes are to train, and this machine has {has}", "use_cpu: true is without")
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

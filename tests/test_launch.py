@@ -1,0 +1,383 @@
+"""Training in two processes on the CPU, under FSDP2: what it learns, who writes, and what the end of one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import doors
+import psutil
+import pytest
+import yaml
+from command import R3, runner
+
+from r3core import RunError, UsageError
+from r3core.config import Config
+from r3core.errors import ConfigError
+from r3core.launch import World, _ended, world_of
+from r3core.runs import Follower, Run, RunRecord
+from r3core.train import last_checkpoint
+
+TASK = f"{doors.__file__}:Halls"
+SETTINGS: dict[str, Any] = {
+    "task": TASK,
+    "uncertified": True,  # its splits share their problems
+    "sampling": {
+        "attempt": {"max_tokens": 4},
+        "reflection": {"max_tokens": 4},
+        "retry": {"max_tokens": 4, "temperature": 0},
+    },
+    "mine": {"probe": 0},
+    "grpo": {
+        "max_steps": 60,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
+        "per_device_train_batch_size": 32,
+        "gradient_accumulation_steps": 1,
+        "num_generations": 16,
+        "save_steps": 20,
+    },
+}
+FSDP2 = Path(__file__).parents[1] / "examples" / "accelerate" / "8-gpus-fsdp2.yaml"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "base"
+    doors.beginner().save_pretrained(folder)
+    doors.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def r3(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> R3:
+    return runner(monkeypatch, capfd, tmp_path)
+
+
+def settings(folder: Path, model: Path, *, task: str = TASK, **grpo: Any) -> Path:
+    file = folder / "settings.yaml"
+    changed = SETTINGS | {"task": task, "model": str(model), "grpo": SETTINGS["grpo"] | grpo}
+    file.write_text(yaml.safe_dump(changed), encoding="utf-8")
+    return file
+
+
+def program(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """Start `r3` in a process of its own."""
+    places = os.pathsep.join([str(Path(doors.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "r3core", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Run, str, str]:
+    """Return a whole run whose training was done by two processes, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    verdicts = folder / "verdicts"
+    verdicts.mkdir()
+    file = settings(folder, base, task=f"{doors.__file__}:Watched")
+    code, out, err = finished(
+        program(
+            "run", "--config", file, "--processes", 2, "--output-dir", folder / "run", "--json", DOORS=str(verdicts)
+        )
+    )
+    assert code == 0, err
+    return RunRecord(folder / "run"), out, err
+
+
+def test_two_processes_learn_together(learnt: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = learnt
+    rewards = [row["reward"] for row in run.read("train")]
+    assert len(rewards) == 60
+    assert sum(rewards[:3]) / 3 < 0.3
+    assert sum(rewards[-10:]) / 10 > 0.9
+    result = run.read_json("result")
+    assert result["base"]["second"]["passed"] / result["base"]["second"]["total"] < 0.4
+    assert result["trained"]["second"]["passed"] / result["trained"]["second"]["total"] > 0.8
+
+
+def test_the_weights_are_divided_among_the_processes(learnt: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = learnt
+    for checkpoint in ("checkpoint-40", "checkpoint-60"):
+        folder = run.path / "checkpoints" / checkpoint
+        assert (folder / "complete").read_text() == "2 processes (FSDP)"
+        for part in ("pytorch_model_fsdp_0", "optimizer_0"):
+            assert {path.name for path in (folder / part).glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {
+        path.name for path in (run.path / "model").iterdir()
+    }
+
+
+def test_one_process_writes_and_every_step_is_there_once(learnt: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = learnt
+    assert [row["step"] for row in run.read("train")] == list(range(1, 61))
+    episodes = run.read("train-episodes")
+    assert Counter(row["step"] for row in episodes) == dict.fromkeys(range(1, 61), 64)
+    assert len(run.read("sessions")) == 2, "of the run itself, and of the first process that trained"
+    rewards = [sum(row["reward"] for row in episodes if row["step"] == step) / 64 for step in range(1, 61)]
+    assert rewards == pytest.approx([row["reward"] for row in run.read("train")])
+
+
+def test_no_failure_is_trained_on_twice_in_an_epoch(learnt: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = learnt
+    failures = [row["id"] for row in run.read("failures/failures")]
+    groups = [row["id"] for row in run.read("train-episodes")][::16]  # 4 groups of 16 a step
+    assert [row["id"] for row in run.read("train-episodes")] == [name for name in groups for _ in range(16)]
+    epoch = len(failures) // 4 * 4
+    for start in range(0, len(groups) - epoch + 1, epoch):
+        drawn = groups[start : start + epoch]
+        assert len(set(drawn)) == epoch
+        assert set(drawn) <= set(failures)
+
+
+def test_the_processes_draw_different_tokens(learnt: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = learnt
+    texts = [row["reflection"]["text"] for row in run.read("train-episodes")[:64]]
+    assert texts[:32] != texts[32:]
+
+
+def test_each_process_has_verdict_workers_of_its_own(learnt: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = learnt
+    workers = {"0": set(), "1": set(), "alone": set()}
+    for file in (run.path.parent / "verdicts").iterdir():
+        rank, _, pid = file.name.partition("-")
+        workers[rank].add(pid)
+    assert all(workers.values())
+    assert not workers["0"] & workers["1"]
+    processors = os.cpu_count() or 1
+    assert len(workers["0"]) <= max(1, processors // 2)
+    judged = [line for file in (run.path.parent / "verdicts").glob("[01]-*") for line in file.read_text().splitlines()]
+    assert len(judged) >= 60 * 64
+
+
+def test_standard_output_is_the_runs_alone(learnt: tuple[RunRecord, str, str]) -> None:
+    import json
+
+    _, out, err = learnt
+    assert json.loads(out)["trained"]["second"]["total"] == 32
+    assert err.count("warning: trained on an untrusted verifier") == 1
+    assert "Traceback" not in err
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until, f"{path} did not come"
+        time.sleep(0.01)
+
+
+def training_processes(launcher: subprocess.Popen[str]) -> dict[str, psutil.Process]:
+    return {
+        child.environ()["RANK"]: child
+        for child in psutil.Process(launcher.pid).children()
+        if "train" in child.cmdline()
+    }
+
+
+def outcome_of(run: RunRecord) -> list[tuple[Any, ...]]:
+    return [(row["step"], row["loss"], row["grad_norm"], row["reward"], row["num_tokens"]) for row in run.read("train")]
+
+
+@pytest.mark.parametrize("victim", ["0", "1", "launcher"])
+def test_a_training_goes_on_after_one_of_its_processes_was_killed(
+    victim: str, tmp_path: Path, base: Path, learnt: tuple[RunRecord, str, str]
+) -> None:
+    file = settings(tmp_path, base, task=f"{doors.__file__}:Watched")
+    command = ["run", "--config", file, "--processes", 2, "--output-dir", tmp_path / "run"]
+    process = program(*command)
+    wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-20" / "complete", process)
+    children = training_processes(process)
+    assert children.keys() == {"0", "1"}
+    if victim == "launcher":
+        process.kill()
+        finished(process)
+        _, alive = psutil.wait_procs(children.values(), timeout=10)
+        assert not alive, "the processes outlive the run that started them"
+    else:
+        children[victim].kill()
+        code, _, err = finished(process)
+        assert code == 1
+        assert (
+            f"error: process {int(victim) + 1} of 2 of the training was ended by SIGKILL, and the others with it" in err
+        )
+        assert "hint: the same command goes on from the last checkpoint" in err
+        assert "Traceback" not in err
+        assert not psutil.pid_exists(children["1" if victim == "0" else "0"].pid)
+    code, _, err = finished(program(*command))
+    assert code == 0, err
+    run = RunRecord(tmp_path / "run")
+    steps = {row[0]: row for row in outcome_of(run)}  # a step after the checkpoint may be there twice
+    assert [steps[step] for step in range(1, 61)] == outcome_of(learnt[0])
+    weights = [(one.path / "model" / "model.safetensors").read_bytes() for one in (run, learnt[0])]
+    assert weights[0] == weights[1]
+
+
+def test_accelerate_launch_trains_on_what_was_mined(tmp_path: Path, base: Path, r3: R3) -> None:
+    file = settings(tmp_path, base, max_steps=3, save_steps=2)
+    assert r3("mine", "--config", file, "--output-dir", "run").code == 0
+    two = yaml.safe_load(FSDP2.read_text(encoding="utf-8")) | {"num_processes": 2, "use_cpu": True}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(two), encoding="utf-8")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "two.yaml")]
+    launch += ["--main_process_port", "0", "-m", "r3core", "train", "--output-dir", str(tmp_path / "run")]
+    done = subprocess.run(launch, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("model: ") == 1
+    run = RunRecord(tmp_path / "run")
+    assert [row["step"] for row in run.read("train")] == [1, 2, 3]
+    assert (run.path / "checkpoints" / "checkpoint-3" / "complete").read_text() == "2 processes (FSDP)"
+    said = r3("eval", "--output-dir", "run")
+    assert said.code == 0, said.err
+
+
+def test_an_adapter_is_merged_from_divided_weights(tmp_path: Path, base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    file = settings(tmp_path, base, max_steps=4, save_steps=2, learning_rate=1e-2)
+    command = ["run", "--config", file, "--lora", "r=4", "--set", "evaluate.limit=2"]
+    for place, more in (("merged", []), ("apart", ["--set", "train.merge=false"])):
+        code, _, err = finished(program(*command, *more, "--processes", 2, "--output-dir", tmp_path / place))
+        assert code == 0, err
+    merged, apart = (AutoModelForCausalLM.from_pretrained(tmp_path / place / "model") for place in ("merged", "apart"))
+    started = AutoModelForCausalLM.from_pretrained(base)
+    ids = started.dummy_inputs["input_ids"]
+    logits = [model(input_ids=ids).logits for model in (merged, apart, started)]
+    assert (logits[0] - logits[1]).abs().max() < 1e-3
+    assert (logits[0] - logits[2]).abs().max() > 1e-2, "nothing was learnt: the test shows nothing"
+
+
+def test_what_goes_wrong_in_every_process_is_told_once(tmp_path: Path, base: Path) -> None:
+    file = settings(tmp_path, base, max_steps=5)
+    command = ["run", "--config", file, "--set", "judge.max_errors=1", "--output-dir", tmp_path / "run"]
+    raised = f"{doors.__file__}:Lying"
+    code, _, err = finished(program(*command, "--task", raised, "--processes", 2))
+    assert code == 1
+    assert err.count("`verify` returned") == 1
+    assert "of 2 of the training ended with exit code 2; what it said is above" in err
+    assert "Traceback" not in err
+
+
+def test_a_training_goes_on_with_as_many_processes_only(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
+    (checkpoint / "complete").write_text("2 processes (FSDP)")
+    assert last_checkpoint(tmp_path, world="2 processes (FSDP)") == checkpoint
+    with pytest.raises(UsageError, match=r"was begun by 2 processes \(FSDP\), and cannot go on with 1 process"):
+        last_checkpoint(tmp_path)
+    (checkpoint / "complete").write_text("")  # written before there was more than one
+    assert last_checkpoint(tmp_path) == checkpoint
+
+
+def test_a_follower_writes_nothing(tmp_path: Path) -> None:
+    with Run.open(tmp_path / "run", {"one": 1}) as run:
+        run.append("rows", [{"n": 1}])
+        before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+        with Follower(run.path) as follower:
+            follower.append("rows", [{"n": 2}])
+            follower.finish("train", {})
+            with follower.clock("train") as tick:
+                tick()
+            assert follower.read("rows") == [{"n": 1}]
+        assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_directory_can_be_lent(tmp_path: Path) -> None:
+    with Run.open(tmp_path / "run", {"one": 1}) as run:
+        run.append("rows", [{"n": 1}])
+        with run.lent(), Run.open(tmp_path / "run", {"one": 1}) as other:
+            other.append("rows", [{"n": 2}])
+        run.append("rows", [{"n": 3}])
+        with pytest.raises(UsageError, match="is in use by process"):
+            Run.open(tmp_path / "run", {"one": 1})
+    assert run.read("rows") == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+def config(file: Path | None = None, processes: int | None = None) -> Config:
+    return Config.model_validate({"task": "doors", "accelerate_config": file, "processes": processes})
+
+
+def test_the_processes_follow_from_flag_and_file(tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    assert world_of(config()) == World(processes=1)
+    assert world_of(config(processes=3)) == World(processes=3, sharded=True)
+    file.write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\nnum_processes: 4\nuse_cpu: true\n")
+    assert world_of(config(file)) == World(processes=4, sharded=True)
+    assert world_of(config(file, processes=2)) == World(processes=2, sharded=True)
+    file.write_text("distributed_type: 'NO'\nnum_processes: 1\n")
+    assert world_of(config(file)) == World(processes=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\nnum_processes: 2\n", "asks for FSDP 1"),
+        ("distributed_type: MULTI_CPU\nnum_processes: 2\n", "`distributed_type` cannot be MULTI_CPU; allowed: NO,"),
+        ("distributed_type: 'NO'\nnum_processes: 2\n", "is for one process, and 2 are asked for"),
+        ("distributed_type: MULTI_GPU\nnum_processes: 2\n", "2 processes are to train, and this machine has 0 GPUs"),
+        ("compute_environment: AMAZON_SAGEMAKER\n", "is no configuration of accelerate's"),
+        ("num_processes: 2\nnum_proceses: 2\n", "is no configuration of accelerate's"),
+        ("- 2\n", "is no configuration of accelerate's"),
+        ("", "is no configuration of accelerate's"),
+        ("a: [\n", "is no configuration of accelerate's"),
+    ],
+)
+def test_a_configuration_that_cannot_be_trained_with_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        world_of(config(file))
+
+
+def test_a_run_refuses_what_needs_other_machines(base: Path, tmp_path: Path, r3: R3) -> None:
+    two = FSDP2.with_name("2-nodes-fsdp2.yaml")
+    said = r3("run", "--config", settings(tmp_path, base), "--accelerate-config", two, "--output-dir", "run")
+    assert said.code == 2
+    assert "is for 2 machines, and a run starts processes on one" in said.err
+    assert "-m r3core train --output-dir DIRECTORY" in said.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_training_is_done_by_several_processes(
+    base: Path, tmp_path: Path, r3: R3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = r3("mine", "--config", settings(tmp_path, base), "--output-dir", "run")
+    assert said.code == 2
+    assert "this is one of 2 processes, and only `r3 train` works in several at once" in said.err
+
+
+def test_a_dry_run_counts_the_processes(base: Path, tmp_path: Path, r3: R3) -> None:
+    said = r3("run", "--config", settings(tmp_path, base), "--processes", 4, "--dry-run")
+    assert said.code == 0, said.err
+    assert (
+        "a step trains on 128 reflections = per_device_train_batch_size 32 x gradient_accumulation_steps 1 x 4"
+        in said.out
+    )
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ({0: -signal.SIGTERM, 1: 2}, "process 2 of 4 of the training ended with exit code 2; what it said is above"),
+        ({0: 1, 3: -signal.SIGKILL}, "process 4 of 4 of the training was ended by SIGKILL, and the others with it"),
+        ({2: -signal.SIGTERM}, "process 3 of 4 of the training was ended by SIGTERM, and the others with it"),
+    ],
+)
+def test_the_process_that_ended_first_is_named(codes: dict[int, int], said: str) -> None:
+    assert isinstance(_ended(codes, 4), RunError)
+    assert str(_ended(codes, 4)).startswith(said)
