@@ -40,12 +40,14 @@ def run(asked: Asked) -> None:
     Goes on where it was stopped. The verifier has to pass `r3 check` first.
     """
     from r3core.grpo import check_vllm
+    from r3core.launch import check_here
 
     task, config = asked.resolve()
     _check_training(task, config)
     if asked.dry_run:
         return _explain(task, config)
     check_vllm(config.grpo_options())
+    check_here(config)
     with _stages(task, config) as stages:
         stages.certify()
         stages.mine()
@@ -82,6 +84,7 @@ def train(asked: Asked) -> None:
     if asked.dry_run:
         return _explain(task, config)
     check_vllm(config.grpo_options())
+    launch.check_here(config)
     launch.join()
     with _shared_stages(task, config) as stages:
         leads = launch.rank() == 0 and not launch.by_a_run()
@@ -266,13 +269,12 @@ def _check_training(task: Task, config: Config) -> None:
     from r3core.adapter import check_adapter
     from r3core.config import local_model
     from r3core.grpo import check_training
-    from r3core.launch import check_one_machine, world_of
+    from r3core.launch import world_of
     from r3core.runs import RunRecord
 
     local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
         check_training(config.grpo, config.grpo_options(), world_of(config).processes)
-        check_one_machine(config)
         check_adapter(config)
 
 

@@ -93,11 +93,10 @@ def world_of(config: Config) -> World:
     if world_size() > 1:
         return started()
     if config.accelerate_config is None:
-        count = config.processes or 1
-        _check_devices(count, on_cpu=not _gpus())
-        return World(processes=count, sharded=count > 1)
+        processes = config.processes or 1
+        return World(processes=processes, sharded=processes > 1)
     read = _read(config.accelerate_config)
-    kind, count = str(read.distributed_type.value), config.processes or read.num_processes
+    kind, processes = str(read.distributed_type.value), config.processes or read.num_processes
     if kind not in _KINDS:
         raise ConfigError(
             f"`{config.accelerate_config}`: `distributed_type` cannot be {kind}; allowed: {', '.join(_KINDS)}",
@@ -107,11 +106,10 @@ def world_of(config: Config) -> World:
         )
     if kind == "FSDP":
         _check_version(read.fsdp_config.get("fsdp_version", 1))
-    if kind == "NO" and count > 1:
-        raise ConfigError(f"`{config.accelerate_config}` is for one process, and {count} are asked for")
-    if read.num_machines == 1:
-        _check_devices(count, on_cpu=bool(read.use_cpu))
-    return World(processes=count, machines=read.num_machines, sharded=count > 1 and kind in ("FSDP", "DEEPSPEED"))
+    if kind == "NO" and processes > 1:
+        raise ConfigError(f"`{config.accelerate_config}` is for one process, and {processes} are asked for")
+    sharded = processes > 1 and kind in ("FSDP", "DEEPSPEED")
+    return World(processes=processes, machines=read.num_machines, sharded=sharded)
 
 
 def launches(config: Config) -> bool:
@@ -128,9 +126,12 @@ def check_alone() -> None:
         )
 
 
-def check_one_machine(config: Config) -> None:
-    """Raise UsageError when a run would have to start processes on other machines."""
-    if launches(config) and (world := world_of(config)).machines > 1:
+def check_here(config: Config) -> None:
+    """Raise UsageError when a run would have to start processes on other machines, or on GPUs that are not here."""
+    if not launches(config):
+        return
+    world = world_of(config)
+    if world.machines > 1:
         raise UsageError(
             f"`{config.accelerate_config}` is for {world.machines} machines, and a run starts processes on one",
             "r3 mine --output-dir DIRECTORY first, in a directory that all machines see",
@@ -138,6 +139,12 @@ def check_one_machine(config: Config) -> None:
             "-m r3core train --output-dir DIRECTORY",
             "then r3 eval --output-dir DIRECTORY",
         )
+    gpus = _gpus()
+    on_cpu = gpus == 0 if config.accelerate_config is None else bool(_read(config.accelerate_config).use_cpu)
+    if world.processes > max(1, gpus) and not on_cpu:
+        has = f"{gpus} GPU{'s' if gpus != 1 else ''}"
+        hints = ["a configuration with use_cpu: true takes none"] if config.accelerate_config else []
+        raise UsageError(f"{world.processes} processes are to train, and this machine has {has}", *hints)
 
 
 def launch_training(config: Config, folder: Path) -> None:
@@ -283,14 +290,6 @@ def _read(file: Path) -> Any:
 def _check_version(version: int) -> None:
     if version != 2:
         raise ConfigError(f"r3 trains under FSDP2, and the configuration asks for FSDP {version}", "fsdp_version: 2")
-
-
-def _check_devices(count: int, *, on_cpu: bool) -> None:
-    if on_cpu or count == 1:
-        return
-    if (gpus := _gpus()) < count:
-        has = f"{gpus} GPU{'s' if gpus != 1 else ''}"
-        raise ConfigError(f"{count} processes are to train, and this machine has {has}", "use_cpu: true is without")
 
 
 def _gpus() -> int:

@@ -105,7 +105,7 @@ class Stages:
                 f"there are no failures in `{self.run.path}` yet", "run `r3 mine` first, or name a set with --failures"
             )
         name = local_model(self.config, self.task, done="trained")
-        self.engines.close()
+        self.close()
         if launches(self.config):
             self.protocol.judge.close()
             with self.run.lent():

@@ -270,7 +270,9 @@ def test_fsdp_divides_what_is_kept_and_gathers_the_weights_to_generate() -> None
     four = plan_of(settings(dtype="float32"), counted, processes=4, sharded=True)
     for of in (weights, gradients, states):
         assert of(counted, four) == pytest.approx(of(counted, one) / 4, rel=1e-6)
-    assert memory_of(counted, four).generating["gathered weights"] == weights(counted, one)
+    assert memory_of(counted, four).generating["gathered weights"] == 2 * counted.parameters  # it computes in 16 bits
+    served = plan_of(settings(grpo={"use_vllm": True}), counted, processes=4, sharded=True)
+    assert "gathered weights" not in memory_of(counted, served).generating
     copies = plan_of(settings(dtype="float32"), counted, processes=4)
     assert weights(counted, copies) == weights(counted, one)
 
@@ -305,23 +307,32 @@ def test_only_a_run_with_a_reference_model_needs_memory_for_one() -> None:
 HEAVY: dict[str, Any] = {"gradient_checkpointing": False, "per_device_train_batch_size": 32, "beta": 0.04}
 
 
+@pytest.mark.parametrize("gpus", [None, 1, 8])
 @pytest.mark.parametrize("card", [24, 40, 80])
 @pytest.mark.parametrize("given", [SMALL, LARGE], ids=["1.5B", "7B"])
-def test_each_suggestion_leads_to_the_need_that_it_names(given: dict[str, Any], card: int) -> None:
+def test_each_suggestion_leads_to_the_need_that_it_names(given: dict[str, Any], card: int, gpus: int | None) -> None:
     counted = shape_of(Qwen2Config(**given))
     config = settings(batch_size=256, grpo=HEAVY | {"gradient_accumulation_steps": 8})
     suggested = advice(
-        counted, plan_of(config, counted), card * GIB, with_lora=lambda: shape_of(Qwen2Config(**given), lora={"r": 16})
+        counted,
+        plan_of(config, counted),
+        card * GIB,
+        with_lora=lambda: shape_of(Qwen2Config(**given), lora={"r": 16}),
+        gpus=gpus,
     )
     assert suggested
+    assert gpus != 1 or not any("--processes" in suggestion.change for suggestion in suggested)
     need = memory_of(counted, plan_of(config, counted)).need
     options = [f"grpo.{key}={str(value).lower()}" for key, value in config.grpo.items()] + ["batch_size=256"]
+    said: list[str] = []
     for suggestion in suggested:
+        said.append(suggestion.change)
         options += re.findall(r"--set (\S+)", suggestion.change)
         changed = resolve(get_task(TASK), overrides=options, flags={"model": "any"})
         check_adapter(changed)  # what is suggested can be done
         shape = shape_of(Qwen2Config(**given), lora=changed.lora)
-        reached = plan_of(changed, shape)
+        processes = max([1, *(int(number) for number in re.findall(r"--processes (\d+)", " ".join(said)))])
+        reached = plan_of(changed, shape, processes=processes, sharded=processes > 1)
         assert reached.step == 256
         assert memory_of(shape, reached) == suggestion.memory
         assert suggestion.memory.need < need

@@ -14,6 +14,7 @@ from typing import Any
 import doors
 import psutil
 import pytest
+import torch
 import yaml
 from command import R3, runner
 
@@ -328,7 +329,6 @@ def test_the_processes_follow_from_flag_and_file(tmp_path: Path) -> None:
         ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\nnum_processes: 2\n", "asks for FSDP 1"),
         ("distributed_type: MULTI_CPU\nnum_processes: 2\n", "`distributed_type` cannot be MULTI_CPU; allowed: NO,"),
         ("distributed_type: 'NO'\nnum_processes: 2\n", "is for one process, and 2 are asked for"),
-        ("distributed_type: MULTI_GPU\nnum_processes: 2\n", "2 processes are to train, and this machine has 0 GPUs"),
         ("compute_environment: AMAZON_SAGEMAKER\n", "is no configuration of accelerate's"),
         ("num_processes: 2\nnum_proceses: 2\n", "is no configuration of accelerate's"),
         ("- 2\n", "is no configuration of accelerate's"),
@@ -350,6 +350,16 @@ def test_a_run_refuses_what_needs_other_machines(base: Path, tmp_path: Path, r3:
     assert "is for 2 machines, and a run starts processes on one" in said.err
     assert "-m r3core train --output-dir DIRECTORY" in said.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with GPUs has what is missing here")
+def test_a_run_refuses_what_needs_other_gpus(base: Path, tmp_path: Path, r3: R3) -> None:
+    command = ["run", "--config", settings(tmp_path, base), "--accelerate-config", FSDP2, "--output-dir", "run"]
+    said = r3(*command)
+    assert said.code == 2
+    assert "8 processes are to train, and this machine has 0 GPUs" in said.err
+    assert not (tmp_path / "run").exists()
+    assert r3(*command, "--dry-run").code == 0, "it may be planned for"
 
 
 def test_only_the_training_is_done_by_several_processes(

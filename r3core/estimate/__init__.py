@@ -40,6 +40,8 @@ class Machine(Frozen):
     """The name of the first GPU, as CUDA gives it."""
     gpu_memory: float = 0.0
     """Its bytes."""
+    gpus: int = 0
+    """How many GPUs there are."""
     memory: float | None = None
     """Bytes of main memory; None where they cannot be known."""
 
@@ -52,7 +54,7 @@ class Machine(Frozen):
         if not torch.cuda.is_available():
             return cls(memory=memory)
         gpu = torch.cuda.get_device_properties(0)
-        return cls(gpu=gpu.name, gpu_memory=gpu.total_memory, memory=memory)
+        return cls(gpu=gpu.name, gpu_memory=gpu.total_memory, gpus=torch.cuda.device_count(), memory=memory)
 
 
 def explain(
@@ -79,7 +81,9 @@ def explain(
     card = machine.gpu_memory if machine.gpu else SIZES[-1] * GIB
     lines = [*_needs(memory, plan), _fitting(memory, machine)]
     if not memory.fits(card):
-        lines += _hints(advice(shape, plan, card, with_lora=lambda: shape_of(read, lora={"r": RANK})), card)
+        gpus = machine.gpus if machine.gpu else None
+        given = advice(shape, plan, card, with_lora=lambda: shape_of(read, lora={"r": RANK}), gpus=gpus)
+        lines += _hints(given, card)
     if machine.gpu is None:
         lines += _without_gpu(config, shape, processes, machine=machine, forecast=forecast)
     for device in _devices(memory, machine):

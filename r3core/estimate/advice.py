@@ -12,6 +12,8 @@ from r3core.task import Frozen
 
 RANK = 16
 """The rank of the adapters that are suggested."""
+_MOST_PROCESSES = 8
+"""No more are suggested for a machine that is not this one."""
 
 
 class Advice(Frozen):
@@ -25,14 +27,22 @@ class Advice(Frozen):
     fits: bool
 
 
-def advice(shape: Shape, plan: Plan, card: float, *, with_lora: Callable[[], Shape] | None = None) -> list[Advice]:
+def advice(
+    shape: Shape,
+    plan: Plan,
+    card: float,
+    *,
+    with_lora: Callable[[], Shape] | None = None,
+    gpus: int | None = None,
+) -> list[Advice]:
     """Return changes, each on top of those before it and each of which lowers the need, until a device is enough.
 
-    `with_lora` returns the model's shape with adapters of rank 16.
+    `with_lora` returns the model's shape with adapters of rank 16; `gpus` are those of this machine, None when the
+    run would be on another one.
     """
     given: list[Advice] = []
     memory = memory_of(shape, plan)
-    for change, cost, make in _changes(with_lora):
+    for change, cost, make in _changes(with_lora, gpus):
         if memory.fits(card):
             break
         changed = make(shape, plan, card)
@@ -49,7 +59,7 @@ def advice(shape: Shape, plan: Plan, card: float, *, with_lora: Callable[[], Sha
 Change = Callable[[Shape, Plan, float], tuple[Shape, Plan] | None]
 
 
-def _changes(with_lora: Callable[[], Shape] | None) -> Iterator[tuple[str, str, Change]]:
+def _changes(with_lora: Callable[[], Shape] | None, gpus: int | None) -> Iterator[tuple[str, str, Change]]:
     """Yield what to say, what it costs, and what changes shape and plan; None where nothing is to be done."""
     yield "--set grpo.gradient_checkpointing=true", "a third more time in training", _checkpoint
     yield "--set batch_size={plan.batch_size}", "slower generation", _narrow
@@ -57,9 +67,15 @@ def _changes(with_lora: Callable[[], Shape] | None) -> Iterator[tuple[str, str, 
         "--set grpo.per_device_train_batch_size={plan.rows} --set grpo.gradient_accumulation_steps={plan.accumulation}"
     )
     yield micro, "the same batch, in smaller parts", _split
+    processes = "--processes {plan.processes} --set grpo.gradient_accumulation_steps={plan.accumulation}"
+    if gpus is not None:
+        yield processes, "the other GPUs of this machine", _shard(gpus)
     yield "--set grpo.beta=0", "nothing holds the model near its beginning", _free
     if with_lora is not None:
         yield f"--set lora.r={RANK}", "only adapters are trained", _adapt(with_lora)
+    if gpus is None:
+        yield processes, "as many GPUs", _shard(_MOST_PROCESSES)
+    if with_lora is not None:
         yield "--set quantization=4bit --set train.merge=false", "coarser weights, slower", _quantize
 
 
@@ -104,7 +120,29 @@ def _adapt(with_lora: Callable[[], Shape]) -> Change:
 
 
 def _quantize(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-    return (shape, _but(plan, quantized=True)) if shape.lora and not plan.quantized else None
+    return (shape, _but(plan, quantized=True)) if shape.lora and not plan.quantized and not plan.sharded else None
+
+
+def _shard(most: int) -> Change:
+    """Divide among 2, 4, 8 ... processes, with as many passes fewer: the batch stays the same."""
+
+    def shard(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
+        if plan.processes > 1 or plan.quantized:
+            return None
+        changed = plan
+        while not memory_of(shape, changed).fits(card) and changed.processes * 2 <= most:
+            if changed.accumulation % 2 or changed.steps_per_generation % 2:
+                break
+            changed = _but(
+                changed,
+                processes=changed.processes * 2,
+                sharded=True,
+                accumulation=changed.accumulation // 2,
+                steps_per_generation=changed.steps_per_generation // 2,
+            )
+        return None if changed == plan else (shape, changed)
+
+    return shard
 
 
 def _enough(shape: Shape, plan: Plan, card: float, *, phase: str) -> bool:

@@ -59,10 +59,10 @@ def memory_of(shape: Shape, plan: Plan) -> Memory:
     generating = dict(always)
     if plan.steps_per_generation < plan.accumulation:  # it falls between passes whose gradients are being summed
         generating["gradients"] = gradients(shape, plan)
-    if plan.sharded:
-        generating["gathered weights"] = weights(shape, plan) * plan.processes  # in the type that they are kept in
     if not plan.served:
         generating |= generation(shape, plan)
+        if plan.sharded:  # in the type that FSDP2 computes in
+            generating["gathered weights"] = (shape.parameters + shape.trainable * shape.lora) * _stream(shape, plan)
     share = 0.0 if plan.sleeps else plan.vllm
     return Memory(training=training, generating=generating, vllm=share, vllm_generating=plan.vllm)
 

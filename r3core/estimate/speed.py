@@ -75,7 +75,7 @@ def seconds_of(
     training = reflections * (plan.asked + written) * update_flops(shape, plan) / (device.computing * device.flops)
     mining = None
     if config.mine.failures is None and config.mine.limit is not None:
-        count = ceil(config.mine.limit * config.mine.samples / plan.processes)
+        count = config.mine.limit * config.mine.samples  # by one process
         mining = _writing(shape, plan, device, count=count, before=plan.prompt, written=plan.attempt)
     return Seconds(generating=generating, training=training, mining=mining, measured=forecast is not None)
 
