@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,7 +46,7 @@ SETTINGS: dict[str, Any] = {
         "save_steps": 20,
     },
 }
-FSDP2 = Path(__file__).parents[1] / "examples" / "accelerate" / "8-gpus-fsdp2.yaml"
+EXAMPLES = Path(__file__).parents[1] / "examples" / "accelerate"
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,12 @@ def test_standard_output_is_the_runs_alone(learnt: tuple[RunRecord, str, str]) -
     assert "Traceback" not in err
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     until = time.monotonic() + 200
     while not path.exists():
@@ -229,16 +236,37 @@ def test_a_training_goes_on_after_one_of_its_processes_was_killed(
     assert weights[0] == weights[1]
 
 
-def test_accelerate_launch_trains_on_what_was_mined(tmp_path: Path, base: Path, r3: R3) -> None:
+def launcher(file: Path, *arguments: object, **changes: Any) -> subprocess.Popen[str]:
+    """Start `accelerate launch -m r3core train` on `run` beside a changed copy of a configuration, which it takes."""
+    folder = file.parent
+    file.write_text(yaml.safe_dump(changes), encoding="utf-8")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), *map(str, arguments)]
+    return subprocess.Popen(
+        [*command, "-m", "r3core", "train", "--output-dir", str(folder / "run")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("example", ["8-gpus-fsdp2", "2-nodes-fsdp2"])
+def test_accelerate_launch_trains_on_what_was_mined(example: str, tmp_path: Path, base: Path, r3: R3) -> None:
     file = settings(tmp_path, base, max_steps=3, save_steps=2)
     assert r3("mine", "--config", file, "--output-dir", "run").code == 0
-    two = yaml.safe_load(FSDP2.read_text(encoding="utf-8")) | {"num_processes": 2, "use_cpu": True}
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(two), encoding="utf-8")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "two.yaml")]
-    launch += ["--main_process_port", "0", "-m", "r3core", "train", "--output-dir", str(tmp_path / "run")]
-    done = subprocess.run(launch, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("model: ") == 1
+    changed = yaml.safe_load((EXAMPLES / f"{example}.yaml").read_text("utf-8")) | {"num_processes": 2, "use_cpu": True}
+    port = free_port()
+    machines = [
+        launcher(
+            tmp_path / f"{number}.yaml",
+            *("--machine_rank", number, "--main_process_ip", "127.0.0.1", "--main_process_port", port),
+            **changed,
+        )
+        for number in range(changed["num_machines"])
+    ]
+    ended = [finished(machine) for machine in machines]
+    assert [code for code, _, _ in ended] == [0] * len(machines), ended
+    assert "".join(out for _, out, _ in ended).count("model: ") == 1
     run = RunRecord(tmp_path / "run")
     assert [row["step"] for row in run.read("train")] == [1, 2, 3]
     assert (run.path / "checkpoints" / "checkpoint-3" / "complete").read_text() == "2 processes (FSDP)"
@@ -344,7 +372,7 @@ def test_a_configuration_that_cannot_be_trained_with_is_refused(text: str, said:
 
 
 def test_a_run_refuses_what_needs_other_machines(base: Path, tmp_path: Path, r3: R3) -> None:
-    two = FSDP2.with_name("2-nodes-fsdp2.yaml")
+    two = EXAMPLES / "2-nodes-fsdp2.yaml"
     said = r3("run", "--config", settings(tmp_path, base), "--accelerate-config", two, "--output-dir", "run")
     assert said.code == 2
     assert "is for 2 machines, and a run starts processes on one" in said.err
@@ -354,7 +382,15 @@ def test_a_run_refuses_what_needs_other_machines(base: Path, tmp_path: Path, r3:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with GPUs has what is missing here")
 def test_a_run_refuses_what_needs_other_gpus(base: Path, tmp_path: Path, r3: R3) -> None:
-    command = ["run", "--config", settings(tmp_path, base), "--accelerate-config", FSDP2, "--output-dir", "run"]
+    command = [
+        "run",
+        "--config",
+        settings(tmp_path, base),
+        "--accelerate-config",
+        EXAMPLES / "8-gpus-fsdp2.yaml",
+        "--output-dir",
+        "run",
+    ]
     said = r3(*command)
     assert said.code == 2
     assert "8 processes are to train, and this machine has 0 GPUs" in said.err
