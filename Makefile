@@ -37,6 +37,7 @@ bench: $(DEVELOP) $(RIVALS) $(VLLM)
 	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/engines.py transformers
 	.venv-vllm/bin/python benchmarks/engines.py vllm
+	.venv-vllm/bin/python benchmarks/engines.py groups
 	.venv-rivals/bin/python benchmarks/verifier.py
 
 docs: $(DEVELOP)

@@ -5,6 +5,10 @@ its built-in model, 512 problems twice each. transformers alone is `model.genera
 on the left and sorted by length; vLLM alone is `LLM.generate` with the prompts' token ids. Rates are tokens generated
 in a second; both take turns, and the ratio is the median over rounds. It should be at least 0.9. Exits with 1 when it
 is not.
+
+`python benchmarks/engines.py groups` measures what vLLM's cache of prefixes gains where the reflections of a group have
+one prompt: the same requests, 16 for each of 32 prompts of random tokens, with and without reading the cache. It has no
+bound.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
+from random import Random
 from typing import Any
 
 from r3core import Example, get_task
@@ -30,6 +35,8 @@ SAMPLES = 2
 ROUNDS = 5
 REQUIRED = 0.9
 LIMIT = 64
+
+GROUPS, GROUP, LENGTH = 32, 16, 384  # prompts, reflections on each, tokens of a prompt
 
 Rate = Callable[[], float]
 
@@ -89,9 +96,39 @@ def by_vllm(generator: Any, prompts: Sequence[list[int]]) -> Rate:
     return rate
 
 
+def groups() -> int:
+    """Print how much faster groups are generated where vLLM reads its cache of prefixes; return the exit code."""
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    task = get_task("countdown")
+    options = {"enforce_eager": True, "max_num_seqs": 128, "block_size": 32}
+    config = Config.model_validate({"task": "countdown", "engine": "vllm", "engine_options": options})
+    generator: Any = open_engine(config, model_of(config, task))
+    random = Random(0)
+    drawn = [random.choices(range(generator.llm.get_tokenizer().vocab_size), k=LENGTH) for _ in range(GROUPS)]
+    prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in drawn for _ in range(GROUP)]
+
+    def seconds(*, cached: bool) -> float:
+        sampling = SamplingParams(max_tokens=LIMIT, ignore_eos=True, skip_reading_prefix_cache=not cached)
+        generator.llm.reset_prefix_cache()
+        began = time.perf_counter()
+        generator.llm.generate(prompts, sampling, use_tqdm=False)
+        return time.perf_counter() - began
+
+    rounds = [(seconds(cached=False), seconds(cached=True)) for _ in range(ROUNDS + 1)][1:]
+    generator.close()
+    times = [statistics.median(column) for column in zip(*rounds, strict=True)]
+    ratio = statistics.median(without / with_cache for without, with_cache in rounds)
+    print(f"groups: {times[0]:.1f} s without the cache of prefixes, {times[1]:.1f} s with it, ratio {ratio:.2f}")
+    return 0
+
+
 def main(engine: str) -> int:
     """Print the rates and their ratio; return the exit code."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+    if engine == "groups":
+        return groups()
     task = get_task("countdown")
     options: dict[str, Any] = {"enforce_eager": True, "max_num_seqs": 128} if engine == "vllm" else {}
     turn = {"temperature": 1.0, "max_tokens": LIMIT}

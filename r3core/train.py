@@ -300,20 +300,26 @@ def train(
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         else:  # killed before the model was saved: transformers would train one more step
             trainer.restore(last)
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all processes, in the first
-    if rank() == 0:
-        folder = run.path / "model"
-        partial = run.path / ".model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        trained = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-        if protocol.config.lora is not None and protocol.config.train.merge:
-            trained, weights = merged(trained, weights), None
-        trained.save_pretrained(partial, state_dict=weights)
-        tokenizer.save_pretrained(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    trainer.accelerator.wait_for_everyone()
+        _save(trainer, run.path / "model")
+        trainer.accelerator.wait_for_everyone()  # with vLLM's engine, the connection between the processes closes too
     return {"steps": args.max_steps, "failures": len(failures)}
+
+
+def _save(trainer: ReflectionTrainer, folder: Path) -> None:
+    """Put the model and its tokenizer into a folder; the first process writes, and the others give it their part."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if rank() > 0:
+        return
+    config = trainer.protocol.config
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if config.lora is not None and config.train.merge:
+        model, weights = merged(model, weights), None
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial, state_dict=weights)
+    trainer.processing_class.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +65,44 @@ def test_vllm_has_the_weights_of_every_step(by_vllm: Run) -> None:
     assert rows[-1]["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-2)
 
 
-def test_the_hit_rate_of_the_prefix_cache_is_logged(by_vllm: Run) -> None:
-    rates = [row["generation/prefix_cache_hit_rate"] for row in by_vllm.read("train")]
-    assert all(0 <= rate < 1 for rate in rates)
+BLOCK = 32  # tokens, the smallest that vLLM's cache on the CPU can do
+
+
+def with_long_prompts(path: Path, cache: str) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).with_name("long_prompts.py")), str(path), str(BLOCK), cache]
+    places = os.pathsep.join([str(Path(doors.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    own = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the training in this process
+    environment = {name: value for name, value in os.environ.items() if name not in own} | {"PYTHONPATH": places}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return with_long_prompts(tmp_path_factory.mktemp("cached"), "cached")
+
+
+def test_the_prompts_of_a_group_come_from_the_cache_of_prefixes(cached: dict[str, Any]) -> None:
+    shared = (min(cached["lengths"]) - 1) // BLOCK * BLOCK  # whole blocks; the last token is always computed
+    assert shared >= 256
+    longest = max(cached["lengths"]) + 50  # a retry's prompt goes on behind the reflection's
+    assert len(cached["rows"]) == 5
+    for row in cached["rows"]:
+        assert row["generation/prefix_cache_hit_rate"] > 15 / 16 * shared / longest
+
+
+def test_no_step_reads_what_the_weights_of_another_step_have_cached(cached: dict[str, Any]) -> None:
+    rows = cached["rows"]
+    assert all(row["grad_norm"] > 0 for row in rows), "no weight has changed: the test shows nothing"
+    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-3 for row in rows)
+    assert all(row["sampling/sampling_logp_difference/max"] < 1e-2 for row in rows)
+
+
+def test_without_the_cache_of_prefixes_nothing_comes_from_it(tmp_path: Path) -> None:
+    rows = with_long_prompts(tmp_path, "plain")["rows"]
+    assert {row["generation/prefix_cache_hit_rate"] for row in rows} == {0.0}
 
 
 def test_reflections_and_retries_are_recorded_and_judged(by_vllm: Run) -> None:
