@@ -70,7 +70,8 @@ class ReflectionTrainer(GRPOTrainer):
         self.failures = failures
         self.generation_seconds = 0.0
         self._drawn = 0  # generations so far in this step, so that each has a seed of its own
-        self._dtype = model.dtype
+        self.saved_as = model.dtype
+        """The type of the weights as they were loaded; FSDP may train them in a wider one."""
         rows = dataset_of(protocol, failures, (args.generation_batch_size or 1) // (args.num_generations or 1))
         with _vllm_for(args, protocol.config, model):
             super().__init__(
@@ -89,6 +90,8 @@ class ReflectionTrainer(GRPOTrainer):
         state = self.accelerator.state
         if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
             state.fsdp_plugin = FullyShardedDataParallelPlugin()
+            if state.mixed_precision != "no":
+                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
 
@@ -316,7 +319,13 @@ def _save(trainer: ReflectionTrainer, folder: Path) -> None:
         model, weights = merged(model, weights), None
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=weights)
+    if trainer.is_fsdp_enabled and config.lora is None:
+        weights = {name: weight.to(trainer.saved_as) for name, weight in weights.items()}
+        model.save_pretrained(partial, state_dict=weights)
+        model.config.dtype = trainer.saved_as
+        model.config.save_pretrained(partial)
+    else:
+        model.save_pretrained(partial, state_dict=weights)
     trainer.processing_class.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

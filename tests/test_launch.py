@@ -290,6 +290,21 @@ def test_an_adapter_is_merged_from_divided_weights(tmp_path: Path, base: Path) -
     assert (logits[0] - logits[2]).abs().max() > 1e-2, "nothing was learnt: the test shows nothing"
 
 
+def test_weights_of_16_bits_are_saved_in_16_bits(tmp_path: Path, base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(base, dtype="bfloat16").save_pretrained(tmp_path / "half")
+    doors.tokenizer().save_pretrained(tmp_path / "half")
+    file = settings(tmp_path, tmp_path / "half", max_steps=2, bf16=True)
+    command = ["run", "--config", file, "--set", "evaluate.limit=2", "--processes", 2, "--output-dir", tmp_path / "run"]
+    code, _, err = finished(program(*command))
+    assert code == 0, err
+    [weights] = (tmp_path / "run" / "checkpoints" / "checkpoint-2" / "pytorch_model_fsdp_0").glob("__0_0.distcp")
+    assert weights.stat().st_size > 4 * 30_000 / 2, "FSDP trains in 32 bits"
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert trained.dtype == torch.bfloat16
+
+
 def test_what_goes_wrong_in_every_process_is_told_once(tmp_path: Path, base: Path) -> None:
     file = settings(tmp_path, base, max_steps=5)
     command = ["run", "--config", file, "--set", "judge.max_errors=1", "--output-dir", tmp_path / "run"]
