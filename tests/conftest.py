@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the engines be named that the contract is held against."""
     parser.addoption("--engines", default="transformers,openai", help="engines to test, of those in tests/engines.py")
+    parser.addoption("--backends", default="fsdp2", help="what divides a training in tests/test_launch.py")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -26,9 +27,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Hold every test that asks for an engine against each of those named."""
-    if "engine" in metafunc.fixturenames:
-        metafunc.parametrize("engine", metafunc.config.getoption("engines").split(","), scope="module")
+    """Hold every test that asks for an engine, or for a backend of training, against each of those named."""
+    for asked in ("engine", "backend"):
+        if asked in metafunc.fixturenames:
+            metafunc.parametrize(asked, metafunc.config.getoption(f"{asked}s").split(","), scope="module")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,8 @@
-"""Training in two processes on the CPU, under FSDP2: what it learns, who writes, and what the end of one does."""
+"""Training in two processes on the CPU: what it learns, who writes, and what the end of one does.
+
+Every test that asks for a backend is held against those that `--backends` names: fsdp2, and deepspeed in
+`make test-deepspeed`.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +61,22 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def how(backend: str, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """Return what tells a run to train in two processes."""
+    if backend == "fsdp2":
+        return ["--processes", 2]
+    changed = {"num_processes": 2, "use_cpu": True}
+    file = tmp_path_factory.mktemp("accelerate") / "deepspeed.yaml"
+    file.write_text(yaml.safe_dump(example("8-gpus-deepspeed-zero3") | changed), encoding="utf-8")
+    return ["--accelerate-config", file]
+
+
+def example(name: str) -> dict[str, Any]:
+    read: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
+    return read
+
+
 @pytest.fixture
 def r3(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> R3:
     return runner(monkeypatch, capfd, tmp_path)
@@ -87,16 +107,14 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Run, str, str]:
+def learnt(tmp_path_factory: pytest.TempPathFactory, base: Path, how: list[object]) -> tuple[Run, str, str]:
     """Return a whole run whose training was done by two processes, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
     verdicts = folder / "verdicts"
     verdicts.mkdir()
     file = settings(folder, base, task=f"{doors.__file__}:Watched")
     code, out, err = finished(
-        program(
-            "run", "--config", file, "--processes", 2, "--output-dir", folder / "run", "--json", DOORS=str(verdicts)
-        )
+        program("run", "--config", file, *how, "--output-dir", folder / "run", "--json", DOORS=str(verdicts))
     )
     assert code == 0, err
     return RunRecord(folder / "run"), out, err
@@ -113,16 +131,23 @@ def test_two_processes_learn_together(learnt: tuple[RunRecord, str, str]) -> Non
     assert result["trained"]["second"]["passed"] / result["trained"]["second"]["total"] > 0.8
 
 
-def test_the_weights_are_divided_among_the_processes(learnt: tuple[RunRecord, str, str]) -> None:
+def test_the_weights_are_divided_among_the_processes(learnt: tuple[RunRecord, str, str], backend: str) -> None:
     run, _, _ = learnt
-    for checkpoint in ("checkpoint-40", "checkpoint-60"):
-        folder = run.path / "checkpoints" / checkpoint
-        assert (folder / "complete").read_text() == "2 processes (FSDP)"
-        for part in ("pytorch_model_fsdp_0", "optimizer_0"):
-            assert {path.name for path in (folder / part).glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {
-        path.name for path in (run.path / "model").iterdir()
-    }
+    model = run.path / "model"
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {path.name for path in model.iterdir()}
+    for step in (40, 60):
+        folder = run.path / "checkpoints" / f"checkpoint-{step}"
+        assert (folder / "complete").read_text() == f"2 processes ({'FSDP' if backend == 'fsdp2' else 'DEEPSPEED'})"
+        if backend == "fsdp2":
+            for part in ("pytorch_model_fsdp_0", "optimizer_0"):
+                assert {path.name for path in (folder / part).glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
+        else:
+            parts = [
+                folder / f"global_step{step}" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)
+            ]
+            sizes = [part.stat().st_size for part in parts]
+            assert sum(sizes) < 1.5 * 3 * 4 * 60_000, "more than one copy of weights and states, in 32 bits"
+            assert max(sizes) < 0.7 * sum(sizes)
 
 
 def test_one_process_writes_and_every_step_is_there_once(learnt: tuple[RunRecord, str, str]) -> None:
@@ -204,10 +229,10 @@ def outcome_of(run: RunRecord) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("victim", ["0", "1", "launcher"])
 def test_a_training_goes_on_after_one_of_its_processes_was_killed(
-    victim: str, tmp_path: Path, base: Path, learnt: tuple[RunRecord, str, str]
+    victim: str, tmp_path: Path, base: Path, learnt: tuple[RunRecord, str, str], how: list[object]
 ) -> None:
     file = settings(tmp_path, base, task=f"{doors.__file__}:Watched")
-    command = ["run", "--config", file, "--processes", 2, "--output-dir", tmp_path / "run"]
+    command = ["run", "--config", file, *how, "--output-dir", tmp_path / "run"]
     process = program(*command)
     wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-20" / "complete", process)
     children = training_processes(process)
@@ -250,11 +275,11 @@ def launcher(file: Path, *arguments: object, **changes: Any) -> subprocess.Popen
     )
 
 
-@pytest.mark.parametrize("example", ["8-gpus-fsdp2", "2-nodes-fsdp2"])
-def test_accelerate_launch_trains_on_what_was_mined(example: str, tmp_path: Path, base: Path, r3: R3) -> None:
+@pytest.mark.parametrize("name", ["8-gpus-fsdp2", "2-nodes-fsdp2"])
+def test_accelerate_launch_trains_on_what_was_mined(name: str, tmp_path: Path, base: Path, r3: R3) -> None:
     file = settings(tmp_path, base, max_steps=3, save_steps=2)
     assert r3("mine", "--config", file, "--output-dir", "run").code == 0
-    changed = yaml.safe_load((EXAMPLES / f"{example}.yaml").read_text("utf-8")) | {"num_processes": 2, "use_cpu": True}
+    changed = example(name) | {"num_processes": 2, "use_cpu": True}
     port = free_port()
     machines = [
         launcher(
@@ -274,13 +299,13 @@ def test_accelerate_launch_trains_on_what_was_mined(example: str, tmp_path: Path
     assert said.code == 0, said.err
 
 
-def test_an_adapter_is_merged_from_divided_weights(tmp_path: Path, base: Path) -> None:
+def test_an_adapter_is_merged_from_divided_weights(tmp_path: Path, base: Path, how: list[object]) -> None:
     from transformers import AutoModelForCausalLM
 
     file = settings(tmp_path, base, max_steps=4, save_steps=2, learning_rate=1e-2)
     command = ["run", "--config", file, "--lora", "r=4", "--set", "evaluate.limit=2"]
     for place, more in (("merged", []), ("apart", ["--set", "train.merge=false"])):
-        code, _, err = finished(program(*command, *more, "--processes", 2, "--output-dir", tmp_path / place))
+        code, _, err = finished(program(*command, *more, *how, "--output-dir", tmp_path / place))
         assert code == 0, err
     merged, apart = (AutoModelForCausalLM.from_pretrained(tmp_path / place / "model") for place in ("merged", "apart"))
     started = AutoModelForCausalLM.from_pretrained(base)
@@ -305,11 +330,11 @@ def test_weights_of_16_bits_are_saved_in_16_bits(tmp_path: Path, base: Path) -> 
     assert trained.dtype == torch.bfloat16
 
 
-def test_what_goes_wrong_in_every_process_is_told_once(tmp_path: Path, base: Path) -> None:
+def test_what_goes_wrong_in_every_process_is_told_once(tmp_path: Path, base: Path, how: list[object]) -> None:
     file = settings(tmp_path, base, max_steps=5)
     command = ["run", "--config", file, "--set", "judge.max_errors=1", "--output-dir", tmp_path / "run"]
     raised = f"{doors.__file__}:Lying"
-    code, _, err = finished(program(*command, "--task", raised, "--processes", 2))
+    code, _, err = finished(program(*command, "--task", raised, *how))
     assert code == 1
     assert err.count("`verify` returned") == 1
     assert "of 2 of the training ended with exit code 2; what it said is above" in err
