@@ -186,7 +186,7 @@ class Config(Section):
     lora: dict[str, Any] | None = None
     """Train an adapter of low rank: options of peft's LoraConfig, under their own names; null trains all weights."""
     quantization: Literal["4bit"] | None = None
-    """Keep the base's weights in 4 bits (NF4, by bitsandbytes, on a GPU); for training it takes `lora` too."""
+    """Keep the base's weights in 4 bits (NF4, by bitsandbytes); for training it takes `lora` too."""
     grpo: dict[str, Any] = {}
     """Any option of TRL's GRPOConfig, under its own name."""
     evaluate: Evaluate = Evaluate()

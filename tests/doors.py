@@ -136,27 +136,27 @@ def failures() -> list[Failure]:
     ]
 
 
-def beginner(*, steps: int = 300, heads: int = 16) -> LlamaForCausalLM:
+def beginner(*, steps: int = 300, heads: int = 16, width: int = 32) -> LlamaForCausalLM:
     """Return a new model that knows the protocol, and of the doors nothing; `steps=0` leaves it random.
 
-    `heads` is the size of each of its two attention heads.
+    `heads` is the size of each of its two attention heads, `width` the one between layers.
     """
     import torch
 
-    model = tiny.tiny_model(tokenizer(), context=64, spread=0.2, head_dim=heads)
+    model = tiny.tiny_model(tokenizer(), context=64, spread=0.2, head_dim=heads, hidden_size=width)
     if steps:
-        model.load_state_dict(_taught(steps, heads))
+        model.load_state_dict(_taught(steps, heads, width))
     torch.manual_seed(0)
     return model
 
 
 @cache
-def _taught(steps: int, heads: int) -> dict[str, torch.Tensor]:
+def _taught(steps: int, heads: int, width: int) -> dict[str, torch.Tensor]:
     """Return the weights after supervised training on conversations in which a retry repeats its reflection."""
     import torch
 
     speaker = tokenizer()
-    model = tiny.tiny_model(speaker, context=64, spread=0.2, head_dim=heads)
+    model = tiny.tiny_model(speaker, context=64, spread=0.2, head_dim=heads, hidden_size=width)
     texts = [_conversation(door, first, second) for door in DOORS for first in WORDS for second in WORDS]
     rows = torch.tensor([speaker.apply_chat_template(text, return_dict=False) for text in texts])  # (128, 18)
     others = torch.tensor(speaker.convert_tokens_to_ids(["<|user|>", "<|assistant|>", *DOORS, WHY, WORDING.retry]))

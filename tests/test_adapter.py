@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from r3core import ConfigError
+from r3core import ConfigError, Example, Verdict
 from r3core.adapter import check_adapter, lora_of
 from r3core.config import Config
+from r3core.generation import Sampling
 from r3core.generation.local import TransformersGenerator, load_model
 from r3core.runs import Run
 from r3core.train import train
@@ -96,6 +97,67 @@ def test_with_a_penalty_the_base_itself_is_the_reference(tmp_path: Path, beginne
         assert trainer.ref_model is None
         trainer.train()
     assert any("kl" in row for row in trainer.state.log_history)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that 4 bits can hold: they are kept in blocks of 64."""
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    doors.beginner(steps=0, width=64).save_pretrained(folder)
+    doors.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def in_four_bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    named = model.named_parameters()
+    return {name.split("model.")[-1].replace(".base_layer", ""): one for name, one in named if one.dtype == torch.uint8}
+
+
+def test_only_the_adapter_of_a_base_in_four_bits_is_trained(tmp_path: Path, wide: Path) -> None:
+    config = doors.config(steps=3, learning_rate=1e-2, lora={"r": 4}, train={"merge": False})
+    model, tokenizer = load_model(wide, quantization="4bit")
+    before = {name: one.clone() for name, one in in_four_bits(model).items()}
+    assert len(before) == 2 * 7, "the linear layers of both blocks"
+    protocol = doors.protocol(config, Long())
+    with Run.open(tmp_path / "run", config.record()) as run, protocol.judge:
+        train(run, protocol, doors.failures(), model=model, tokenizer=tokenizer)
+    assert any(row["grad_norm"] > 0 for row in run.read("train"))
+    after = in_four_bits(model)
+    assert all(torch.equal(one, after[name]) for name, one in before.items())
+    folder = run.path / "model"
+    assert {path.name for path in folder.glob("*.safetensors")} == {"adapter_model.safetensors"}
+    again, _ = load_model(folder, quantization="4bit")
+    assert all(torch.equal(one, before[name]) for name, one in in_four_bits(again).items())
+    assert any("lora_B" in name and one.abs().max() > 0 for name, one in again.named_parameters())
+
+
+class Long(doors.Doors):
+    """Say something long: what a model that knows nothing does now and then."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return len(response) > 3
+
+
+def test_generation_leaves_the_gradient_on_four_bits_as_it_is(wide: Path) -> None:
+    """Compare it with that on plain layers with the same weights; bitsandbytes' fast layers for CPUs have none."""
+    from bitsandbytes.functional import dequantize_4bit
+    from peft import get_peft_model
+
+    quantized, tokenizer = load_model(wide, dtype="float32", quantization="4bit")
+    plain, _ = load_model(wide, dtype="float32")
+    for name, layer in quantized.named_modules():
+        if type(layer).__name__ == "Linear4bit":
+            plain.get_submodule(name).weight.data = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    TransformersGenerator(quantized, tokenizer).continue_ids([[1, 2, 3]], Sampling(max_tokens=4, seed=0))
+    ids = torch.arange(40).reshape(2, 20)
+    gradients = []
+    for model in (quantized, plain):
+        torch.manual_seed(0)
+        adapted = get_peft_model(model, lora_of({"r": 4, "init_lora_weights": False})).train()
+        adapted(input_ids=ids, labels=ids).loss.backward()
+        gradients.append(torch.cat([one.grad.flatten() for one in adapted.parameters() if one.grad is not None]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999  # the quantized layers multiply in 16 bits
+    assert gradients[0].norm() / gradients[1].norm() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,12 @@ def load_model(
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _unloadable(name, error) from error
+    module: Any
+    for module in model.modules() if quantization else ():
+        if hasattr(
+            module, "support_avx512bf16_for_cpu"
+        ):  # weights that bitsandbytes has packed for it pass no gradient
+            module.support_avx512bf16_for_cpu = False
     if torch.cuda.is_available() and not quantization and world_size() == 1:
         # in 4 bits it is on the GPU already; among several processes it is divided first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong

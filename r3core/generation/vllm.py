@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from r3core.config import Config
 from r3core.errors import ConfigError, UsageError, did_you_mean
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
+from r3core.generation.local import ADAPTER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +30,7 @@ OWNED = {
     "skip_tokenizer_init": "leave it out",
 }
 """Options of `vllm.LLM` that are not set under `engine_options`, and what to do instead."""
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room
 _SEEDS = 2**63  # vLLM's seeds are signed numbers of 64 bits
 
 
@@ -37,8 +41,12 @@ class VllmGenerator:
     go. `prompted` and `cached` count the prompts' tokens, and those of them that were in the cache of prefixes.
     """
 
-    def __init__(self, llm: Any, tokenizer: PreTrainedTokenizerBase, *, ends: set[int]) -> None:
+    def __init__(
+        self, llm: Any, tokenizer: PreTrainedTokenizerBase, *, ends: set[int], adapter: str | None = None
+    ) -> None:
         self.llm = llm
+        self.adapter = adapter
+        """The folder of an adapter on the engine's model."""
         self.tokenizer = tokenizer
         self.ends = ends
         self.prompted = 0
@@ -52,12 +60,19 @@ class VllmGenerator:
 
         vllm = import_vllm()
         options = options_of(config.engine_options)
+        adapter = _adapter_in(model)
+        base = str(adapter["base_model_name_or_path"]) if adapter else model
+        if adapter:
+            if adapter["r"] > _RANKS[-1]:
+                raise UsageError(f"vLLM takes adapters of a rank up to {_RANKS[-1]}; `{model}` has {adapter['r']}")
+            rank = next(rank for rank in _RANKS if rank >= adapter["r"])
+            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank} | options
         tokenizer = load_tokenizer(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
         try:
             llm = vllm.LLM(
-                model=model,
+                model=base,
                 revision=config.revision,
-                dtype=_dtype_of(model, config),
+                dtype=_dtype_of(base, config),
                 trust_remote_code=config.trust_remote_code,
                 seed=config.seed,
                 **options,
@@ -69,7 +84,7 @@ class VllmGenerator:
                 "lower engine_options.gpu_memory_utilization or engine_options.max_model_len when memory is short",
                 "VLLM_LOGGING_LEVEL=INFO shows what vLLM does",
             ) from error
-        return cls(llm, tokenizer, ends=_ends_of(model, config, tokenizer))
+        return cls(llm, tokenizer, ends=_ends_of(base, config, tokenizer), adapter=model if adapter else None)
 
     def generate(
         self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
@@ -87,8 +102,10 @@ class VllmGenerator:
         give up what it has begun.
         """
         from vllm.inputs import TokensPrompt
+        from vllm.lora.request import LoRARequest
 
         engine = self.llm.llm_engine
+        lora = LoRARequest("adapter", 1, self.adapter) if self.adapter else None
         samplings = each(sampling, len(prompts))
         check_lengths(self.tokenizer, prompts, samplings, context=self.llm.model_config.max_model_len)
         results: list[Continued | None] = [None] * len(prompts)
@@ -97,7 +114,8 @@ class VllmGenerator:
             for index, (prompt, one) in enumerate(zip(prompts, samplings, strict=True)):
                 name = f"r3-{next(self._ids)}"
                 places[name] = index
-                engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), self._params(one, index))
+                given = TokensPrompt(prompt_token_ids=prompt)
+                engine.add_request(name, given, self._params(one, index), lora_request=lora)
             while places:
                 new = [(places.pop(output.request_id), output) for output in engine.step() if output.finished]
                 rows = [(index, self._continued(output)) for index, output in new]
@@ -180,6 +198,13 @@ def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
     if current_platform.is_cpu():  # where a prompt cut in two and its seed end in "CPU Generator does not use offset"
         ours["enable_chunked_prefill"] = False
     return ours | dict(given)
+
+
+def _adapter_in(folder: str) -> dict[str, Any] | None:
+    """Return what a folder says of the adapter in it, None when there is none."""
+    path = Path(folder, f"{ADAPTER}.json")
+    read: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read
 
 
 def _dtype_of(model: str, config: Config) -> str:

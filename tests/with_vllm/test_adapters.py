@@ -1,0 +1,44 @@
+"""vLLM on an adapter that lies in a folder of its own, beside the name of its base."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import doors
+import pytest
+import torch
+from peft import get_peft_model
+
+from r3core.adapter import lora_of
+from r3core.config import Config
+from r3core.generation import Sampling
+from r3core.generation.local import TransformersGenerator, load_model
+from r3core.generation.vllm import VllmGenerator
+
+
+def test_vllm_generates_with_an_adapter_on_its_base(tmp_path: Path) -> None:
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    model = doors.beginner(heads=64)
+    model.save_pretrained(base)
+    doors.tokenizer().save_pretrained(base)
+    model.name_or_path = str(base)
+    torch.manual_seed(0)
+    get_peft_model(model, lora_of({"r": 4, "init_lora_weights": False})).save_pretrained(folder)
+    doors.tokenizer().save_pretrained(folder)
+    config = Config.model_validate({"task": "doors", "engine": "vllm", "engine_options": {"max_model_len": 64}})
+    sampling = Sampling(temperature=0.0, max_tokens=8, seed=0, logprobs=True)
+    plain, adapted = (TransformersGenerator(*load_model(place)) for place in (base, folder))
+    protocol = doors.protocol(doors.config(steps=1))
+    prompts = [plain.encode(protocol.reflection_request(failure.episode())) for failure in doors.failures()]
+    served = VllmGenerator.load(str(folder), config)
+    try:
+        by_vllm = served.continue_ids(prompts, sampling)
+    finally:
+        served.close()
+    expected, without = (generator.continue_ids(prompts, sampling) for generator in (adapted, plain))
+    assert [one.ids for one in by_vllm] == [one.ids for one in expected]
+    assert [one.ids for one in by_vllm] != [one.ids for one in without], "the adapter changes nothing: no test"
+    for one, other in zip(by_vllm, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
