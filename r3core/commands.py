@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from r3core.asked import Asked, Json, Overrides, TaskOptions, of_a_folder, options_given, trained_in
+from r3core.launch import by_a_run
 
 if TYPE_CHECKING:
     from r3core.config import Config
@@ -243,7 +244,8 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             }
             work(Asked(task, task_option or [], config, overrides or [], flags | adapter, dry_run, as_json))
         except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on from here", err=True)
+            if not by_a_run():
+                typer.echo("stopped; the same command goes on from here", err=True)
             raise
 
     command.__doc__ = work.__doc__
@@ -272,6 +274,7 @@ def _check_training(task: Task, config: Config) -> None:
     from r3core.launch import world_of
     from r3core.runs import RunRecord
 
+    _quiet()
     local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
         check_training(config.grpo, config.grpo_options(), world_of(config).processes)
@@ -293,7 +296,8 @@ def _quiet() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    for name in ("accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _explain(task: Task, config: Config) -> None:

@@ -157,7 +157,8 @@ def launch_training(config: Config, folder: Path) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     count = world_of(config).processes
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it would tell again, and at length
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they would tell it too, and at length
     with _configuration(config) as file, _apart():
         given = ["--config_file", str(file), "--num_processes", str(count), "--main_process_port", "0"]
         asked = launch_command_parser().parse_args([*given, "-m", "r3core", "train", "--output-dir", str(folder)])
