@@ -51,8 +51,16 @@ def merged(model: Any, weights: Mapping[str, Any]) -> Any:
     return whole.merge_and_unload()
 
 
-def check_adapter(config: Config) -> None:
-    """Raise ConfigError when training could not begin with the configuration's `lora` and `quantization`."""
+def check_adapter(config: Config, *, sharded: bool = False) -> None:
+    """Raise ConfigError when training could not begin with the configuration's `lora` and `quantization`.
+
+    `sharded` tells that several processes divide the weights.
+    """
+    if config.quantization and sharded:
+        raise ConfigError(
+            f"`quantization` is {config.quantization}, and such weights are not divided among processes",
+            "train in one process, or leave `quantization` out",
+        )
     if config.lora is not None:
         lora_of(config.lora)
     elif config.quantization:

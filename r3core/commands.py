@@ -277,8 +277,9 @@ def _check_training(task: Task, config: Config) -> None:
     _quiet()
     local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
-        check_training(config.grpo, config.grpo_options(), world_of(config).processes)
-        check_adapter(config)
+        world = world_of(config)
+        check_training(config.grpo, config.grpo_options(), world.processes)
+        check_adapter(config, sharded=world.sharded)
 
 
 def _quiet() -> None:

@@ -156,12 +156,19 @@ class ReflectionTrainer(GRPOTrainer):
         groups = [retried[i : i + config.retries] for i in range(0, len(retried), config.retries)]
         rewards = [reward_of(group, reward_leaks=config.reward_leaks) for group in groups]
         if config.shuffle_rewards:
-            random.Random(self._seed("shuffle")).shuffle(rewards)
+            rewards = self._shuffled(rewards)
         self.generation_seconds += perf_counter() - began - (self.protocol.judge.seconds - judged_before)
         self._drawn += 1
         everywhere = gather_object(list(zip(failure, groups, rewards, strict=True)))
         self._record(*map(list, zip(*everywhere, strict=True)), log_metric=log_metric)
         return rewards
+
+    def _shuffled(self, rewards: list[float | None]) -> list[float | None]:
+        """Return this process's part of the rewards of all of them, permuted."""
+        everywhere: list[float | None] = gather_object(rewards)
+        random.Random(self._seed("shuffle", process=0)).shuffle(everywhere)
+        start = self.accelerator.process_index * len(rewards)
+        return everywhere[start : start + len(rewards)]
 
     def _record(
         self,
@@ -206,8 +213,8 @@ class ReflectionTrainer(GRPOTrainer):
     def _ended(self, ids: list[int]) -> bool:
         return bool(ids) and ids[-1] in self.eos_token_ids
 
-    def _seed(self, what: str) -> int:
-        place = (self.state.global_step, self._drawn, self.accelerator.process_index)
+    def _seed(self, what: str, process: int | None = None) -> int:
+        place = (self.state.global_step, self._drawn, self.accelerator.process_index if process is None else process)
         return seed_of(self.protocol.config.seed, "train", what, *place)
 
 

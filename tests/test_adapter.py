@@ -184,3 +184,12 @@ def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
 def test_what_could_not_be_trained_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_adapter(Config.model_validate({"task": "doors"} | given))
+
+
+def test_weights_of_four_bits_are_not_divided() -> None:
+    config = Config.model_validate(
+        {"task": "doors", "quantization": "4bit", "lora": {"r": 4}, "train": {"merge": False}}
+    )
+    check_adapter(config)
+    with pytest.raises(ConfigError, match="are not divided among processes"):
+        check_adapter(config, sharded=True)
