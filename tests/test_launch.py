@@ -102,7 +102,11 @@ def program(*arguments: object, **environment: str) -> subprocess.Popen[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return process.returncode, out, err
 
 
@@ -299,6 +303,15 @@ def test_accelerate_launch_trains_on_what_was_mined(name: str, tmp_path: Path, b
     assert said.code == 0, said.err
 
 
+def test_one_process_can_be_started_by_accelerate_too(tmp_path: Path, base: Path) -> None:
+    file = settings(tmp_path, base, max_steps=2)
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(example("1-gpu") | {"use_cpu": True}), encoding="utf-8")
+    command = ["run", "--config", file, "--accelerate-config", tmp_path / "one.yaml", "--output-dir", tmp_path / "run"]
+    code, _, err = finished(program(*command))
+    assert code == 0, err
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-2" / "complete").read_text() == "1 process"
+
+
 def test_an_adapter_is_merged_from_divided_weights(tmp_path: Path, base: Path, how: list[object]) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -389,6 +402,19 @@ def test_the_processes_follow_from_flag_and_file(tmp_path: Path) -> None:
     assert world_of(config(file, processes=2)) == World(processes=2, sharded=True)
     file.write_text("distributed_type: 'NO'\nnum_processes: 1\n")
     assert world_of(config(file)) == World(processes=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [
+        ("1-gpu", World()),
+        ("8-gpus-fsdp2", World(processes=8, sharded=True)),
+        ("8-gpus-deepspeed-zero3", World(processes=8, sharded=True)),
+        ("2-nodes-fsdp2", World(processes=16, machines=2, sharded=True)),
+    ],
+)
+def test_the_examples_are_for_what_their_names_say(name: str, world: World) -> None:
+    assert world_of(config(EXAMPLES / f"{name}.yaml")) == world
 
 
 @pytest.mark.parametrize(
