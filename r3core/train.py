@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, redirect_stdout
@@ -26,14 +25,15 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from r3core.adapter import lora_of, merged
+from r3core.adapter import lora_of
+from r3core.checkpoints import ALONE, last_checkpoint, mark_complete, save_model
 from r3core.config import Config
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
 from r3core.generation import Continued, Conversation, Sampling
 from r3core.generation.chat import completion, encode
 from r3core.grpo import check_training
-from r3core.launch import first_alone, losses_told, rank
+from r3core.launch import first_alone, losses_told
 from r3core.mine import Failure
 from r3core.policy import Policy, engine_given
 from r3core.protocol import Protocol, seed_of, with_leak
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_COMPLETE = "complete"  # the file in a checkpoint that was written to its end, with the processes that wrote it
-_ALONE = "1 process"
 _TRL_SAMPLING = ("min_p", "generation_kwargs", "use_transformers_continuous_batching")
 
 
@@ -197,7 +195,7 @@ class ReflectionTrainer(GRPOTrainer):
     def world(self) -> str:
         """What trains, in words: how many processes, and in which way."""
         count, kind = self.accelerator.num_processes, self.accelerator.distributed_type.value
-        return _ALONE if count == 1 else f"{count} processes ({kind})"
+        return ALONE if count == 1 else f"{count} processes ({kind})"
 
     def restore(self, checkpoint: Path | None) -> None:
         """Load the weights of a checkpoint, without training."""
@@ -275,8 +273,7 @@ class Steps(TrainerCallback):
         """Mark the checkpoint that has just been written as complete, by all processes."""
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            place = Path(str(args.output_dir), f"checkpoint-{state.global_step}", _COMPLETE)
-            place.write_text(self.trainer.world, encoding="utf-8")
+            mark_complete(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), self.trainer.world)
 
 
 def train(
@@ -310,32 +307,9 @@ def train(
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         else:  # killed before the model was saved: transformers would train one more step
             trainer.restore(last)
-        _save(trainer, run.path / "model")
+        save_model(trainer, protocol.config, run.path / "model", dtype=trainer.saved_as)
         trainer.accelerator.wait_for_everyone()  # with vLLM's engine, the connection between the processes closes too
     return {"steps": args.max_steps, "failures": len(failures)}
-
-
-def _save(trainer: ReflectionTrainer, folder: Path) -> None:
-    """Put the model and its tokenizer into a folder; the first process writes, and the others give it their part."""
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if rank() > 0:
-        return
-    config = trainer.protocol.config
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    if config.lora is not None and config.train.merge:
-        model, weights = merged(model, weights), None
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if trainer.is_fsdp_enabled and config.lora is None:
-        weights = {name: weight.to(trainer.saved_as) for name, weight in weights.items()}
-        model.save_pretrained(partial, state_dict=weights)
-        model.config.dtype = trainer.saved_as
-        model.config.save_pretrained(partial)
-    else:
-        model.save_pretrained(partial, state_dict=weights)
-    trainer.processing_class.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
@@ -395,26 +369,6 @@ def measures(
         "reflections/truncated": sum(r.stopped == "length" for r in reflections) / max(1, len(reflections)),
         "retries/unjudged": outcomes.count("error") / len(outcomes),
     }
-
-
-def last_checkpoint(folder: Path, *, world: str = _ALONE) -> Path | None:
-    """Return the latest checkpoint that was written to its end, and remove those that were not.
-
-    Raises UsageError when it was written by processes other than these, `world`: its step would not be theirs.
-    """
-    complete = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / _COMPLETE).exists():
-            complete.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint)
-    last = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    if last is not None and (written := (last / _COMPLETE).read_text(encoding="utf-8") or _ALONE) != world:
-        raise UsageError(
-            f"the training in `{folder.parent}` was begun by {written}, and cannot go on with {world}",
-            "start as many processes in the same way (--processes, --accelerate-config), or use another --output-dir",
-        )
-    return last
 
 
 def _vllm_for(args: GRPOConfig, config: Config, model: PreTrainedModel) -> AbstractContextManager[None]:

@@ -14,10 +14,11 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from r3core import RunError, Task
+from r3core.checkpoints import last_checkpoint
 from r3core.config import Config
 from r3core.generation.local import TransformersGenerator
 from r3core.runs import Run
-from r3core.train import last_checkpoint, train
+from r3core.train import train
 
 LEARNING: dict[str, Any] = {"steps": 60}
 
