@@ -24,7 +24,7 @@ import r3_plugin_countdown.corpus as countdown
 from r3_plugin_apigen.task import Apigen
 from r3_plugin_countdown.task import Countdown
 from r3core.cli import app
-from r3core.config import PRESETS, Config, Section
+from r3core.config import PRESETS, SOURCES, Config, Section
 from r3core.generation.server import Server
 from r3core.grpo import OWNED
 from r3core.options import type_text
@@ -75,7 +75,7 @@ def configuration() -> str:
         "## Options of TRL",
         f"Every option of [TRL's `GRPOConfig`]({grpo}) can be set under `grpo`, by its own name. Where "
         "`grpo` does not say it, `temperature`, `top_p`, `top_k` and `max_completion_length` follow "
-        "`sampling.reflection`. `grpo.use_vllm` is not supported yet. These are r3's own and are refused:",
+        "`sampling.reflection`. These are r3's own and are refused:",
         _table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
         "## Options of a server",
         "With `engine: openai`, these are set under `engine_options`. The key is read from the environment variable "
@@ -85,11 +85,22 @@ def configuration() -> str:
         "`--preset NAME` sets:",
     ]
     for name, values in PRESETS.items():
-        lines += [f"### {name}", _table(("key", "value"), _settings(values))]
+        rows = [(f"`{key}`", f"`{json.dumps(value)}`", SOURCES[name][key]) for key, value in values.items()]
+        lines += [f"### {name}", _table(("key", "value", "source"), rows), *_of_tasks(name)]
     for title, task in (("Countdown", Countdown), ("apigen", Apigen)):
         assert task.demo is not None
         lines += [f"## Settings of {title}'s built-in model", _table(("key", "value"), _settings(task.demo.settings))]
     return _page(lines)
+
+
+def _of_tasks(preset: str) -> list[str]:
+    """Return a sentence on the options that a preset sets for the tasks of this repository."""
+    changed = [
+        f"`{task.name}`: " + ", ".join(f"`{key}={value}`" for key, value in task.presets[preset].items())
+        for task in (Countdown, Apigen)
+        if preset in task.presets
+    ]
+    return [f"It also sets options of tasks: {'; '.join(changed)}."] if changed else []
 
 
 def file_map() -> str:

@@ -110,7 +110,7 @@ def check_training(grpo: Mapping[str, Any], options: Mapping[str, Any], world_si
         )
     _check_truncation(options)
     lines = explain_batch(options, world_size)
-    return [*lines, *_explain_checkpoints(options, world_size)]
+    return [*lines, *explain_checkpoints(options, world_size)]
 
 
 def _check_truncation(options: Mapping[str, Any]) -> None:
@@ -149,7 +149,7 @@ def checkpoint_steps(options: Mapping[str, Any], world_size: int = 1) -> int:
     return int(ceil(steps / period) * period)
 
 
-def _explain_checkpoints(options: Mapping[str, Any], world_size: int) -> list[str]:
+def explain_checkpoints(options: Mapping[str, Any], world_size: int) -> list[str]:
     """Return what there is to say of checkpoints; ConfigError when they would fall into the middle of a generation."""
     strategy = str(options.get("save_strategy", "steps"))
     if strategy not in ("steps", "no"):

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import JsonValue, ValidationError
 
 from r3core import stats
-from r3core.config import Limits, Mine
+from r3core.config import Config, Limits, Mine
 from r3core.episode import Answer, Episode
-from r3core.errors import RunError, TaskError, UsageError
+from r3core.errors import ConfigError, RunError, TaskError, UsageError
 from r3core.generation import Generator
 from r3core.mistakes import load_examples
 from r3core.protocol import Make, Protocol, seed_of
@@ -70,6 +70,23 @@ def examples_of(task: Task, split: Any, limit: int | None) -> list[Example]:
     if not examples:
         raise TaskError(f"task `{task.name}` has no problem in its split `{split}`: `load({split!r})` yielded nothing")
     return examples
+
+
+def check_splits(config: Config) -> None:
+    """Raise ConfigError when a model would be evaluated on the split whose failures it is trained on."""
+    split, owner = config.mine.split, "`mine.split` is"
+    if (folder := config.mine.failures) is not None:
+        try:
+            provenance = read_failures(folder)[1]
+        except UsageError:  # a dry run may name a folder that is still to be made; mining says what is wrong with it
+            return
+        split, owner = provenance.get("mine", {}).get("split"), f"the failures in `{folder}` are from"
+    if split == config.evaluate.split:
+        raise ConfigError(
+            f"`evaluate.split` cannot be {split!r}: {owner} the same split, and a model must not be evaluated on what "
+            "it was trained on",
+            "evaluate on another split: --set evaluate.split=test, or validation",
+        )
 
 
 def mine(run: Run, protocol: Protocol, make: Make) -> list[Failure]:

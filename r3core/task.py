@@ -96,6 +96,8 @@ class Task(Frozen, ABC):
     """The sentences around attempt, reflection and retry."""
     demo: ClassVar[Demo | None] = None
     """The built-in model, if the task ships one."""
+    presets: ClassVar[dict[str, dict[str, JsonValue]]] = {}
+    """What a preset changes for this task: preset -> option -> value; an option that is given is stronger."""
     fixtures: ClassVar[Path | None] = None
     """A JSONL file of responses that must pass and must fail: rows of `example`, `response`, `outcome` and `why`."""
     waived: ClassVar[dict[str, str]] = {}

@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
+import trl
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from transformers import TrainerCallback
@@ -295,12 +296,15 @@ def train(
     checkpoint after a kill.
     """
     args = arguments(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
+    run.note_resolved(resolved(args))
     trainer = ReflectionTrainer(
         run, protocol, failures, model=model, tokenizer=tokenizer, args=args, saved_dtype=saved_dtype
     )
     with first_alone():
         last = last_checkpoint(run.path / "checkpoints", world=trainer.world)
     done = int(last.name.rpartition("-")[2]) if last else 0
+    for name in ("train", "train-episodes"):  # of steps after the checkpoint, which are made again
+        run.drop(name, lambda row: bool(row["step"] > done))
     for callback in [callback for callback in trainer.callback_handler.callbacks if _prints(callback)]:
         trainer.remove_callback(callback)
     with (
@@ -340,6 +344,15 @@ def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
         raise UsageError(f"TRL does not take these options under `grpo`: {error}") from error
 
 
+def resolved(args: GRPOConfig) -> dict[str, Any]:
+    """Return all that TRL will train with, its defaults included, but for places, tokens and what is not set."""
+    values = args.to_dict()
+    places = {"output_dir", "logging_dir", "run_name", "local_rank"} | {key for key in values if key.endswith("_token")}
+    return {"trl": trl.__version__} | {
+        key: value for key, value in sorted(values.items()) if value is not None and key not in places
+    }
+
+
 def _not_of_init_kwargs(record: logging.LogRecord) -> bool:
     """Drop TRL's warning that `model_init_kwargs` are ignored: they are for the reference model, where they are not."""
     return "`model_init_kwargs` will be ignored" not in record.getMessage()
@@ -365,15 +378,13 @@ def training_dtype(config: Config) -> str:
 def lost_updates(model: PreTrainedModel, learning_rate: float) -> str | None:
     """Return a warning when a good part of the trained weights cannot take an update of the learning rate's size.
 
-    AdamW moves a weight by about the learning rate. In 16 bits an update is rounded away when it is less than half the
-    distance to the next value: eps * 2^floor(log2 |w|) / 2. None when that holds for less than 5% of the weights.
+    AdamW moves a weight by about the learning rate, and in 16 bits most weights are the same after so small an addition.
+    None when that holds for less than 5% of the weights.
     """
     total, lost, dtype = 0, 0, None
     for weight in model.parameters():
         if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
-            _, exponent = torch.frexp(weight.detach().float())
-            half = torch.ldexp(torch.tensor(torch.finfo(weight.dtype).eps / 4, device=weight.device), exponent)
-            lost += int(((half > learning_rate) & (weight != 0)).sum())
+            lost += int((weight.detach() + learning_rate == weight).sum())
             dtype = str(weight.dtype).removeprefix("torch.")
         total += weight.numel() if weight.requires_grad else 0
     if lost <= 0.05 * total:

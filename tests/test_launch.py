@@ -27,7 +27,7 @@ from r3core import RunError, UsageError
 from r3core.checkpoints import last_checkpoint
 from r3core.config import Config
 from r3core.errors import ConfigError
-from r3core.launch import World, _ended, world_of
+from r3core.launch import World, _ended, check_here, world_of
 from r3core.runs import Follower, Run, RunRecord
 
 TASK = f"{doors.__file__}:Halls"
@@ -462,6 +462,17 @@ def test_a_run_refuses_what_needs_other_gpus(base: Path, tmp_path: Path, r3: R3)
     assert "8 processes are to train, and this machine has 0 GPUs" in said.err
     assert not (tmp_path / "run").exists()
     assert r3(*command, "--dry-run").code == 0, "it may be planned for"
+
+
+def test_several_gpus_need_as_many_processes() -> None:
+    alone = Config(task="toy", grpo={"gradient_accumulation_steps": 32})
+    check_here(alone, gpus=1)
+    check_here(alone.model_copy(update={"processes": 8}), gpus=8)
+    check_here(alone.model_copy(update={"grpo": {"use_cpu": True}}), gpus=8)
+    with pytest.raises(UsageError, match="8 GPUs are visible, and one process is to train") as error:
+        check_here(alone, gpus=8)
+    assert "--processes 8 trains on all of them" in error.value.hints[0]
+    assert error.value.hints[0].endswith("--set grpo.gradient_accumulation_steps=4")
 
 
 def test_only_the_training_is_done_by_several_processes(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from r3_plugin_apigen import generate, hub, rows
 from r3_plugin_apigen.calls import Call, Wrong, calls_of, find_calls, kind_of
@@ -32,6 +32,7 @@ class Apigen(Task):
         "the answer is the one list of calls in the response; text around it is the model's thinking, and is not read",
     )
     demo: ClassVar[Demo | None] = DEMO
+    presets: ClassVar[dict[str, dict[str, JsonValue]]] = {"paper": {"source": "hub"}}
 
     source: str = "generated"
     """`generated`, `hub` (xlam's data set), or a .json, .jsonl or .parquet file of xlam's or of OpenAI's format."""
