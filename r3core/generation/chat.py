@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from r3core.errors import UsageError
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, TooLong, with_tools
+from r3core.generation.control import ControlTokens, control_tokens, mapped, texts, unused_characters
+from r3core.task import Message
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -28,9 +32,78 @@ class Continues(Protocol):
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """Return the token ids of a conversation, up to where the assistant's turn begins.
 
+    Only the chat template writes control tokens: one that a message spells is tokenized as ordinary text. A turn that
+    the model sampled keeps its `token_ids`, unless they are another tokenizer's or the template changes its content.
     Raises UsageError when the conversation brings tools, and the chat template has no place for them.
     """
-    return list(templated(tokenizer, conversation, add_generation_prompt=True, return_dict=False))
+    control = control_tokens(tokenizer)
+    messages, tools = with_tools(conversation)
+    sampled = {
+        place: turn["token_ids"]
+        for place, turn in enumerate(conversation[-len(messages) :])
+        if turn["role"] == "assistant" and control.usable(turn.get("token_ids"), turn["content"])
+    }
+    written = list(texts([messages, tools]))
+    spelled = any(map(control.in_text, written))
+    if not spelled and not sampled:
+        return control.tokenize(_prompt(tokenizer, messages, tools))
+    mark, gap = islice(unused_characters(written), 2)
+    if spelled:
+        cut = partial(control.cut, mark=mark)
+        messages, tools = mapped(messages, cut), mapped(tools, cut)
+
+    def render(shown: list[Message]) -> str:
+        text = _prompt(tokenizer, shown, tools)
+        return text.replace(ascii(mark)[1:-1], mark)  # a template may print a tool as Python does, which escapes it
+
+    return _spliced(control, messages, sampled, render, mark=mark, gap=gap)
+
+
+def _spliced(
+    control: ControlTokens,
+    messages: list[Message],
+    sampled: dict[int, list[int]],
+    render: Callable[[list[Message]], str],
+    *,
+    mark: str,
+    gap: str,
+) -> list[int]:
+    """Return the ids of a conversation, with those that were sampled where the template leaves a turn as it is.
+
+    What the template writes around these turns is found by rendering a character in the place of each.
+    """
+    rendered = render(messages)
+    while sampled:
+        emptied = [{**turn, "content": gap} if at in sampled else turn for at, turn in enumerate(messages)]
+        around = render(emptied).split(gap)
+        changed = _changed(rendered, around, {place: messages[place]["content"] for place in sampled})
+        if not changed:
+            ids = control.tokenize(around[0], mark)
+            for turn, after in zip(sampled.values(), around[1:], strict=True):
+                ids += turn + control.tokenize(after, mark, inside=True)
+            return ids
+        sampled = {place: turn for place, turn in sampled.items() if place not in changed}
+    return control.tokenize(rendered, mark)
+
+
+def _changed(rendered: str, around: Sequence[str], contents: Mapping[int, str]) -> list[int]:
+    """Return turns that do not stand as they are between what the template writes around them; all if none is at fault.
+
+    For example, a template may trim a turn, or leave out the thought at its beginning.
+    """
+    everything = list(contents)
+    if len(around) != len(contents) + 1 or not rendered.startswith(around[0]):
+        return everything
+    at = len(around[0])
+    for (place, content), after in zip(contents.items(), around[1:], strict=True):
+        if not rendered.startswith(content + after, at):
+            return [place]
+        at += len(content + after)
+    return [] if at == len(rendered) else everything
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
+    return str(_rendered(tokenizer, messages, tools, tokenize=False, add_generation_prompt=True))
 
 
 def converse(
@@ -71,7 +144,12 @@ def templated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **
 
     Raises UsageError when the conversation brings tools, and the chat template has no place for them.
     """
-    messages, offered = with_tools(conversation)
+    return _rendered(tokenizer, *with_tools(conversation), **options)
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], offered: list[dict[str, Any]] | None, **options: Any
+) -> Any:
     tools = cast("list[dict[Any, Any] | Callable[..., Any]] | None", offered)
     without = tokenizer.apply_chat_template(messages, tokenize=False) if tools else None
     if tools and tokenizer.apply_chat_template(messages, tools=tools, tokenize=False) == without:
