@@ -120,11 +120,10 @@ def texts(value: object) -> Iterator[str]:
             yield from texts(item)
 
 
-def unused_characters(said: Sequence[str]) -> Iterator[str]:
-    """Yield private-use characters that no text contains, neither as they are nor escaped."""
-    for character in map(chr, chain(*_PRIVATE)):
-        if not any(character in text or ascii(character)[1:-1] in text for text in said):
-            yield character
+def unused_character(written: Sequence[str]) -> str:
+    """Return a private-use character that no text contains, neither as it is nor escaped."""
+    candidates = map(chr, chain(*_PRIVATE))
+    return next(one for one in candidates if not any(one in text or ascii(one)[1:-1] in text for text in written))
 
 
 def _written_by_template(tokenizer: PreTrainedTokenizerBase) -> str:
