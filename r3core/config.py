@@ -195,6 +195,8 @@ class Config(Section):
     """What base and trained model are compared on."""
     judge: Limits = Limits()
     """What a verifier may need for one answer."""
+    max_overlong: float = Field(default=0.05, ge=0, le=1)
+    """When a larger share of the conversations does not fit the model's context, the run stops; others are left out."""
     uncertified: bool = False
     """Train also when the task's verifier does not pass `r3 check`."""
 

@@ -15,16 +15,20 @@ from r3core.check import certified, demand
 from r3core.check.certificate import Certificate
 from r3core.checkpoints import changed_share
 from r3core.config import Config, local_model, model_of
+from r3core.episode import Answer, Episode
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.fleet import Fleet, options_of
+from r3core.generation.chat import encode
 from r3core.generation.engines import Engines, check_engine, load, saved_dtype
+from r3core.generation.local import load_tokenizer
 from r3core.kept import KeptCompletions
 from r3core.launch import launch_training, launches, rank
 from r3core.mine import Failure, examples_of, forecast, mine, read_failures, write_failures
+from r3core.mistakes import load_examples
 from r3core.protocol import Make, Protocol, here
 from r3core.runs import Follower, Run, values_of
-from r3core.task import Task
+from r3core.task import Task, Verdict
 from r3core.verification import Judge, verifier_hash
 
 ORIGIN = "r3.json"
@@ -91,6 +95,7 @@ class Stages:
         elif self.config.mine.failures is not None:
             failures = self._adopt(self.config.mine.failures)
         else:
+            self._check_template()
             failures = mine(self.run, self.protocol, self._base())
         if self.config.mine.probe and self.run.read_json("forecast") is None:
             self._forecast(failures)
@@ -163,6 +168,28 @@ class Stages:
             if certificate is not None:
                 (self.run.path / "model" / "certificate.json").write_text(certificate.text(), encoding="utf-8")
         return result
+
+    def _check_template(self) -> None:
+        """Raise UsageError when the model's chat template does not take the conversations of the run, before mining."""
+        if "openai" in (self.config.engine, self.config.engine_options.get("engine")):
+            return  # the server has the template
+        tokenizer = load_tokenizer(
+            model_of(self.config, self.task),
+            revision=self.config.revision,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+        example = next(iter(load_examples(self.task, self.config.mine.split)), None)
+        if example is None:
+            return  # mining says so
+        failed = Answer(text="1", tokens=1, verdict=Verdict.failed("it is wrong"))
+        episode = Episode(example=example, attempt=failed)
+        for request in (
+            self.protocol.attempt_request(example),
+            self.protocol.reflection_request(episode),
+            self.protocol.retry_request(episode, None),
+            self.protocol.retry_request(episode, "1"),
+        ):
+            encode(tokenizer, request)
 
     def _result(self) -> Result:
         return values_of(Result, [self.run.read_json("result")], "result")[0]

@@ -33,9 +33,10 @@ from r3core.config import Config
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
 from r3core.generation import Continued, Conversation, Sampling
-from r3core.generation.chat import completion, encode
+from r3core.generation.chat import completion, encode, fault_of_length
+from r3core.generation.local import context_of
 from r3core.grpo import check_training, checkpoint_steps
-from r3core.launch import first_alone, losses_told, started
+from r3core.launch import first_alone, losses_told, rank, started
 from r3core.mine import Failure
 from r3core.policy import Policy, engine_given
 from r3core.protocol import Protocol, seed_of, with_leak
@@ -68,7 +69,9 @@ class ReflectionTrainer(GRPOTrainer):
     ) -> None:
         self.run = run
         self.protocol = protocol
-        self.failures = failures
+        limits = [context_of(model.config), args.vllm_max_model_length if args.use_vllm else None]
+        context = min((limit for limit in limits if limit is not None), default=None)
+        failures = self.failures = fitting(protocol, failures, tokenizer, context=context, args=args)
         self.generation_seconds = 0.0
         self._drawn = 0  # generations so far in this step, so that each has a seed of its own
         self.saved_dtype = saved_dtype or model.dtype
@@ -378,7 +381,7 @@ def training_dtype(config: Config) -> str:
 def lost_updates(model: PreTrainedModel, learning_rate: float) -> str | None:
     """Return a warning when a good part of the trained weights cannot take an update of the learning rate's size.
 
-    AdamW moves a weight by about the learning rate, and in 16 bits most weights are the same after so small an addition.
+    AdamW moves a weight by about the learning rate; in 16 bits most weights stay the same after so small an addition.
     None when that holds for less than 5% of the weights.
     """
     total, lost, dtype = 0, 0, None
@@ -394,6 +397,37 @@ def lost_updates(model: PreTrainedModel, learning_rate: float) -> str | None:
         f"learning rate ({learning_rate:g}) is rounded away: they will hardly change\n"
         "hint: leave train.dtype at float32, train an adapter (--lora r=16), or raise grpo.learning_rate"
     )
+
+
+def fitting(
+    protocol: Protocol,
+    failures: Sequence[Failure],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int | None,
+    args: GRPOConfig,
+) -> list[Failure]:
+    """Return the failures on which a reflection fits the model's context; the others are left out, and counted aloud.
+
+    Raises RunError when a larger share than `max_overlong` is left out.
+    """
+    new = Sampling(max_tokens=args.max_completion_length or 256)
+    prompts = [encode(tokenizer, protocol.reflection_request(failure.episode())) for failure in failures]
+    faults = [fault_of_length(prompt, new, context) for prompt in prompts]
+    found = [f"failure {failure.id!r}: {fault}" for failure, fault in zip(failures, faults, strict=True) if fault]
+    if not found:
+        return list(failures)
+    limit = protocol.config.max_overlong
+    said = f"{len(found)} of {len(failures)} failures leave no room for a reflection in the model's context"
+    if len(found) > limit * len(failures):
+        raise RunError(
+            f"{said}; at most {limit:.0%} are tolerated (`max_overlong`)",
+            f"the first is {found[0]}",
+            "lower grpo.max_completion_length or sampling.reflection.max_tokens, or take a model with a longer context",
+        )
+    if rank() == 0:
+        print(f"warning: {said}, and are left out; the first is {found[0]}", file=sys.stderr)
+    return [failure for failure, fault in zip(failures, faults, strict=True) if not fault]
 
 
 def dataset_of(protocol: Protocol, failures: Sequence[Failure], least: int) -> Dataset:

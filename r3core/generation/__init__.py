@@ -57,6 +57,8 @@ class Completion(Frozen):
     tokens: int = Field(default_factory=lambda given: len(given["token_ids"] or ()), ge=0)
     """How many tokens were generated, without the end-of-turn token."""
     stopped: Stopped
+    fault: str = ""
+    """Why nothing was generated, where `stopped` is `overlong`."""
     logprobs: list[float] | None = None
     """The natural logarithm of each token's probability under the model itself, before temperature and truncation."""
 
@@ -84,8 +86,9 @@ class Generator(Protocol):
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order; `ended` is called with each of them exactly once.
 
-        The same conversations, sampling and seed give the same completions, where the engine can. Raises TooLong for a
-        conversation that does not fit. When `ended` raises, or the user interrupts, what is being written is given up.
+        The same conversations, sampling and seed give the same completions, where the engine can. A conversation that
+        does not fit the model's context gets an empty completion that `stopped` as `overlong`. When `ended` raises, or
+        the user interrupts, what is being written is given up.
         """
         ...
 
@@ -95,11 +98,16 @@ class Generator(Protocol):
 
 
 class TooLong(UsageError):
-    """A conversation and its completion together exceed the model's context; `index` tells which one."""
+    """A prompt and its completion together exceed the model's context; `index` tells which one."""
 
     def __init__(self, index: int, message: str) -> None:
         super().__init__(message, "lower the max_tokens of this turn under `sampling`, or leave out such examples")
         self.index = index
+
+
+def overlong(fault: str) -> Completion:
+    """Return what stands for the completion of a conversation that does not fit the model's context."""
+    return Completion(text="", token_ids=None, tokens=0, stopped="overlong", fault=fault)
 
 
 def each(sampling: Samplings, count: int) -> Sequence[Sampling]:

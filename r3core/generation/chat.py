@@ -7,7 +7,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from r3core.errors import UsageError
-from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, TooLong, with_tools
+from r3core.generation import (
+    Completion,
+    Continued,
+    Conversation,
+    Ended,
+    Sampling,
+    Samplings,
+    TooLong,
+    each,
+    overlong,
+    with_tools,
+)
 from r3core.generation.control import control_tokens, mapped, texts, unused_character
 from r3core.task import Message
 
@@ -21,6 +32,11 @@ Take = Callable[[Sequence[tuple[int, Continued]]], None]
 
 class Continues(Protocol):
     """An engine that takes token ids."""
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence in tokens, prompt and completion together; None where it is not known."""
+        ...
 
     def continue_ids(
         self, prompts: Sequence[list[int]], sampling: Samplings, *, take: Take | None = None
@@ -76,16 +92,29 @@ def converse(
     *,
     ended: Ended | None,
 ) -> list[Completion]:
-    """Return a completion a conversation, by an engine that continues token ids; `ended` is called as they end."""
+    """Return one completion per conversation, by an engine that continues token ids; `ended` is called as they end.
+
+    A conversation that does not fit the engine's context gets an empty completion that `stopped` as `overlong`.
+    """
     completions: dict[int, Completion] = {}
 
-    def take(rows: Sequence[tuple[int, Continued]]) -> None:
-        new = [(index, completion(tokenizer, continued)) for index, continued in rows]
+    def finish(new: Sequence[tuple[int, Completion]]) -> None:
         completions.update(new)
-        if ended:
+        if ended and new:
             ended(new)
 
-    engine.continue_ids([encode(tokenizer, conversation) for conversation in conversations], sampling, take=take)
+    prompts = [encode(tokenizer, conversation) for conversation in conversations]
+    samplings = each(sampling, len(prompts))
+    faults = [fault_of_length(*pair, engine.context) for pair in zip(prompts, samplings, strict=True)]
+    finish([(index, overlong(fault)) for index, fault in enumerate(faults) if fault])
+    fitting = [index for index, fault in enumerate(faults) if not fault]
+    if len(fitting) < len(prompts):
+        sampling = sampling if isinstance(sampling, Sampling) else [samplings[index] for index in fitting]
+
+    def take(rows: Sequence[tuple[int, Continued]]) -> None:
+        finish([(fitting[place], completion(tokenizer, continued)) for place, continued in rows])
+
+    engine.continue_ids([prompts[index] for index in fitting], sampling, take=take)
     return [completions[index] for index in range(len(conversations))]
 
 
@@ -121,8 +150,19 @@ def _check_tools(tokenizer: PreTrainedTokenizerBase, messages: list[Message], to
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None, **options: Any) -> Any:
+    from jinja2 import TemplateError
+
     offered = cast("list[dict[Any, Any] | Callable[..., Any]] | None", tools)
-    return tokenizer.apply_chat_template(messages, tools=offered, **options)
+    try:
+        return tokenizer.apply_chat_template(messages, tools=offered, **options)
+    except TemplateError as error:
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise UsageError(
+            f"the chat template of `{tokenizer.name_or_path}` does not take a conversation of the turns {roles}: "
+            f"{error}",
+            "change the task's `prompt` (some templates take no system message), or put a chat_template.jinja that "
+            "takes it into a copy of the model's folder",
+        ) from error
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> set[int]:
@@ -141,10 +181,15 @@ def check_lengths(
 ) -> None:
     """Raise TooLong for the first prompt that exceeds the model's context together with its new tokens."""
     for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-        if context is not None and len(prompt) + sampling.max_tokens > context:
+        if fault := fault_of_length(prompt, sampling, context):
             opening = str(tokenizer.decode(prompt, skip_special_tokens=True))
-            raise TooLong(
-                index,
-                f"a prompt of {len(prompt)} tokens and {sampling.max_tokens} new ones exceed the model's context of "
-                f"{context}: {opening[:80]!r}...",
-            )
+            raise TooLong(index, f"{fault}: {opening[:80]!r}...")
+
+
+def fault_of_length(prompt: Sequence[int], sampling: Sampling, context: int | None) -> str | None:
+    """Return how a prompt and its new tokens exceed a context; None when they fit, or it is not known."""
+    if context is None or len(prompt) + sampling.max_tokens <= context:
+        return None
+    return (
+        f"a prompt of {len(prompt)} tokens and {sampling.max_tokens} new ones exceed the model's context of {context}"
+    )

@@ -13,7 +13,7 @@ from r3core.launch import world_size
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _SHRINK_AT = 0.7  # the batch is rebuilt without its ended rows when only this share of it is still alive
 ADAPTER = "adapter_config"
@@ -32,6 +32,11 @@ class TransformersGenerator:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence in tokens, prompt and completion together; None where the configuration names none."""
+        return context_of(self.model.config)
 
     def generate(
         self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
@@ -54,8 +59,7 @@ class TransformersGenerator:
         import torch
 
         samplings = each(sampling, len(prompts))
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        check_lengths(self.tokenizer, prompts, samplings, context=context)
+        check_lengths(self.tokenizer, prompts, samplings, context=self.context)
         results = [Continued([], False)] * len(prompts)
         was_training = self.model.training
         self.model.eval()
@@ -199,6 +203,13 @@ class _Written:
     def _continued(self, row: int) -> Continued:
         ids, logprobs = self.ids[row], self.logprobs[row]
         return Continued(ids, bool(ids) and ids[-1] in self.ends, logprobs if len(logprobs) == len(ids) else None)
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Return the longest sequence of a model in tokens; None where its configuration names none."""
+    # a composite configuration (Gemma 3 with images, say) has it in the part for text
+    limit: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit
 
 
 def load_model(
