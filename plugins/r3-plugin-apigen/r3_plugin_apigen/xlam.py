@@ -188,7 +188,7 @@ _NAMED = r"\bdefault(?:s|ed)?(?: value)?"
 _MARK = r"(?::| ?=) ?"
 _ENDS = r"(?=[.,;)]|$)"
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?(?![,.:/-]?[0-9])\b"
-# What stands between "default" and its value ends with a space or with a mark: else "default today" is "default to day".
+# What stands between "default" and its value ends with a space or a mark: else "default today" is "default to day".
 _DEFAULT = re.compile(
     rf"{_NAMED}(?: to | is | |{_MARK})(?:({_QUOTED})|({_NUMBER}))"
     rf"|{_NAMED}(?: to | is |{_MARK})(true|false|none|null)\b"
@@ -203,7 +203,9 @@ _DEFAULT = re.compile(
 | ` to `, ` is `, ` `, `:` or `=` | a text in quotes, or a number |
 | ` to `, ` is `, `:` or `=`      | true, false, none or null |
 | ` `                             | true, false, none or null, when the phrase ends there |
-| ` to `, `:` or `=`              | a word, when the phrase ends there; "the default is used" and "the default token" state none |
+| ` to `, `:` or `=`              | a word, when the phrase ends there |
+
+"The default is used" and "the default token" state none.
 """
 _NULLS = (None, "None", "null")
 
