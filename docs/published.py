@@ -85,14 +85,14 @@ def seeds(task: str) -> str:
         tries = (base.first, trained.first, base.second, trained.second)
         rows.append((str(seed), *map(_rate, tries), _difference(_paired(result, "second"))))
     first = [f"{_difference(_paired(result, 'first'))} (seed {seed})" for seed, result in runs.items()]
-    results = list(runs.values())
+    second, tried = (_mean(_differences(list(runs.values()), which)) for which in ("second", "first"))
     return "\n\n".join(
         [
             _table(head, rows),
             f"The first try, of which no token was rewarded, changed by {'; '.join(first)}.",
             f"Mean over the {len(runs)} seeds, with the 95% t interval ({len(runs) - 1} degrees of freedom): second "
-            f"try {_mean(_differences(results, 'second'))}, first try {_mean(_differences(results, 'first'))}. It tells of "
-            "chance in training and sampling, not in the problems, which are the same for every seed.",
+            f"try {second}, first try {tried}. It tells of chance in training and sampling, not in the problems, which "
+            "are the same for every seed.",
         ]
     )
 
@@ -152,7 +152,7 @@ def reflections(task: str) -> str:
 
 def kinds(task: str) -> str:
     """Return the kinds of mistake, of seed 0."""
-    head, *rows = mistakes(_seeds(task)[0].result)
+    head, *rows = mistakes(read(f"{task}-0").result)
     return f"Numbers of failed answers, seed 0:\n\n{_table(head, rows)}"
 
 
