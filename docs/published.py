@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from r3core.config import Config
+from r3core.episode import CONTROLS, Arm
 from r3core.evaluate import Result, Scores
 from r3core.report import mistakes, print_table
 from r3core.stats import Difference, Rate
@@ -215,7 +216,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 # --- parts of them
 
-_ARMS = ("none", "generic", "shuffled", "resample")
+_ARMS: tuple[Arm, ...] = CONTROLS
 
 
 def _seeds(task: str) -> dict[int, Record]:
@@ -237,8 +238,8 @@ def _differences(results: Sequence[Result], which: str) -> list[Difference]:
 
 
 def _compared(title: str, runs: dict[str, Result]) -> str:
-    head = (title, "first try, base", "trained", "difference", "second try, base", "trained", "difference")
-    head += ("fix rate, trained", "the same without reflection", "reflections that hold the answer")
+    tries = ("first try, base", "trained", "difference", "second try, base", "trained", "difference")
+    head = (title, *tries, "fix rate, trained", "the same without reflection", "reflections that hold the answer")
     rows = []
     for label, result in runs.items():
         base, trained = _sides(result)
