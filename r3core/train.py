@@ -161,6 +161,7 @@ class ReflectionTrainer(GRPOTrainer):
         retried = [with_leak(episode, leak) for episode, leak in zip(retried, leaked, strict=True)]
         groups = [retried[i : i + config.retries] for i in range(0, len(retried), config.retries)]
         rewards = [reward_of(group, reward_leaks=config.reward_leaks) for group in groups]
+        rewards = self._without_broken_groups(rewards, failure)
         if config.shuffle_rewards:
             rewards = self._shuffled(rewards)
         self.generation_seconds += perf_counter() - began - (self.protocol.judge.seconds - judged_before)
@@ -168,6 +169,14 @@ class ReflectionTrainer(GRPOTrainer):
         everywhere = gather_object(list(zip(failure, groups, rewards, strict=True)))
         self._record(*map(list, zip(*everywhere, strict=True)), log_metric=log_metric)
         return rewards
+
+    def _without_broken_groups(self, rewards: list[float | None], failure: list[int]) -> list[float | None]:
+        """Return this process's part of `without_broken_groups`; a group may span processes."""
+        everywhere = gather_object(list(zip(rewards, failure, strict=True)))
+        max_share = self.protocol.config.judge.max_group_errors
+        kept = without_broken_groups(*map(list, zip(*everywhere, strict=True)), max_share=max_share)
+        start = self.accelerator.process_index * len(rewards)
+        return kept[start : start + len(rewards)]
 
     def _shuffled(self, rewards: list[float | None]) -> list[float | None]:
         """Return this process's part of the rewards of all of them, permuted."""
@@ -454,21 +463,42 @@ def reward_of(group: Sequence[Episode], *, reward_leaks: bool = True) -> float |
     return 0.0 if leaked and not reward_leaks else sum(judged) / len(judged)
 
 
+def without_broken_groups(
+    rewards: Sequence[float | None], failure: Sequence[int], *, max_share: float
+) -> list[float | None]:
+    """Return the rewards, all None in each group of which a larger share than `max_share` is None.
+
+    TRL gives a None row the advantage 0 and a failing row a negative one. In a group that is mostly unjudged, the few
+    verdicts that are left would push failing rows down in favour of rows that broke the verifier.
+    `failure` tells which rows form a group: they stand next to each other.
+    """
+    kept: list[float | None] = []
+    for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
+        group = [reward for _, reward in rows]
+        broken = group.count(None) > max_share * len(group)
+        kept += [None] * len(group) if broken else group
+    return kept
+
+
 def measures(
     rewards: Sequence[float | None], failure: Sequence[int], groups: Sequence[Sequence[Episode]]
 ) -> dict[str, float]:
     """Return what is logged of one batch beside TRL's own metrics; `failure` tells which rows form a group."""
     kinds = []
+    unjudged = 0
     for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
         judged = {reward for _, reward in rows if reward is not None}
         if judged:
             only = {frozenset([1.0]): "all_right", frozenset([0.0]): "all_wrong"}.get(frozenset(judged), "all_equal")
             kinds.append("mixed" if len(judged) > 1 else only)
+        else:
+            unjudged += 1
     reflections: list[Reflection] = [group[0].reflection for group in groups if group[0].reflection]
     tested = [reflection.leaked for reflection in reflections if reflection.leaked is not None]
     outcomes = [episode.retries["reflect"].verdict.outcome for group in groups for episode in group]
     shares = {f"groups/{kind}": kinds.count(kind) / max(1, len(kinds)) for kind in ("mixed", "all_right", "all_wrong")}
     return shares | {
+        "groups/unjudged": unjudged / (unjudged + len(kinds)),  # of all groups; the other kinds are shares of the rest
         "reflections/leak_rate": sum(tested) / max(1, len(tested)),
         "reflections/truncated": sum(r.stopped == "length" for r in reflections) / max(1, len(reflections)),
         "retries/unjudged": outcomes.count("error") / len(outcomes),

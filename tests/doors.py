@@ -91,6 +91,10 @@ class Unsure(Doors):
         return super().verify(example, response)
 
 
+class UnsureHalls(Unsure, Halls):
+    """Halls whose verifier breaks on the same words."""
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer for which each word, and each sentence of the protocol, is one token."""
     return tiny.tiny_tokenizer([*WORDS, *DOORS, WHY, WORDING.retry])
@@ -116,7 +120,7 @@ def config(
 
 def protocol(settings: Config, task: Task | None = None) -> Protocol:
     task = task or Doors()
-    return Protocol(task, Judge(task), settings)
+    return Protocol(task, Judge(task, settings.judge), settings)
 
 
 def failures() -> list[Failure]:

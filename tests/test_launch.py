@@ -196,6 +196,25 @@ def test_each_process_has_verdict_workers_of_its_own(learnt: tuple[RunRecord, st
     assert len(judged) >= 60 * 64
 
 
+def test_a_group_with_too_many_errors_teaches_nothing_in_any_process(
+    tmp_path: Path, base: Path, how: list[object]
+) -> None:
+    file = settings(tmp_path, base, task=f"{doors.__file__}:UnsureHalls", max_steps=3, save_steps=3)
+    limits = ["--set", "judge.max_errors=1", "--set", "judge.max_group_errors=0.3125"]
+    code, _, err = finished(program("mine", "--config", file, *limits, "--output-dir", tmp_path / "run"))
+    assert code == 0, err
+    code, _, err = finished(program("train", "--output-dir", tmp_path / "run", *how))
+    assert code == 0, err
+    run = RunRecord(tmp_path / "run")
+    rows = run.read("train-episodes")
+    groups = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+    assert len(groups) == 3 * 2 * 2, "two groups in each of two processes"
+    errors = [sum(row["retries"][0]["verdict"]["outcome"] == "error" for row in group) for group in groups]
+    without = [all(row["reward"] is None for row in group) for group in groups]
+    assert without == [count > 5 for count in errors]
+    assert len(set(without)) == 2, f"errors in the groups: {errors}; the test shows too little"
+
+
 def test_standard_output_is_the_runs_alone(learnt: tuple[RunRecord, str, str]) -> None:
     import json
 

@@ -20,7 +20,7 @@ from r3core.mine import Failure
 from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.task import Outcome
-from r3core.train import ReflectionTrainer, arguments, measures, reward_of
+from r3core.train import ReflectionTrainer, arguments, measures, reward_of, without_broken_groups
 from r3core.verification import Judge
 
 TEMPERATURE = 0.7
@@ -265,6 +265,34 @@ def test_a_reflections_reward(outcomes: str, leaked: bool | None, reward_leaks: 
     assert reward_of(reflected(outcomes, leaked=leaked), reward_leaks=reward_leaks) == reward
 
 
+@pytest.mark.parametrize(
+    ("written", "max_share", "expected"),
+    [
+        # one group each: + passed, - failed, ? no reward
+        ("++------", 0.25, "++------"),
+        ("+------?", 0.25, "+------?"),  # one of eight
+        ("+-----??", 0.25, "+-----??"),  # a quarter is allowed
+        ("+----???", 0.25, "????????"),
+        ("?????-+?", 0.25, "????????"),
+        ("????????", 0.25, "????????"),
+        ("+------?", 0.0, "????????"),
+        ("++------", 0.0, "++------"),
+        ("+???????", 1.0, "+???????"),
+        ("+-?", 0.25, "???"),
+        # several groups, each for itself
+        ("+-?? +--- ---? ????", 0.25, "???? +--- ---? ????"),
+    ],
+)
+def test_a_group_with_too_many_unjudged_reflections_teaches_nothing(
+    written: str, max_share: float, expected: str
+) -> None:
+    reward = {"+": 1.0, "-": 0.0, "?": None}
+    failure = [index for index, group in enumerate(written.split()) for _ in group]
+    rewards = [reward[mark] for mark in written.replace(" ", "")]
+    kept = without_broken_groups(rewards, failure, max_share=max_share)
+    assert kept == [reward[mark] for mark in expected.replace(" ", "")]
+
+
 def test_what_is_logged_of_a_batch() -> None:
     groups = [
         *(reflected(outcome) for outcome in "+-"),  # mixed
@@ -279,6 +307,7 @@ def test_what_is_logged_of_a_batch() -> None:
         "groups/mixed": 1 / 4,
         "groups/all_right": 1 / 4,
         "groups/all_wrong": 2 / 4,
+        "groups/unjudged": 1 / 5,
         "reflections/leak_rate": 2 / 8,
         "reflections/truncated": 2 / 10,
         "retries/unjudged": 3 / 10,

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from r3core import RunError, Task
 from r3core.checkpoints import last_checkpoint
-from r3core.config import Config
+from r3core.config import Config, Limits
 from r3core.generation.local import TransformersGenerator
 from r3core.runs import Run, RunRecord
 from r3core.train import lost_updates, train, training_dtype
@@ -71,8 +71,13 @@ def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:
     assert passed < 0.4
 
 
+def unbounded(config: Config, *, max_group_errors: float = 1.0) -> Config:
+    """Return a configuration under which a run goes on when verdicts cannot be had."""
+    return config.model_copy(update={"judge": Limits(max_errors=1.0, max_group_errors=max_group_errors)})
+
+
 def test_an_unjudged_retry_earns_no_reward(tmp_path: Path) -> None:
-    config = doors.config(steps=1, per_device_train_batch_size=16)
+    config = unbounded(doors.config(steps=1, per_device_train_batch_size=16))
     run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.Unsure())
     rows = run.read("train-episodes")
     outcomes = [row["retries"][0]["verdict"]["outcome"] for row in rows]
@@ -82,6 +87,22 @@ def test_an_unjudged_retry_earns_no_reward(tmp_path: Path) -> None:
     [step] = run.read("train")
     assert step["retries/unjudged"] == pytest.approx(outcomes.count("error") / len(outcomes))
     assert step["reward"] == pytest.approx(outcomes.count("pass") / (len(outcomes) - outcomes.count("error")))
+
+
+@pytest.mark.parametrize("max_group_errors", [0.0, 0.375, 1.0])
+def test_a_group_with_too_many_errors_teaches_nothing(tmp_path: Path, max_group_errors: float) -> None:
+    config = unbounded(doors.config(steps=1), max_group_errors=max_group_errors)
+    run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.Unsure())
+    rows = run.read("train-episodes")
+    groups = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+    shares = [sum(row["retries"][0]["verdict"]["outcome"] == "error" for row in group) / 16 for group in groups]
+    assert min(shares) > 0, "the verifier breaks in every group, else the test shows too little"
+    without = [all(row["reward"] is None for row in group) for group in groups]
+    assert without == [share > max_group_errors for share in shares]
+    [step] = run.read("train")
+    assert step["groups/unjudged"] == sum(without) / len(groups)
+    if all(without):
+        assert step["grad_norm"] == 0
 
 
 def test_training_stops_when_too_many_retries_cannot_be_judged(tmp_path: Path) -> None:
