@@ -21,7 +21,7 @@ class Text(Frozen):
     tokens: int = Field(ge=0)
     """How many tokens the model generated for it."""
     stopped: Stopped = "end"
-    """`length` when the limit of tokens cut it off; `overlong` when its prompt does not fit the model's context, so that
+    """`length` when the limit of tokens cut it off; `overlong` when its prompt does not fit the model's context, and
     nothing was generated."""
     token_ids: list[int] | None = None
     """The sampled tokens, without the end-of-turn token, for the prompts that continue this turn; None where they are
