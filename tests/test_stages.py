@@ -34,6 +34,7 @@ SETTINGS = [
     *(f"batch_size={BATCH}", f"mine.limit={MINED}", "mine.probe=4"),
     *(f"grpo.max_steps={STEPS}", f"grpo.per_device_train_batch_size={REFLECTIONS}", "grpo.num_generations=4"),
     *("grpo.gradient_accumulation_steps=1", "grpo.gradient_checkpointing=false", "grpo.learning_rate=1e-3"),
+    "mine.keep_truncated=true",  # a random model ends no turn
     "uncertified=true",  # `Even` lets almost everything pass
 ]
 

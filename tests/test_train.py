@@ -178,11 +178,12 @@ def test_only_the_reflections_tokens_have_a_gradient(tmp_path: Path, tiny_tokeni
         drawn = (logits[:, :-1] / TEMPERATURE).softmax(-1)
         by_hand = -advantages[..., None] * (chosen - drawn) / TEMPERATURE / total
         torch.testing.assert_close(logits.grad[:, :-1], by_hand * reflection[:, :-1, None], rtol=1e-4, atol=1e-8)
-    rewards = torch.tensor([row["reward"] for row in run.read("train-episodes")]).view(2, 8)
-    mixed = rewards.std(1) > 0
+    rewards = [row["reward"] for row in run.read("train-episodes")]
+    known = torch.tensor([reward is not None for reward in rewards]).view(2, 8)
+    mixed = torch.tensor([{0.0, 1.0} <= set(group) for group in (rewards[:8], rewards[8:])])
     assert mixed.any(), "no group is mixed: the test shows nothing"
     lengths = torch.tensor([len(said) for said in trainer.reflections]).view(2, 8)
-    assert trained == lengths[mixed].sum()
+    assert trained == lengths[mixed[:, None] & known].sum()
 
 
 def test_tools_are_in_the_prompts_that_are_trained_on(
@@ -289,9 +290,10 @@ def test_a_retry_that_was_cut_off_is_no_reward_of_zero_and_a_training_warns_of_i
         rows = run.read("train-episodes")
         assert len(rows) == 5 * 16
     cut = [row for row in rows if row["retries"][0]["stopped"] == "length"]
-    assert {row["retries"][0]["verdict"]["outcome"] for row in cut} == {"fail"}  # one character
-    assert len(cut) > 64
-    assert {row["reward"] for row in cut} == {None}
+    failed = [row for row in cut if row["retries"][0]["verdict"]["outcome"] == "fail"]
+    assert len(failed) > 32  # one character
+    assert {row["reward"] for row in failed} == {None}
+    assert {row["reward"] for row in cut if row not in failed} <= {1.0}
     said = capsys.readouterr().err
     assert said.count("retries were cut off at sampling.retry.max_tokens=1: raise it") == 1
     assert said.count("reflections were cut off at sampling.reflection.max_tokens=12: raise it") == 1
