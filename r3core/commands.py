@@ -336,8 +336,8 @@ def _explain(task: Task, config: Config) -> None:
 def _estimated(config: Config, model: str) -> list[str]:
     """Say what memory and time the run will take, on so many processes as will train."""
     from r3core.estimate import explain
+    from r3core.forecast import Forecast
     from r3core.launch import world_of
-    from r3core.mine import Forecast
     from r3core.runs import RunRecord, values_of
 
     _quiet()

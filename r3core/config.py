@@ -73,7 +73,9 @@ class Mine(Section):
     split: Split = "train"
     """The split whose problems are attempted."""
     limit: int | None = Field(default=512, gt=0)
-    """At most so many problems; null takes them all."""
+    """Maximum number of problems; null takes all of them."""
+    order: Literal["random", "head"] = "random"
+    """Which problems `limit` takes: a random sample that follows from `seed`, or the first ones of the split."""
     samples: int = Field(default=1, gt=0)
     """Attempts at each problem."""
     keep: Literal["any-failed", "all-failed"] = "any-failed"
@@ -82,8 +84,10 @@ class Mine(Section):
     """Problems whose pass rate is lower are left out; the bound itself is allowed."""
     max_pass_rate: float = Field(default=1.0, ge=0, le=1)
     """Problems whose pass rate is higher are left out; the bound itself is allowed."""
+    keep_truncated: bool = False
+    """Also keep attempts as failures that the token limit cut off before they gave a right answer."""
     probe: int = Field(default=64, ge=0)
-    """Failures on which the forecast after mining tries a few reflections; 0 makes no forecast."""
+    """Failures, a random sample, on which the forecast after mining tries a few reflections; 0 makes no forecast."""
     failures: Path | None = None
     """An existing set of failures, used instead of mining."""
 
@@ -116,7 +120,9 @@ class Evaluate(Section):
     split: Split = "test"
     """The split whose problems are attempted."""
     limit: int | None = Field(default=500, gt=0)
-    """At most so many problems; null takes them all."""
+    """Maximum number of problems; null takes all of them."""
+    order: Literal["random", "head"] = "random"
+    """Which problems `limit` takes: a random sample, the same for every `seed` and model, or the first ones."""
     samples: int = Field(default=1, gt=0)
     """Attempts at each problem; intervals and tests then count problems, not attempts."""
     controls: bool = False

@@ -6,14 +6,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from r3core.config import Config
+from r3core.dataset import Taken
 from r3core.episode import CONTROLS, Answer, Arm, Episode
 from r3core.generation import Generator
 from r3core.mistakes import blamed
 from r3core.protocol import Make, Protocol, Work, seed_of
 from r3core.runs import Run, values_of
 from r3core.screen import progress_bar
-from r3core.stats import Difference, Rate, clustered, paired
+from r3core.stats import Difference, Rate, clustered, paired, wilson
 from r3core.task import Example, Frozen, Task
+from r3core.truncation import Turned, warn_if_truncated
 
 
 class Scores(Frozen):
@@ -31,8 +34,12 @@ class Scores(Frozen):
     """Reflections that give the answer away, of those that could be tested."""
     fix_without_leak: Rate
     """The fix rate over the failures whose reflection did not give the answer away."""
+    attempts_truncated: Rate = wilson(0, 0)
+    """Attempts that the token limit cut off; they count as passed or failed like others."""
     truncated: Rate
-    """Reflections that the limit of tokens cut off."""
+    """Reflections that the token limit cut off."""
+    retries_truncated: Rate = wilson(0, 0)
+    """Retries after a reflection that the token limit cut off; they count as passed or failed like others."""
     errors: int
     """Answers that the verifier could not judge; they count in no rate."""
     first_mistakes: dict[str, int] = {}
@@ -56,10 +63,20 @@ class Result(Frozen):
     paired: Paired | None = None
     cross: dict[str, dict[str, Rate]] | None = None
     """Fix rates over the base's failures: reflections by -> retries by -> rate."""
+    problems: Taken | None = None
+    """Which problems of the split were attempted."""
 
 
-def evaluate(run: Run, protocol: Protocol, examples: Sequence[Example], *, base: Make, trained: Make | None) -> Result:
-    """Evaluate one or two models on the same problems with the same seeds; goes on where it was stopped."""
+def evaluate(
+    run: Run,
+    protocol: Protocol,
+    examples: Sequence[Example],
+    *,
+    base: Make,
+    trained: Make | None,
+    problems: Taken | None = None,
+) -> Result:
+    """Evaluate one or two models on the same problems with the same seeds; resumes where it was stopped."""
     models = {"base": base} | ({"trained": trained} if trained else {})
     with run.clock("evaluate") as tick:
         episodes = {
@@ -69,12 +86,26 @@ def evaluate(run: Run, protocol: Protocol, examples: Sequence[Example], *, base:
         if protocol.config.evaluate.cross and trained:
             cross = _cross(run, protocol, episodes["base"], models=models, tick=tick)
     controls = CONTROLS if protocol.config.evaluate.controls else ()
+    sides = {name: scores(found, controls, protocol.task) for name, found in episodes.items()}
+    _warn_if_truncated(protocol.config, sides)
     return Result(
-        base=scores(episodes["base"], controls, protocol.task),
-        trained=scores(episodes["trained"], controls, protocol.task) if trained else None,
+        **sides,
         paired=compare(episodes["base"], episodes["trained"]) if trained else None,
         cross=cross,
+        problems=problems,
     )
+
+
+def truncated(side: Scores) -> dict[Turned, Rate]:
+    """Return the share of each kind of turn that the token limit cut off."""
+    return {"attempt": side.attempts_truncated, "reflection": side.truncated, "retry": side.retries_truncated}
+
+
+def _warn_if_truncated(config: Config, sides: dict[str, Scores]) -> None:
+    """Warn of each kind of turn once, for the model of which more were cut off."""
+    for turn in ("attempt", "reflection", "retry"):
+        name, cut = max(((name, truncated(side)[turn]) for name, side in sides.items()), key=lambda of: of[1].rate)
+        warn_if_truncated(config, turn, cut.passed, total=cut.total, by=f" of the {name} model")
 
 
 def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = (), task: Task | None = None) -> Scores:
@@ -92,7 +123,9 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = (), task: Task
         controls={arm: fix_rate(failed, arm) for arm in controls},
         leaks=_rate((e, reflection.leaked) for e, reflection in reflected),
         fix_without_leak=fix_rate([e for e, reflection in reflected if reflection.leaked is False], "reflect"),
+        attempts_truncated=_rate((e, e.attempt.stopped == "length") for e in episodes),
         truncated=_rate((e, reflection.stopped == "length") for e, reflection in reflected),
+        retries_truncated=_rate((e, r.stopped == "length") for e in failed if (r := e.retries.get("reflect"))),
         errors=sum(answer.verdict.outcome == "error" for answer in answers),
         first_mistakes=_mistakes(task, [episode.attempt for episode in failed]),
         second_mistakes=_mistakes(task, [e.retries["reflect"] for e in failed if "reflect" in e.retries]),

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
-from r3core import stats
 from r3core.config import Config, Limits, Mine
+from r3core.dataset import Taken, problems_to_mine
 from r3core.episode import Answer, Episode
-from r3core.errors import ConfigError, RunError, TaskError, UsageError
+from r3core.errors import ConfigError, RunError, UsageError
 from r3core.generation import Generator
-from r3core.mistakes import load_examples
 from r3core.protocol import Make, Protocol, seed_of
+from r3core.reward import judged
 from r3core.runs import Run, environment, values_of
 from r3core.screen import progress_bar
 from r3core.task import Example, Frozen, Message, Task
+from r3core.truncation import limit_of, warn_if_truncated
 from r3core.verification import Judge, verifier_hash
-
-GROUPS = (2, 4, 8, 16, 32, 64)
-"""The group sizes that the forecast compares."""
-_PROBE_SAMPLES = 4  # reflections on each probed failure
 
 
 class Failure(Frozen):
@@ -50,28 +47,6 @@ class Failure(Frozen):
         return Episode(example=example, sample=self.sample, attempt=self.attempt)
 
 
-class Forecast(Frozen):
-    """What training on a set of failures may be expected to bring and to cost."""
-
-    probed: int
-    """Failures that were reflected on, a few times each."""
-    fix_rate: float
-    signal: dict[int, float]
-    """Group size -> expected share of groups that hold both a passed and a failed retry."""
-    tokens: float
-    """Tokens generated for one reflection and its retries, on average."""
-    seconds: float
-    """Seconds to generate and judge one reflection and its retries, in batches."""
-
-
-def examples_of(task: Task, split: Any, limit: int | None) -> list[Example]:
-    """Return a task's problems; TaskError when there are none, or `load` breaks, or two of them have one id."""
-    examples = list(islice(load_examples(task, split), limit))
-    if not examples:
-        raise TaskError(f"task `{task.name}` has no problem in its split `{split}`: `load({split!r})` yielded nothing")
-    return examples
-
-
 def check_splits(config: Config) -> None:
     """Raise ConfigError when a model would be evaluated on the split whose failures it is trained on."""
     split, owner = config.mine.split, "`mine.split` is"
@@ -92,7 +67,7 @@ def check_splits(config: Config) -> None:
 def mine(run: Run, protocol: Protocol, make: Make) -> list[Failure]:
     """Attempt every problem, write all episodes and the set of failures; goes on where it was stopped."""
     config = protocol.config
-    examples = examples_of(protocol.task, config.mine.split, config.mine.limit)
+    examples, taken = problems_to_mine(protocol.task, config)
     samples = config.mine.samples
     size = max(1, config.batch_size // samples)
     with run.clock("mine") as tick, progress_bar("mine", len(examples), done=len(run.read("mine")) // samples) as bar:
@@ -104,11 +79,17 @@ def mine(run: Run, protocol: Protocol, make: Make) -> list[Failure]:
         rows = run.extend("mine", examples, partial(make, attempted), size=size, each=samples, done=done)
     episodes = values_of(Episode, rows, "mine")
     failures = select(protocol, episodes)
-    counts = _counts(episodes, failures)
+    counts = _counts(episodes, failures, taken)
+    limit = limit_of(config, "attempt")
+    warn_if_truncated(config, "attempt", counts["truncated"], total=len(episodes))
     write_failures(run.path / "failures", failures, card(protocol, counts))
+    if (left_out := counts["left_out"]) and not config.mine.keep_truncated:
+        print(f"left out: {left_out:,} attempts cut off at {limit}", file=sys.stderr)
     if not failures:
+        cut = f"{left_out:,} attempts were cut off at {limit}: raise it, or --set mine.keep_truncated=true"
         raise RunError(
             f"none of the {len(episodes)} attempts is a failure to learn from under `mine.keep={config.mine.keep}`",
+            *([cut] if left_out else []),
             "mine more problems (--set mine.limit=...) or harder ones, or widen the bounds on the pass rate",
         )
     run.finish("mine", counts)
@@ -123,11 +104,16 @@ def attempted(protocol: Protocol, generator: Generator, number: int, batch: Sequ
 
 
 def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
-    """Return one failure a problem, its first, for the problems that the rule of the configuration keeps."""
+    """Return one failure per problem, its first, for the problems that the rule of the configuration keeps.
+
+    An attempt that was cut off before it gave a right answer is, like an error, neither passed nor failed, and counts
+    in no pass rate; with `mine.keep_truncated` it is a failure like others.
+    """
     rule: Mine = protocol.config.mine
     problems: dict[str, list[Episode]] = defaultdict(list)
     for episode in episodes:
-        if episode.attempt.verdict.outcome != "error":
+        wrong = episode.failed if rule.keep_truncated else judged(episode.attempt) is False
+        if wrong or judged(episode.attempt):
             problems[episode.example.id].append(episode)
     kept = []
     for tried in problems.values():
@@ -241,48 +227,16 @@ def rescore_failures(
     return {"judged": len(failures), "unchanged": len(failures) - len(changed), "changed": changed}
 
 
-def forecast(run: Run, protocol: Protocol, failures: Sequence[Failure], make: Make) -> Forecast | None:
-    """Reflect a few times on some of the failures, and tell what training on them may bring; None without a probe."""
-    from time import perf_counter
-
-    probed = [failure.episode() for failure in failures[: protocol.config.mine.probe]]
-    if not probed:
-        return None
-    began = perf_counter()
-    with run.clock("forecast"):
-        [episodes] = make(reflected, [(0, [episode for episode in probed for _ in range(_PROBE_SAMPLES)])])
-    counts: dict[str, tuple[int, int]] = {}
-    tokens = 0
-    for episode in episodes:
-        retried = episode.retries["reflect"]
-        tokens += retried.tokens + (episode.reflection.tokens if episode.reflection else 0)
-        passed, total = counts.get(episode.example.id, (0, 0))
-        if retried.verdict.outcome != "error":
-            counts[episode.example.id] = (passed + (retried.verdict.outcome == "pass"), total + 1)
-    passed, total = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
-    result = Forecast(
-        probed=len(probed),
-        fix_rate=passed / total if total else 0.0,
-        signal={group: stats.expected_signal(list(counts.values()), group) for group in GROUPS},
-        tokens=tokens / len(episodes),
-        seconds=(perf_counter() - began) / len(episodes),
-    )
-    run.write_json("forecast", result)
-    return result
-
-
-def reflected(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode]) -> list[Episode]:
-    """Return the probed failures, all of them in one batch, with a reflection and a retry each."""
-    seed = protocol.config.seed
-    episodes = protocol.reflect(batch, generator, seed=seed_of(seed, "probe", "reflect"))
-    return protocol.retry(episodes, generator, seed=seed_of(seed, "probe", "retry"))
-
-
-def _counts(episodes: Sequence[Episode], failures: Sequence[Failure]) -> dict[str, Any]:
+def _counts(episodes: Sequence[Episode], failures: Sequence[Failure], taken: Taken) -> dict[str, Any]:
+    """Return what mining found; an attempt that was cut off and did not pass is both truncated and left out."""
+    cut = [episode for episode in episodes if episode.attempt.stopped == "length"]
     outcomes = [episode.attempt.verdict.outcome for episode in episodes]
     return {
-        "problems": len({episode.example.id for episode in episodes}),
+        "problems": taken.taken,
+        **({"problems_in_split": taken.read} if taken.whole else {}),
         "attempts": len(episodes),
         **{kind: outcomes.count(kind) for kind in ("pass", "fail", "error")},
+        "truncated": len(cut),
+        "left_out": sum(episode.failed for episode in cut),
         "failures": len(failures),
     }

@@ -115,7 +115,8 @@ class Protocol:
         """
         requests = [self._retry_request(e, arm, other) for e, other in zip(episodes, _others(episodes), strict=True)]
         served = [(e.example, request) for e, request in zip(episodes, requests, strict=True) if request is not None]
-        answers = iter(self._answers([e for e, _ in served], [r for _, r in served], generator, "retry", seed=seed))
+        turn = "attempt" if arm == "resample" else "retry"  # plain resampling is a fresh attempt
+        answers = iter(self._answers([e for e, _ in served], [r for _, r in served], generator, turn, seed=seed))
         retried = [
             _overlong_retry(episode) if request is None and arm == "reflect" else next(answers) if request else None
             for episode, request in zip(episodes, requests, strict=True)

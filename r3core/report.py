@@ -7,12 +7,14 @@ from typing import Any, TextIO
 
 from r3core.check.certificate import Certificate
 from r3core.config import Config
-from r3core.evaluate import Result
-from r3core.mine import Forecast
+from r3core.evaluate import Result, Scores, truncated
+from r3core.forecast import Forecast, group_size
+from r3core.launch import world_of
 from r3core.rescore import Rescored, Verifier
 from r3core.runs import RunRecord
 from r3core.screen import visible
-from r3core.stats import Difference, Rate
+from r3core.stats import Difference, Rate, Share
+from r3core.truncation import PLURAL
 
 HEADINGS = ("", "base", "trained", "trained - base")
 _LONGEST_SHOWN = 100  # characters of what a model wrote
@@ -46,7 +48,7 @@ def mistakes(result: Result) -> list[tuple[str, ...]]:
 
     Empty for a task that names no kinds.
     """
-    sides = {"base": result.base} | ({"trained": result.trained} if result.trained else {})
+    sides = _sides(result)
     counts = {f"first try, {name}": side.first_mistakes for name, side in sides.items()}
     counts |= {f"retry, {name}": side.second_mistakes for name, side in sides.items()}
     kinds = sorted({kind for column in counts.values() for kind in column}, key=lambda k: -_total(counts, k))
@@ -62,17 +64,36 @@ def notes(result: Result, config: Config) -> list[str]:
     """Return what has to be said beside the table."""
     test = "exact McNemar test" if config.evaluate.samples == 1 else "permutation test and bootstrap"
     said = [
-        f"{config.evaluate.split} split, {result.base.first.total} attempts, {config.evaluate.samples} a problem, "
+        f"{_problems(result, config)}; {result.base.first.total} attempts, {config.evaluate.samples} per problem, "
         f"seed {config.seed}; Wilson intervals; {test} over the same problems",
         "second try = solved by the attempt or the retry; fix rate = retries right, of the first attempts that failed; "
         "each model on its own failures" + (", in the last rows both on the base's" if result.cross else ""),
     ]
+    said.append(
+        "cut off at the token limit: "
+        + "; ".join(f"{name}: {_cut_off(side)}" for name, side in _sides(result).items())
+        + "; an answer that was cut off and did not pass counts as wrong here"
+    )
     if config.uncertified:
         said.append("the verifier did not have to pass `r3 check` (--uncertified)")
-    for name, side in (("base", result.base), ("trained", result.trained)):
-        if side and side.errors:
+    for name, side in _sides(result).items():
+        if side.errors:
             said.append(f"{name}: the verifier could not judge {side.errors} answers; they count in no rate")
     return said
+
+
+def _problems(result: Result, config: Config) -> str:
+    """Return which problems were attempted, as far as it is recorded."""
+    chosen = f", {result.problems.describe(', the same for every seed')}" if result.problems else ""
+    return f"{config.evaluate.split} split{chosen}"
+
+
+def _cut_off(side: Scores) -> str:
+    return ", ".join(f"{PLURAL[turn]} {100 * rate.rate:.1f}%" for turn, rate in truncated(side).items())
+
+
+def _sides(result: Result) -> dict[str, Scores]:
+    return {"base": result.base} | ({"trained": result.trained} if result.trained else {})
 
 
 def print_table(result: Result, config: Config, to: TextIO) -> None:
@@ -98,21 +119,30 @@ def print_table(result: Result, config: Config, to: TextIO) -> None:
         console.print(table)
 
 
-def print_forecast(forecast: Forecast, config: Config, *, group: int, to: TextIO) -> None:
+def print_forecast(forecast: Forecast, config: Config, to: TextIO) -> None:
     """Print what training on the mined failures may bring, and which group size would do better."""
-    per_step = max(1, int(config.grpo_options().get("per_device_train_batch_size", 8)))
-    per_step *= int(config.grpo_options().get("gradient_accumulation_steps", 1))
-    share = forecast.signal.get(group) or _nearest(forecast.signal, group)
+    options, group, processes = config.grpo_options(), group_size(config), world_of(config).processes
+    rows = int(options.get("per_device_train_batch_size", 8)) * int(options.get("gradient_accumulation_steps", 1))
+    part = max(1, rows) / max(1, int(options.get("num_iterations", 1)))  # reflections of a process in a step
+    share = forecast.signal[group]
+    among = f", a random sample of {forecast.failures:,}" if forecast.failures > forecast.probed else ""
+    reward = "" if config.train.reward_leaks else f"; the mean reward of a reflection is {_share(forecast.reward)}"
+    one = f"; each of {processes} processes generates its part" if processes > 1 else ""
     lines = [
-        f"forecast from {forecast.probed} failures: a retry after the base's reflection passes in "
-        f"{forecast.fix_rate:.1%}; with num_generations {group}, {share:.0%} of the groups will hold both kinds",
-        "  other group sizes: " + ", ".join(f"{size}: {value:.0%}" for size, value in forecast.signal.items()),
-        f"  a step generates about {forecast.tokens * per_step:,.0f} tokens in about "
-        f"{forecast.seconds * per_step:.1f} s; the update comes on top",
+        f"forecast from {forecast.probed:,} failures{among}: a retry after the base's reflection passes in "
+        f"{_share(forecast.fix_rate)}{reward}; with num_generations {group}, {_share(share)} of the groups will hold "
+        "different rewards",
+        "  other group sizes: "
+        + ", ".join(f"{size}: {_share(value)}" for size, value in forecast.signal.items() if size != group),
+        f"  cut off at the token limit: {_share(forecast.reflections_truncated)} of the reflections, "
+        f"{_share(forecast.retries_truncated)} of the retries; without a reward: {_share(forecast.unrewarded)} of the "
+        "reflections",
+        f"  a step generates about {forecast.tokens * part * processes:,.0f} tokens in about "
+        f"{forecast.seconds * part:.1f} s{one}; the update comes on top",
     ]
-    better = [size for size, value in forecast.signal.items() if size > group and value > share + 0.1]
+    better = [size for size, value in forecast.signal.items() if size > group and value.rate > share.rate + 0.1]
     if better:
-        lines.append(f"  num_generations {better[0]} would give {forecast.signal[better[0]]:.0%}")
+        lines.append(f"  num_generations {better[0]} would give {_share(forecast.signal[better[0]])}")
     print("\n".join(lines), file=to)
 
 
@@ -209,5 +239,6 @@ def _difference(difference: Difference) -> str:
     return f"{100 * difference.difference:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}] {p}"
 
 
-def _nearest(signal: dict[int, float], group: int) -> float:
-    return signal[min(signal, key=lambda size: abs(size - group))]
+def _share(share: Share | Rate) -> str:
+    """Return a share with its 95% interval."""
+    return f"{100 * share.rate:.1f}% [{100 * share.low:.1f}, {100 * share.high:.1f}]"

@@ -6,13 +6,13 @@ import sys
 from functools import partial
 
 from r3core.config import Config, local_model
+from r3core.dataset import problems_to_mine
 from r3core.episode import Episode
 from r3core.errors import RunError
 from r3core.generation import Conversation
 from r3core.generation.chat import templated
 from r3core.generation.engines import load
 from r3core.generation.local import TransformersGenerator
-from r3core.mine import examples_of
 from r3core.protocol import Protocol, seed_of
 from r3core.screen import visible
 from r3core.task import Task
@@ -59,7 +59,7 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
 
 def _failures(protocol: Protocol, generator: TransformersGenerator, *, count: int) -> list[Episode]:
     config = protocol.config
-    examples = examples_of(protocol.task, config.mine.split, config.mine.limit)
+    examples = problems_to_mine(protocol.task, config).examples
     failed: list[Episode] = []
     for start in range(0, len(examples), 8 * count):
         seed = seed_of(config.seed, "show", start)

@@ -15,16 +15,18 @@ from r3core.check import certified, demand
 from r3core.check.certificate import Certificate
 from r3core.checkpoints import changed_share
 from r3core.config import Config, local_model, model_of
+from r3core.dataset import problems_to_evaluate
 from r3core.episode import Answer, Episode
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.fleet import Fleet, options_of
+from r3core.forecast import forecast
 from r3core.generation.chat import encode
 from r3core.generation.engines import Engines, check_engine, load, saved_dtype
 from r3core.generation.local import load_tokenizer
 from r3core.kept import KeptCompletions
 from r3core.launch import launch_training, launches, rank
-from r3core.mine import Failure, examples_of, forecast, mine, read_failures, write_failures
+from r3core.mine import Failure, mine, read_failures, write_failures
 from r3core.mistakes import load_examples
 from r3core.protocol import Make, Protocol, here
 from r3core.runs import Follower, Run, values_of
@@ -195,14 +197,14 @@ class Stages:
         return values_of(Result, [self.run.read_json("result")], "result")[0]
 
     def _compare(self, trained: Path | None) -> Result:
-        settings = self.config.evaluate
-        examples = examples_of(self.task, settings.split, settings.limit)
+        examples, taken = problems_to_evaluate(self.task, self.config)
         result = evaluate(
             self.run,
             self.protocol,
             examples,
             base=self._base(),
             trained=self._make(trained) if trained else None,
+            problems=taken,
         )
         self.run.write_json("result", result)
         self.run.finish("evaluate", {"problems": len(examples), "trained": trained is not None})
@@ -225,8 +227,7 @@ class Stages:
     def _forecast(self, failures: list[Failure]) -> None:
         told = forecast(self.run, self.protocol, failures, self._base())
         if told is not None:
-            group = int(self.config.grpo.get("num_generations", 8))
-            report.print_forecast(told, self.config, group=group, to=sys.stderr)
+            report.print_forecast(told, self.config, sys.stderr)
 
     def _base(self) -> Make:
         return self._make(model_of(self.config, self.task))

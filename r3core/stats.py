@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import comb, exp, lgamma, sqrt
+from math import comb, sqrt
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _RESAMPLES = 10_000
+_PROBES = 2_000  # bootstrap samples of the failures of a probe
 _AT_ONCE = 2_000_000  # numbers drawn at a time, which bounds the memory
 _SEED = 20_250_530
 
@@ -26,6 +27,14 @@ class Rate(Frozen):
     total: int
     rate: float
     """passed / total; 0 when the total is 0."""
+    low: float
+    high: float
+
+
+class Share(Frozen):
+    """An estimated share, or mean of rewards, with its confidence interval."""
+
+    rate: float
     low: float
     high: float
 
@@ -101,29 +110,89 @@ def signal(p: Sequence[float], group: int) -> float:
     return fmean(1.0 - rate**group - (1.0 - rate) ** group for rate in p) if p else 0.0
 
 
-def expected_signal(counts: Sequence[tuple[int, int]], group: int) -> float:
-    """Return the expected share of mixed groups of size G, from (passed, tried) retries of a sample of problems.
+def mean_reward(rewards: Sequence[Sequence[float]], confidence: float = 0.95) -> Share:
+    """Return the mean of the rewards of reflections on a sample of failures, with a bootstrap interval over failures.
 
-    With few tries a problem, its own rate would say all-or-nothing too often. So the rates are taken to follow a beta
-    distribution, fitted by moments (Griffiths 1973), under which E[1 - p^G - (1-p)^G] has a closed form.
+    When all rewards are equal there is nothing to resample: then it is Wilson's interval, in which failures count.
     """
-    tried = [(passed, total) for passed, total in counts if total]
-    if not tried:
-        return 0.0
-    rates = [passed / total for passed, total in tried]
-    mean, size = fmean(rates), fmean(total for _, total in tried)
-    if mean in (0.0, 1.0):
-        return 0.0
-    spread = fmean((rate - mean) ** 2 for rate in rates) / (mean * (1 - mean))
-    overdispersion = (spread - 1 / size) / (1 - 1 / size) if size > 1 else 0.0
-    if overdispersion <= 1e-6:
-        return signal([mean], group)
-    strength = 1 / min(overdispersion, 0.999) - 1  # alpha + beta
+    import numpy as np
 
-    def moment(alpha: float) -> float:  # E[p^G], where p is Beta(alpha, strength - alpha)
-        return exp(lgamma(alpha + group) + lgamma(strength) - lgamma(alpha) - lgamma(strength + group))
+    probed = [row for row in rewards if row]
+    if not probed:
+        return Share(rate=0.0, low=0.0, high=1.0)
+    totals, sizes = (np.array([of(row) for row in probed], dtype=float) for of in (sum, len))
+    rate = float(totals.sum() / sizes.sum())
+    if len({reward for row in probed for reward in row}) == 1:
+        bounds = _score_interval(rate, len(probed), confidence)
+    else:
+        weights = _resampled_weights(len(probed))
+        bounds = _quantiles((weights @ totals) / (weights @ sizes), confidence)
+    return Share(rate=rate, low=bounds[0], high=bounds[1])
 
-    return 1.0 - moment(mean * strength) - moment((1 - mean) * strength)
+
+def expected_signal(rewards: Sequence[Sequence[float]], group: int, confidence: float = 0.95) -> Share:
+    """Return the expected share of groups of size G in which at least two rewards differ, from a probe.
+
+    `rewards` holds the rewards of a few reflections for each probed failure; with k retries a reward has k + 1 levels.
+    A group teaches nothing when all its rewards are of one level, so the share is 1 - sum over levels of E[p(level)^G].
+    With few reflections on a failure, its own shares would tell all-or-nothing too often. So p(level) is taken to
+    follow a beta distribution over the failures, fitted by moments for each level (Griffiths 1973), under which E[p^G]
+    has a closed form. With one retry there are two levels, and it is the beta-binomial; with more, no joint
+    distribution of the levels is assumed, since the sum needs none.
+
+    The interval is the percentile bootstrap over failures, with a fixed seed. When all rewards are equal there is
+    nothing to resample: then it reaches from 0 to the share for a failure whose reward differs as often as Wilson's
+    upper bound, over failures, allows. By Jensen's inequality no spread over the failures gives more.
+    """
+    import numpy as np
+
+    probed = [row for row in rewards if row]
+    if not probed:
+        return Share(rate=0.0, low=0.0, high=1.0)
+    levels = sorted({reward for row in probed for reward in row})
+    if len(levels) == 1:
+        return Share(rate=0.0, low=0.0, high=signal([wilson(0, len(probed), confidence).high], group))
+    counts = np.array([[row.count(level) for level in levels] for row in probed], dtype=float)  # [failures, levels]
+    alike = np.full((1, len(probed)), 1 / len(probed))
+    low, high = _quantiles(_mixed(_resampled_weights(len(probed)), counts, group), confidence)
+    return Share(rate=float(_mixed(alike, counts, group)[0]), low=low, high=high)
+
+
+def _mixed(weights: NDArray[np.float64], counts: NDArray[np.float64], group: int) -> NDArray[np.float64]:
+    """Return the expected share of mixed groups for each row of weights [samples, failures] of the counted levels."""
+    import numpy as np
+    from scipy.special import gammaln
+
+    sizes = counts.sum(axis=1)
+    shares = counts / sizes[:, None]
+    mean = weights @ shares  # [samples, levels]
+    spread = weights @ shares**2 - mean**2
+    whole = mean * (1 - mean)
+    size = np.broadcast_to((weights @ sizes)[:, None], mean.shape)
+    some = (whole > 1e-12) & (size > 1)
+    chance = 1 / np.where(some, size, 2.0)  # of the spread, what equal failures would show too
+    overdispersion = np.where(some, (spread / np.where(some, whole, 1.0) - chance) / (1 - chance), 0.0)
+    strength = 1 / np.clip(overdispersion, 1e-6, 0.999) - 1  # alpha + beta
+    alpha = mean * strength
+    moments = np.exp(gammaln(alpha + group) + gammaln(strength) - gammaln(alpha) - gammaln(strength + group))
+    alike = np.where(overdispersion <= 1e-6, mean**group, moments).sum(axis=1)
+    mixed: NDArray[np.float64] = np.clip(1.0 - alike, 0.0, 1.0)
+    return mixed
+
+
+def _resampled_weights(count: int) -> NDArray[np.float64]:
+    """Return how much each of so many failures weighs in each bootstrap sample, [samples, failures]."""
+    import numpy as np
+
+    drawn = np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), min(_PROBES, _AT_ONCE // count))
+    return drawn / count
+
+
+def _quantiles(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    import numpy as np
+
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def _score_interval(rate: float, size: float, confidence: float) -> tuple[float, float]:

@@ -40,8 +40,10 @@ from r3core.launch import first_alone, losses_told, rank, started
 from r3core.mine import Failure
 from r3core.policy import Policy, engine_given
 from r3core.protocol import Protocol, seed_of, with_leak
+from r3core.reward import judged, reward_of
 from r3core.runs import Run
 from r3core.screen import progress_bar
+from r3core.truncation import Watch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,6 +75,7 @@ class ReflectionTrainer(GRPOTrainer):
         context = min((limit for limit in limits if limit is not None), default=None)
         failures = self.failures = fitting(protocol, failures, tokenizer, context=context, args=args)
         self.generation_seconds = 0.0
+        self.watch = Watch(protocol.config)
         self._drawn = 0  # generations so far in this step, so that each has a seed of its own
         self.saved_dtype = saved_dtype or model.dtype
         """The dtype that the model was published in, and that `model/` is written in; training may take a wider one."""
@@ -196,6 +199,8 @@ class ReflectionTrainer(GRPOTrainer):
         """Log and write what came of a generation, of all processes."""
         for name, value in measures(rewards, failure, groups).items():
             log_metric(name, value)
+        if self.accelerator.is_main_process:
+            self._warn_of_truncation(groups)
         rows = [
             {
                 "step": self.state.global_step + 1,
@@ -207,6 +212,12 @@ class ReflectionTrainer(GRPOTrainer):
             for index, group, reward in zip(failure, groups, rewards, strict=True)
         ]
         self.run.append("train-episodes", rows)
+
+    def _warn_of_truncation(self, groups: Sequence[Sequence[Episode]]) -> None:
+        reflections = [group[0].reflection for group in groups if group[0].reflection]
+        retries = [episode.retries["reflect"] for group in groups for episode in group]
+        self.watch.add("reflection", sum(r.stopped == "length" for r in reflections), total=len(reflections))
+        self.watch.add("retry", sum(r.stopped == "length" for r in retries), total=len(retries))
 
     @property
     def world(self) -> str:
@@ -452,17 +463,6 @@ def dataset_of(protocol: Protocol, failures: Sequence[Failure], least: int) -> D
     return Dataset.from_dict({"prompt": requests, "failure": list(range(len(failures)))})
 
 
-def reward_of(group: Sequence[Episode], *, reward_leaks: bool = True) -> float | None:
-    """Return the reward of one reflection: the share of its judged retries that passed; None when none was judged."""
-    outcomes = [episode.retries["reflect"].verdict.outcome for episode in group]
-    judged = [outcome == "pass" for outcome in outcomes if outcome != "error"]
-    reflection = group[0].reflection
-    leaked = reflection.leaked if reflection else None
-    if not judged or (not reward_leaks and leaked is None):
-        return None
-    return 0.0 if leaked and not reward_leaks else sum(judged) / len(judged)
-
-
 def without_broken_groups(
     rewards: Sequence[float | None], failure: Sequence[int], *, max_share: float
 ) -> list[float | None]:
@@ -487,21 +487,22 @@ def measures(
     kinds = []
     unjudged = 0
     for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
-        judged = {reward for _, reward in rows if reward is not None}
-        if judged:
-            only = {frozenset([1.0]): "all_right", frozenset([0.0]): "all_wrong"}.get(frozenset(judged), "all_equal")
-            kinds.append("mixed" if len(judged) > 1 else only)
+        given = {reward for _, reward in rows if reward is not None}
+        if given:
+            only = {frozenset([1.0]): "all_right", frozenset([0.0]): "all_wrong"}.get(frozenset(given), "all_equal")
+            kinds.append("mixed" if len(given) > 1 else only)
         else:
             unjudged += 1
     reflections: list[Reflection] = [group[0].reflection for group in groups if group[0].reflection]
     tested = [reflection.leaked for reflection in reflections if reflection.leaked is not None]
-    outcomes = [episode.retries["reflect"].verdict.outcome for group in groups for episode in group]
+    retries = [episode.retries["reflect"] for group in groups for episode in group]
     shares = {f"groups/{kind}": kinds.count(kind) / max(1, len(kinds)) for kind in ("mixed", "all_right", "all_wrong")}
     return shares | {
         "groups/unjudged": unjudged / (unjudged + len(kinds)),  # of all groups; the other kinds are shares of the rest
         "reflections/leak_rate": sum(tested) / max(1, len(tested)),
         "reflections/truncated": sum(r.stopped == "length" for r in reflections) / max(1, len(reflections)),
-        "retries/unjudged": outcomes.count("error") / len(outcomes),
+        "retries/truncated": sum(retry.stopped == "length" for retry in retries) / len(retries),
+        "retries/unjudged": sum(judged(retry) is None for retry in retries) / len(retries),
     }
 
 

@@ -31,7 +31,7 @@ from r3core.estimate.memory import (
     states,
     weights,
 )
-from r3core.estimate.speed import CARDS, card_of, seconds_of
+from r3core.estimate.speed import CARDS, Seconds, card_of, seconds_of
 from r3core.plugins import get_task
 
 GIB = 2**30
@@ -374,6 +374,19 @@ def test_a_forecast_is_believed_more_than_the_arithmetic() -> None:
     assert told.measured
     assert told.generating == 16.0
     assert told.training < seconds_of(config, counted, chosen, CARDS["A100"]).training
+
+
+def test_a_forecast_holds_all_retries_of_a_reflection_already() -> None:
+    counted = shape_of(Qwen2Config(**SMALL))
+    forecast = {"tokens": 100.0, "seconds": 0.5}
+
+    def told(**values: Any) -> Seconds:
+        config = settings(**values)
+        return seconds_of(config, counted, plan_of(config, counted), CARDS["A100"], forecast=forecast)
+
+    assert told(train={"retries": 4}).generating == told().generating == 4.0
+    assert told(train={"retries": 4}).training < told().training  # fewer of the same tokens are the reflection's
+    assert told(grpo={"num_iterations": 2}).generating == 2.0
 
 
 A100 = Machine(gpu="NVIDIA A100-SXM4-80GB", gpu_memory=79.3 * GIB)

@@ -100,6 +100,27 @@ def test_every_rate_is_the_one_counted_by_hand() -> None:
     assert found.first == wilson(1, 5)
 
 
+def test_every_turn_that_was_cut_off_is_counted_and_still_judged() -> None:
+    def cut(found: Episode) -> Episode:
+        attempt = found.attempt.model_copy(update={"stopped": "length"})
+        retries = {arm: retry.model_copy(update={"stopped": "length"}) for arm, retry in found.retries.items()}
+        return found.model_copy(update={"attempt": attempt, "retries": retries})
+
+    episodes = [
+        episode("a", "p"),
+        cut(episode("b", "ff", stopped="length")),
+        episode("c", "ff"),
+        cut(episode("d", "p")),
+        episode("e", "fp"),
+    ]
+    found = scores(episodes)
+    assert counts(found.attempts_truncated) == (2, 5)
+    assert counts(found.truncated) == (1, 3)
+    assert counts(found.retries_truncated) == (1, 3)
+    assert counts(found.first) == (2, 5)  # an attempt that gave no answer did not solve the problem
+    assert counts(found.fix) == (1, 3)
+
+
 def test_a_problem_is_solved_by_either_of_two_attempts() -> None:
     assert [solved(e) for e in EPISODES] == [True, True, False, True, None, None]
     assert solved(episode("x", "f")) is None  # never retried
@@ -194,11 +215,12 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
         trained=here(protocol, lambda: model(attempts=[0], fixes=[1, 2])),
     )
     told = result.model_dump(mode="json")
-    assert set(told) == {"base", "trained", "paired", "cross"}
+    assert set(told) == {"base", "trained", "paired", "cross", "problems"}
     for side in (told["base"], told["trained"]):
         assert {"first", "second", "fix", "controls"} <= set(side)
         assert list(side["controls"]) == ["none", "generic", "shuffled", "resample"]
         rates = [side[key] for key in ("first", "second", "fix", "leaks", "fix_without_leak", "truncated")]
+        rates += [side[key] for key in ("attempts_truncated", "retries_truncated")]
         assert all(set(value) == RATE for value in [*rates, *side["controls"].values()])
     assert set(told["paired"]) == {"first", "second"}
     assert all(set(value) == {"difference", "low", "high", "p"} for value in told["paired"].values())
@@ -243,6 +265,22 @@ def test_without_a_trained_model_there_is_nothing_to_compare(opened: Open) -> No
     result = evaluate(run, protocol, examples, base=here(protocol, model), trained=None)
     assert (result.trained, result.paired, result.cross) == (None, None, None)
     assert result.base.controls == {}
+
+
+def test_turns_that_were_cut_off_are_reflected_on_and_warned_of_once(
+    opened: Open, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def long_winded(conversation: Conversation, index: int) -> str:
+        return "It may well be 7" if len(conversation) == 1 else "no"
+
+    run, protocol, examples = opened("sampling.attempt.max_tokens=3")
+    base, trained = (here(protocol, lambda: ScriptedGenerator(long_winded)) for _ in range(2))
+    result = evaluate(run, protocol, examples, base=base, trained=trained)
+    assert counts(result.base.attempts_truncated) == (8, 8)
+    assert counts(result.base.fix) == (0, 8)
+    assert capsys.readouterr().err == (
+        "warning: 100.0% of 8 attempts of the base model were cut off at sampling.attempt.max_tokens=3: raise it\n"
+    )
 
 
 def test_both_models_get_the_same_problems_and_seeds(opened: Open) -> None:

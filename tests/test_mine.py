@@ -1,23 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy import Toy
 
-from r3core import Example, RunError, Split, TaskError, UsageError, Verdict
+from r3core import Example, RunError, UsageError, Verdict
 from r3core.config import resolve
-from r3core.episode import Answer, Episode
+from r3core.episode import Answer, Episode, Stopped
 from r3core.generation import Conversation
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.mine import (
     Failure,
     card,
-    examples_of,
-    forecast,
     mine,
     read_failures,
     rescore_failures,
@@ -26,7 +23,6 @@ from r3core.mine import (
 )
 from r3core.protocol import Make, Protocol, here
 from r3core.runs import Run
-from r3core.stats import expected_signal
 from r3core.verification import Judge, verifier_hash
 
 Start = Callable[..., tuple[Run, Protocol]]
@@ -39,7 +35,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def start(*overrides: str, task: Toy | None = None) -> tuple[Run, Protocol]:
         task = task or Toy()
-        config = resolve(task, overrides=overrides)
+        config = resolve(task, overrides=("mine.order=head", *overrides))
         for run in opened:
             run.close()
         opened.append(Run.open(tmp_path / "run", config.record()))
@@ -64,13 +60,15 @@ def odd_fails(conversation: Conversation, index: int) -> str:
 
 
 def tried(*outcomes: str, problem: str = "n1") -> list[Episode]:
-    """Return one problem's judged attempts: `p`ass, `f`ail or `e`rror."""
+    """Return one problem's judged attempts: `p`ass, `f`ail or `e`rror; in capitals when the limit cut them off."""
     verdicts = {"p": Verdict.passed(), "f": Verdict.failed("no"), "e": Verdict.error("broken")}
     example = Example(id=problem, prompt="Say 1.", answer="1", info={"level": 2})
-    return [
-        Episode(example=example, sample=i, attempt=Answer(text=f"{o}{i}", tokens=1, verdict=verdicts[o]))
-        for i, o in enumerate("".join(outcomes))
-    ]
+
+    def answer(outcome: str, place: int) -> Answer:
+        stopped: Stopped = "length" if outcome.isupper() else "end"
+        return Answer(text=f"{outcome}{place}", tokens=1, verdict=verdicts[outcome.lower()], stopped=stopped)
+
+    return [Episode(example=example, sample=i, attempt=answer(o, i)) for i, o in enumerate("".join(outcomes))]
 
 
 def kept(episodes: list[Episode], *overrides: str) -> list[Failure]:
@@ -95,6 +93,14 @@ def kept(episodes: list[Episode], *overrides: str) -> list[Failure]:
         ("efe", [], ("f1", 0, 1)),  # what could not be judged does not count
         ("efe", ["mine.keep=all-failed"], ("f1", 0, 1)),
         ("epe", [], None),
+        ("F", [], None),  # no answer was given, so nothing is known
+        ("FFf", [], ("f2", 0, 1)),
+        ("FfP", ["mine.min_pass_rate=0.5"], ("f1", 1, 2)),  # a right answer was given before the cut
+        ("Fp", [], None),
+        ("Ff", ["mine.keep=all-failed"], ("f1", 0, 1)),
+        ("Fpf", ["mine.keep_truncated=true"], ("F0", 1, 3)),
+        ("F", ["mine.keep_truncated=true"], ("F0", 0, 1)),
+        ("Fp", ["mine.keep_truncated=true", "mine.keep=all-failed"], None),
     ],
 )
 def test_the_rule_says_which_problems_are_kept(
@@ -129,7 +135,10 @@ def test_every_problem_is_attempted_and_every_episode_recorded(start: Start) -> 
     episodes = [Episode.model_validate(row) for row in run.read("mine")]
     assert [(e.example.id, e.sample) for e in episodes[:4]] == [("n0", 0), ("n0", 1), ("n0", 2), ("n1", 0)]
     assert [failure.id for failure in failures] == [f"n{number}" for number in range(1, 24, 2)]
-    assert run.done("mine") == {"problems": 24, "attempts": 72, "pass": 36, "fail": 36, "error": 0, "failures": 12}
+    assert run.done("mine") == {
+        **{"problems": 24, "problems_in_split": 24, "attempts": 72, "pass": 36, "fail": 36, "error": 0},
+        **{"truncated": 0, "left_out": 0, "failures": 12},
+    }
     assert run.seconds()["mine"] > 0
 
 
@@ -138,6 +147,54 @@ def test_the_limit_and_the_split_are_kept_to(start: Start) -> None:
     generator = ScriptedGenerator(odd_fails)
     assert [failure.id for failure in mine(run, protocol, by(protocol, generator))] == ["n1001", "n1003"]
     assert generator.calls == [4]
+
+
+def test_mining_takes_a_random_sample_that_follows_from_the_seed(start: Start, tmp_path: Path) -> None:
+    def attempted(*overrides: str) -> list[str]:
+        run, protocol = start("mine.order=random", "mine.limit=6", *overrides)
+        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: "no")))
+        assert (run.done("mine") or {})["problems_in_split"] == 24
+        ids = [row["example"]["id"] for row in run.read("mine")]
+        run.close()
+        (tmp_path / "run").rename(tmp_path / "-".join(overrides))
+        return ids
+
+    one, again, other = attempted("seed=0"), attempted("seed=0", "batch_size=2"), attempted("seed=1")
+    assert one == again
+    assert set(one) != set(other)
+    assert set(one) != {f"n{number}" for number in range(6)}
+
+
+def long_winded(conversation: Conversation, index: int) -> str:
+    """Pass even numbers; of the odd ones, every other answer is cut off at two tokens before it is given."""
+    number = number_in(conversation)
+    return str(number) if number % 2 == 0 else "no" if number % 4 == 1 else f"I think it is {number}"
+
+
+def test_attempts_that_were_cut_off_are_counted_and_left_out(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    run, protocol = start("sampling.attempt.max_tokens=2")
+    failures = mine(run, protocol, by(protocol, ScriptedGenerator(long_winded)))
+    assert [failure.id for failure in failures] == ["n1", "n5", "n9", "n13", "n17", "n21"]
+    counts = run.done("mine") or {}
+    assert [counts[key] for key in ("pass", "fail", "truncated", "left_out", "failures")] == [12, 12, 6, 6, 6]
+    said = capsys.readouterr().err
+    assert "warning: 25.0% of 24 attempts were cut off at sampling.attempt.max_tokens=2: raise it\n" in said
+    assert "left out: 6 attempts cut off at sampling.attempt.max_tokens=2\n" in said
+
+
+def test_attempts_that_were_cut_off_are_kept_on_request(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    run, protocol = start("sampling.attempt.max_tokens=2", "mine.keep_truncated=true")
+    failures = mine(run, protocol, by(protocol, ScriptedGenerator(long_winded)))
+    assert [failure.id for failure in failures] == [f"n{number}" for number in range(1, 24, 2)]
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_where_every_failure_was_cut_off_the_limit_is_named(start: Start) -> None:
+    run, protocol = start("sampling.attempt.max_tokens=1")
+    with pytest.raises(
+        RunError, match=r"24 attempts were cut off at sampling.attempt.max_tokens=1: raise it, or --set"
+    ):
+        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: "too long")))
 
 
 def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> None:
@@ -217,7 +274,7 @@ def test_the_card_says_where_failures_come_from(start: Start) -> None:
     assert provenance["sampling"] == {"temperature": 0.5, "top_p": 1.0, "top_k": 0, "max_tokens": 512}
     assert provenance["mine"] == {
         **{"split": "train", "limit": 512, "samples": 2, "keep": "any-failed"},
-        **{"min_pass_rate": 0.0, "max_pass_rate": 1.0, "probe": 64},
+        **{"min_pass_rate": 0.0, "max_pass_rate": 1.0, "probe": 64, "order": "head", "keep_truncated": False},
     }
     assert provenance["counts"] == run.done("mine")
     assert provenance["counts"]["failures"] == len(failures) == 5
@@ -325,78 +382,3 @@ def test_an_unchanged_verifier_changes_nothing(start: Start, tmp_path: Path) -> 
     facts = rescore_failures(protocol.task, failures, read_failures(run.path)[1], output=None)
     assert facts == {"judged": 12, "unchanged": 12, "changed": []}
     assert list(tmp_path.iterdir()) == [run.path]
-
-
-def test_the_forecast_counts_by_hand(start: Start) -> None:
-    run, protocol, failures = mined(start, "mine.probe=4")
-    retries = count()
-
-    def reply(conversation: Conversation, index: int) -> str:
-        if conversation[-1]["content"].startswith("Now solve"):
-            place = next(retries)  # four retries on each of n1, n3, n5, n7
-            return str(number_in(conversation)) if place in (0, 1, 4, 8, 9, 10, 11) else "no"
-        return "I see my mistake"
-
-    generator = ScriptedGenerator(reply)
-    told = forecast(run, protocol, failures, by(protocol, generator))
-    assert told is not None
-    assert generator.calls == [16, 16]
-    assert (told.probed, told.fix_rate) == (4, 7 / 16)
-    assert told.signal == {group: expected_signal([(2, 4), (1, 4), (4, 4), (0, 4)], group) for group in told.signal}
-    assert list(told.signal) == [2, 4, 8, 16, 32, 64]
-    assert told.tokens == 5.0  # four words and one
-    assert told.seconds > 0
-    assert run.read_json("forecast")["probed"] == 4
-    assert run.seconds()["forecast"] > 0
-
-
-def test_what_could_not_be_judged_is_not_in_the_forecast(start: Start) -> None:
-    run, protocol, failures = mined(start, "mine.limit=4")
-    replies = ScriptedGenerator(lambda asked, index: "unclear" if number_in(asked) == 1 else "3")
-    told = forecast(run, protocol, failures, by(protocol, replies))
-    assert told is not None
-    assert told.fix_rate == 1.0
-    assert told.signal[8] == expected_signal([(4, 4)], 8)
-
-
-def test_no_probe_gives_no_forecast(start: Start) -> None:
-    run, protocol, failures = mined(start, "mine.probe=0")
-    generator = ScriptedGenerator(odd_fails)
-    assert forecast(run, protocol, failures, by(protocol, generator)) is None
-    assert generator.calls == []
-
-
-class Odd(Toy):
-    """A task whose examples are what a test makes them."""
-
-    rows: tuple[Any, ...] = ()
-
-    def load(self, split: Split) -> Iterator[Example]:
-        yield from self.rows
-
-
-ONE = Example(id="n1", prompt="Say 1.", answer="1")
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ((), "task `toy` has no problem in its split `train`: `load('train')` yielded nothing"),
-        ((ONE, ONE), "task `toy`: two problems of the split `train` have the id 'n1'"),
-        ((ONE, {"id": "n2"}), "task `toy`: `load('train')` yielded {'id': 'n2'}"),
-        ((None,), "task `toy`: `load('train')` yielded None"),
-    ],
-)
-def test_examples_that_cannot_be_used_are_the_tasks_fault(rows: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(TaskError) as raised:
-        examples_of(Odd(rows=rows), "train", None)
-    assert raised.value.message == message
-
-
-def test_no_more_examples_are_loaded_than_asked_for() -> None:
-    class Endless(Toy):
-        def load(self, split: Split) -> Iterator[Example]:
-            for number in count():
-                yield Example(id=f"n{number}", prompt="?")
-
-    assert len(examples_of(Endless(), "train", 7)) == 7

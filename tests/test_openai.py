@@ -468,7 +468,8 @@ def test_the_environment_names_the_server_and_the_key(
 
 def settings(*overrides: str) -> list[str]:
     tiny = [f"sampling.{turn}.max_tokens=6" for turn in ("attempt", "reflection", "retry")]
-    limits = ["mine.limit=12", "mine.probe=2", "evaluate.limit=8", "judge.workers=1"]
+    limits = ["mine.limit=12", "mine.probe=2", "mine.keep_truncated=true"]
+    limits += ["evaluate.limit=8", "judge.workers=1"]
     return [word for override in (*tiny, *limits, *overrides) for word in ("--set", override)]
 
 

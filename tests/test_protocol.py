@@ -310,6 +310,27 @@ def test_each_turn_is_sampled_as_the_configuration_says() -> None:
     assert (episodes[0].retries["reflect"].tokens, episodes[0].retries["reflect"].stopped) == (7, "length")
 
 
+def test_resampling_is_sampled_as_an_attempt_and_other_arms_as_a_retry() -> None:
+    seen: list[Any] = []
+
+    class Remembering(ScriptedGenerator):
+        def generate(self, conversations: Any, sampling: Any, *, ended: Any = None) -> Any:
+            seen.append((sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens))
+            return super().generate(conversations, sampling, ended=ended)
+
+    attempt = ("temperature=0.2", "top_p=0.5", "top_k=3", "max_tokens=40")
+    retry = ("temperature=1.5", "top_p=0.9", "top_k=5", "max_tokens=7")
+    protocol = protocol_of(
+        *(f"sampling.attempt.{option}" for option in attempt), *(f"sampling.retry.{option}" for option in retry)
+    )
+    episodes = reflected(protocol, 1, 2, wrong=(1, 2))
+    for arm in ASKED:
+        protocol.retry(episodes, Remembering(lambda asked, index: "no"), seed=0, arm=arm)
+    drawn = dict(zip(ASKED, seen, strict=True))
+    assert drawn.pop("resample") == (0.2, 0.5, 3, 40)
+    assert set(drawn.values()) == {(1.5, 0.9, 5, 7)}
+
+
 def test_an_episode_survives_json() -> None:
     protocol = protocol_of()
     episode = protocol.retry(reflected(protocol, 7, wrong=(7,)), scripted(retry="7"), seed=0)[0]

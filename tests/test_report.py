@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from r3core.config import Config
+from r3core.dataset import Taken
 from r3core.episode import Arm
 from r3core.evaluate import Paired, Result, Scores
-from r3core.mine import Forecast
+from r3core.forecast import Forecast
 from r3core.report import (
     HEADINGS,
     as_json,
@@ -22,7 +23,7 @@ from r3core.report import (
     shares_of_a_step,
 )
 from r3core.runs import Run
-from r3core.stats import Difference, wilson
+from r3core.stats import Difference, Share, wilson
 
 CONFIG = Config.model_validate({"task": "toy", "grpo": {"num_generations": 8}})
 
@@ -36,7 +37,9 @@ def scores(first: int, *, errors: int = 0, controls: bool = True) -> Scores:
         controls={arm: wilson(place, 100 - first) for place, arm in enumerate(arms, start=1)},
         leaks=wilson(3, 100 - first),
         fix_without_leak=wilson(17, 97 - first),
+        attempts_truncated=wilson(first, 100),
         truncated=wilson(0, 100 - first),
+        retries_truncated=wilson(4, 100 - first),
         errors=errors,
     )
 
@@ -116,6 +119,29 @@ def test_errors_are_told_of() -> None:
     assert not any("could not judge" in note for note in notes(result(), CONFIG))
 
 
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        (
+            Taken(order="random", taken=500, read=1200, whole=True),
+            "test split, a random sample of 500 of 1,200 problems, the same for every seed; 100 attempts",
+        ),
+        (Taken(order="head", taken=500, read=500, whole=False), "test split, the first 500 problems; 100 attempts"),
+        (Taken(order="random", taken=1200, read=1200, whole=True), "test split, all 1,200 problems; 100 attempts"),
+        (None, "test split; 100 attempts"),
+    ],
+)
+def test_the_notes_tell_which_problems_were_attempted(taken: Taken | None, said: str) -> None:
+    made = result().model_copy(update={"problems": taken})
+    assert notes(made, CONFIG)[0].startswith(said)
+
+
+def test_the_notes_tell_of_every_turn_how_many_were_cut_off() -> None:
+    said = "\n".join(notes(result(), CONFIG))
+    assert "cut off at the token limit: base: attempts 20.0%, reflections 0.0%, retries 5.0%; trained: attempts" in said
+    assert "trained" not in "".join(note for note in notes(result(trained=False), CONFIG) if "cut off" in note)
+
+
 def test_the_cross_table_is_spoken_of_where_there_is_one() -> None:
     told = result()
     assert told.cross is not None
@@ -140,7 +166,7 @@ def test_the_json_is_the_result_and_the_seconds(tmp_path: Path) -> None:
         run.append("clock", [{"stage": "mine", "seconds": 1.5}, {"stage": "mine", "seconds": 1.0}])
         told = as_json(result(), run)
     assert json.loads(json.dumps(told)) == told
-    assert set(told) == {"base", "trained", "paired", "cross", "seconds", "shares_of_a_step"}
+    assert set(told) == {"base", "trained", "paired", "cross", "problems", "seconds", "shares_of_a_step"}
     assert told["seconds"] == {"mine": 2.5}
     assert told["shares_of_a_step"] == {}
     assert told["base"]["first"] == wilson(20, 100).model_dump()
@@ -167,31 +193,59 @@ def test_the_model_card_has_the_table_and_the_settings() -> None:
 
 def forecast(**signal: float) -> Forecast:
     shares = {int(size.removeprefix("g")): share for size, share in signal.items()}
-    return Forecast(probed=64, fix_rate=0.125, signal=shares, tokens=50.0, seconds=0.01)
+    return Forecast(
+        failures=411,
+        probed=64,
+        retries=1,
+        fix_rate=wilson(32, 256),
+        reward=Share(rate=0.1, low=0.05, high=0.2),
+        signal={size: Share(rate=share, low=share - 0.05, high=share + 0.1) for size, share in shares.items()},
+        unrewarded=wilson(2, 256),
+        reflections_truncated=wilson(0, 256),
+        retries_truncated=wilson(8, 256),
+        tokens=50.0,
+        seconds=0.01,
+    )
 
 
-def told(group: int, **signal: float) -> str:
+def told(group: int, *, config: Config = CONFIG, grpo: dict[str, int] | None = None, **signal: float) -> str:
     paper = io.StringIO()
-    settings = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2}
-    config = CONFIG.model_copy(update={"grpo": settings})
-    print_forecast(forecast(**signal), config, group=group, to=paper)
+    settings = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "num_generations": group}
+    print_forecast(forecast(**signal), config.model_copy(update={"grpo": settings | (grpo or {})}), paper)
     return paper.getvalue()
 
 
-def test_the_forecast_tells_signal_and_cost() -> None:
+def test_the_forecast_tells_signal_and_cost_with_intervals() -> None:
     text = told(8, g4=0.4, g8=0.62, g16=0.65)
-    assert "from 64 failures" in text
-    assert "passes in 12.5%" in text
-    assert "with num_generations 8, 62% of the groups will hold both kinds" in text
-    assert "4: 40%, 8: 62%, 16: 65%" in text
-    assert "about 1,600 tokens in about 0.3 s" in text  # 32 reflections
+    assert "from 64 failures, a random sample of 411" in text
+    assert "passes in 12.5% [9.0, 17.1]" in text
+    assert "with num_generations 8, 62.0% [57.0, 72.0] of the groups will hold different rewards" in text
+    assert "4: 40.0% [35.0, 50.0], 16: 65.0% [60.0, 75.0]" in text
+    assert "about 1,600 tokens in about 0.3 s; the update" in text  # 32 reflections
     assert "would give" not in text  # 16 is hardly better
+    assert "mean reward" not in text
+
+
+def test_the_forecast_tells_what_was_cut_off_and_what_had_no_reward() -> None:
+    text = told(8, g8=0.62)
+    assert "token limit: 0.0% [0.0, 1.5] of the reflections, 3.1% [1.6, 6.0] of the retries" in text
+    assert "without a reward: 0.8% [0.2, 2.8] of the reflections" in text
+
+
+def test_a_step_is_one_of_all_processes_and_seconds_are_those_of_one() -> None:
+    text = told(8, config=CONFIG.model_copy(update={"processes": 4}), g8=0.62)
+    assert "about 6,400 tokens in about 0.3 s; each of 4 processes generates its part" in text
+
+
+def test_a_generation_that_serves_several_steps_costs_each_of_them_less() -> None:
+    assert "about 800 tokens in about 0.2 s" in told(8, grpo={"num_iterations": 2}, g8=0.62)
+
+
+def test_the_mean_reward_is_told_where_it_is_not_the_fix_rate() -> None:
+    train = CONFIG.train.model_copy(update={"reward_leaks": False})
+    text = told(8, config=CONFIG.model_copy(update={"train": train}), g8=0.62)
+    assert "the mean reward of a reflection is 10.0% [5.0, 20.0]" in text
 
 
 def test_the_forecast_names_a_group_that_would_do_better() -> None:
-    assert "num_generations 16 would give 55%" in told(8, g4=0.2, g8=0.4, g16=0.55, g32=0.9)
-
-
-@pytest.mark.parametrize("group", [7, 8, 11])
-def test_a_group_between_those_compared_takes_the_nearest(group: int) -> None:
-    assert f"with num_generations {group}, 62% of the groups" in told(group, g4=0.1, g8=0.62, g16=0.65)
+    assert "num_generations 16 would give 55.0%" in told(8, g4=0.2, g8=0.4, g16=0.55, g32=0.9)

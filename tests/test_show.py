@@ -25,7 +25,7 @@ def shown(
 def test_the_three_conversations_are_shown_as_the_model_sees_them(
     tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printed = shown(capsys, tiny_folder)
+    printed = shown(capsys, tiny_folder, "mine.order=head")
     assert [printed.count(f"-- {turn}") for turn in ("attempt: fail", "reflection (", "retry: fail")] == [2, 2, 2]
     first = printed.partition("2. n1")[0]
     attempt, reflection, retry = first.split("\n-- ")[1:]

@@ -1,10 +1,21 @@
 import random
 from math import comb
+from statistics import fmean, stdev
 
 import pytest
 from scipy.stats import binom
 
-from r3core.stats import Difference, Rate, clustered, expected_signal, paired, pass_at_k, signal, wilson
+from r3core.stats import (
+    Difference,
+    Rate,
+    clustered,
+    expected_signal,
+    mean_reward,
+    paired,
+    pass_at_k,
+    signal,
+    wilson,
+)
 
 
 def once(table: dict[tuple[int, int], int]) -> tuple[dict[str, list[bool]], dict[str, list[bool]]]:
@@ -202,40 +213,91 @@ def test_signal_is_the_share_of_mixed_groups() -> None:
     assert signal([], 8) == 0.0
 
 
+def probe(rng: random.Random, alpha: float, beta: float, *, retries: int = 1, failures: int = 64) -> list[list[float]]:
+    """Return the rewards of four reflections on each failure, whose retries pass at a rate from a beta distribution."""
+    rates = [rng.betavariate(alpha, beta) for _ in range(failures)]
+    return [[sum(rng.random() < rate for _ in range(retries)) / retries for _ in range(4)] for rate in rates]
+
+
+def mixed(rates: list[float], group: int, retries: int) -> float:
+    """Return the true share of mixed groups: a group is not mixed when all its rewards are of one level."""
+    levels = range(retries + 1)
+    return sum(1 - sum(binom.pmf(level, retries, rate) ** group for level in levels) for rate in rates) / len(rates)
+
+
+@pytest.mark.parametrize("retries", [1, 4])
 @pytest.mark.parametrize("group", [2, 8, 16])
 @pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.7), (1.0, 1.0), (2.0, 18.0), (50.0, 50.0)])
-def test_the_expected_signal_is_near_the_true_one(alpha: float, beta: float, group: int) -> None:
+def test_the_expected_signal_is_near_the_true_one(alpha: float, beta: float, group: int, retries: int) -> None:
     rng = random.Random(5)
-    truth = signal([rng.betavariate(alpha, beta) for _ in range(20_000)], group)
-    told = []
-    for _ in range(30):
-        rates = [rng.betavariate(alpha, beta) for _ in range(64)]
-        told.append(expected_signal([(sum(rng.random() < rate for _ in range(4)), 4) for rate in rates], group))
-    assert sum(told) / len(told) == pytest.approx(truth, abs=0.03)
+    truth = mixed([rng.betavariate(alpha, beta) for _ in range(2_000)], group, retries)
+    told = [expected_signal(probe(rng, alpha, beta, retries=retries), group).rate for _ in range(30)]
+    assert fmean(told) == pytest.approx(truth, abs=0.015 + 3 * stdev(told) / 30**0.5)
     assert max(abs(one - truth) for one in told) < 0.3  # 64 problems, four tries each: one forecast is rough
+
+
+@pytest.mark.parametrize(("group", "retries"), [(8, 1), (8, 4)])
+def test_the_interval_of_the_signal_holds_the_true_one_as_often_as_it_says(group: int, retries: int) -> None:
+    rng = random.Random(7)
+    truth = mixed([rng.betavariate(0.3, 0.7) for _ in range(20_000)], group, retries)
+    told = [expected_signal(probe(rng, 0.3, 0.7, retries=retries), group) for _ in range(100)]
+    covered = sum(one.low <= truth <= one.high for one in told)
+    assert binom.ppf(0.01, 100, 0.95) - 2 <= covered
+    assert sum(one.high - one.low for one in told) / 100 < 0.4
+
+
+def test_with_one_retry_the_signal_is_the_beta_binomials() -> None:
+    # rates 1/2, 1/4, 1, 0 of four: mean 7/16, variance 35/256; overdispersion (5/9 - 1/4) / (3/4) = 11/27, so the sum
+    # of alpha and beta is 16/11. For G = 2: 1 - E[p^2] - E[(1-p)^2] = 2 mean (1 - mean) (1 - 11/27)
+    rewards = [[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0] * 4, [0.0] * 4]
+    assert expected_signal(rewards, 2).rate == pytest.approx(2 * 7 / 16 * 9 / 16 * 16 / 27)
+
+
+def test_groups_of_several_levels_are_mixed_when_no_retry_rate_would_tell() -> None:
+    always_half = [[0.5] * 4] * 20
+    assert expected_signal(always_half, 8).rate == 0.0  # all rewards are equal
+    assert expected_signal([[0.5, 0.25, 0.75, 0.5]] * 20, 8).rate > 0.9
 
 
 def test_the_expected_signal_is_better_than_that_of_the_rates_themselves() -> None:
     rng = random.Random(6)
-    counts = [(sum(rng.random() < 0.5 for _ in range(4)), 4) for _ in range(2_000)]
-    assert expected_signal(counts, 16) > 0.95  # every problem is like tossing a coin: nearly all groups are mixed
-    assert signal([passed / tried for passed, tried in counts], 16) < 0.9
+    rewards = [[float(rng.random() < 0.5) for _ in range(4)] for _ in range(2_000)]
+    assert expected_signal(rewards, 16).rate > 0.95  # every problem is a coin: nearly all groups are mixed
+    assert signal([sum(row) / 4 for row in rewards], 16) < 0.9
 
 
 @pytest.mark.parametrize(
-    ("counts", "expected"),
+    ("rewards", "expected"),
     [
         ([], 0.0),
-        ([(0, 0)], 0.0),
-        ([(0, 4), (0, 4)], 0.0),
-        ([(4, 4), (4, 4)], 0.0),
-        ([(1, 1), (0, 1)], 0.5),  # one try a problem tells nothing of its rate: all get the mean
-        ([(2, 4), (2, 4), (0, 0)], 0.5),
-        ([(4, 4), (0, 4)] * 50, 0.0),  # all or nothing
+        ([[]], 0.0),
+        ([[0.0] * 4] * 2, 0.0),
+        ([[1.0] * 4] * 2, 0.0),
+        ([[1.0], [0.0]], 0.5),  # one try a problem tells nothing of its rate: all get the mean
+        ([[1.0, 0.0, 1.0, 0.0]] * 2 + [[]], 0.5),
+        ([[1.0] * 4, [0.0] * 4] * 50, 0.0),  # all or nothing
     ],
 )
-def test_the_expected_signal_of_plain_cases(counts: list[tuple[int, int]], expected: float) -> None:
-    assert expected_signal(counts, 2) == pytest.approx(expected, abs=0.01)
+def test_the_expected_signal_of_plain_cases(rewards: list[list[float]], expected: float) -> None:
+    assert expected_signal(rewards, 2).rate == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_where_all_rewards_are_equal_the_interval_is_not_empty(reward: float) -> None:
+    told = expected_signal([[reward] * 4] * 64, 8)
+    upper = wilson(0, 64).high
+    assert (told.rate, told.low, told.high) == (0.0, 0.0, signal([upper], 8))
+    mean = mean_reward([[reward] * 4] * 64)
+    assert mean.rate == reward
+    assert mean.high - mean.low == pytest.approx(upper)
+
+
+def test_the_mean_reward_and_its_interval() -> None:
+    told = mean_reward([[1.0, 0.0], [0.5, 0.5], [], [0.25]] * 20)
+    assert told.rate == pytest.approx(2.25 / 5)
+    assert told.low < told.rate < told.high
+    assert told == mean_reward([[1.0, 0.0], [0.5, 0.5], [], [0.25]] * 20)
+    assert (mean_reward([]).low, mean_reward([[]]).high) == (0.0, 1.0)
 
 
 def test_a_rate_is_five_numbers() -> None:

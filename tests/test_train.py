@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from r3core.episode import Answer, Episode, Reflection
 from r3core.generation.local import TransformersGenerator
 from r3core.mine import Failure
 from r3core.protocol import Protocol
+from r3core.reward import reward_of
 from r3core.runs import Run
 from r3core.task import Outcome
-from r3core.train import ReflectionTrainer, arguments, measures, reward_of, without_broken_groups
+from r3core.train import ReflectionTrainer, arguments, measures, without_broken_groups
 from r3core.verification import Judge
 
 TEMPERATURE = 0.7
@@ -131,6 +133,16 @@ def reflected(outcomes: str, *, leaked: bool | None = False, stopped: str = "end
     ]
 
 
+def cut_off(group: list[Episode]) -> list[Episode]:
+    """Return a reflection's episodes with retries that the token limit cut off."""
+    return [
+        episode.model_copy(
+            update={"retries": {"reflect": episode.retries["reflect"].model_copy(update={"stopped": "length"})}}
+        )
+        for episode in group
+    ]
+
+
 def test_only_the_reflections_tokens_have_a_gradient(tmp_path: Path, tiny_tokenizer: Any) -> None:
     protocol, failures = even_protocol()
     model = bare_model(tiny_tokenizer)
@@ -166,11 +178,12 @@ def test_only_the_reflections_tokens_have_a_gradient(tmp_path: Path, tiny_tokeni
         drawn = (logits[:, :-1] / TEMPERATURE).softmax(-1)
         by_hand = -advantages[..., None] * (chosen - drawn) / TEMPERATURE / total
         torch.testing.assert_close(logits.grad[:, :-1], by_hand * reflection[:, :-1, None], rtol=1e-4, atol=1e-8)
-    rewards = torch.tensor([row["reward"] for row in run.read("train-episodes")]).view(2, 8)
-    mixed = rewards.std(1) > 0
+    rewards = [row["reward"] for row in run.read("train-episodes")]
+    known = torch.tensor([reward is not None for reward in rewards]).view(2, 8)
+    mixed = torch.tensor([{0.0, 1.0} <= set(group) for group in (rewards[:8], rewards[8:])])
     assert mixed.any(), "no group is mixed: the test shows nothing"
     lengths = torch.tensor([len(said) for said in trainer.reflections]).view(2, 8)
-    assert trained == lengths[mixed].sum()
+    assert trained == lengths[mixed[:, None] & known].sum()
 
 
 def test_tools_are_in_the_prompts_that_are_trained_on(
@@ -244,28 +257,6 @@ def test_advantages_are_those_computed_by_hand(
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "leaked", "reward_leaks", "reward"),
-    [
-        ("+", False, True, 1.0),
-        ("-", False, True, 0.0),
-        ("?", False, True, None),
-        ("++-+", False, True, 0.75),
-        ("+?-?", False, True, 0.5),
-        ("??", False, True, None),
-        ("+", True, True, 1.0),
-        ("+", True, False, 0.0),
-        ("-", True, False, 0.0),
-        ("?", True, False, None),
-        ("+", None, True, 1.0),
-        ("+", None, False, None),
-        ("+", False, False, 1.0),
-    ],
-)
-def test_a_reflections_reward(outcomes: str, leaked: bool | None, reward_leaks: bool, reward: float | None) -> None:
-    assert reward_of(reflected(outcomes, leaked=leaked), reward_leaks=reward_leaks) == reward
-
-
-@pytest.mark.parametrize(
     ("written", "max_share", "expected"),
     [
         # one group each: + passed, - failed, ? no reward
@@ -300,15 +291,38 @@ def test_what_is_logged_of_a_batch() -> None:
         *(reflected(outcome, stopped="length") for outcome in "--"),  # all wrong
         *(reflected(outcome, leaked=None) for outcome in "??"),  # cannot be told
         *(reflected(outcome) for outcome in "-?"),  # all wrong, as far as it was judged
+        *(cut_off(reflected(outcome)) for outcome in "+-"),  # all right: what was cut off and fails is not judged
     ]
     rewards = [reward_of(group) for group in groups]
-    told = measures(rewards, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4], groups)
+    told = measures(rewards, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], groups)
     assert told == {
-        "groups/mixed": 1 / 4,
-        "groups/all_right": 1 / 4,
-        "groups/all_wrong": 2 / 4,
-        "groups/unjudged": 1 / 5,
-        "reflections/leak_rate": 2 / 8,
-        "reflections/truncated": 2 / 10,
-        "retries/unjudged": 3 / 10,
+        "groups/mixed": 1 / 5,
+        "groups/all_right": 2 / 5,
+        "groups/all_wrong": 2 / 5,
+        "groups/unjudged": 1 / 6,
+        "reflections/leak_rate": 2 / 10,
+        "reflections/truncated": 2 / 12,
+        "retries/truncated": 2 / 12,
+        "retries/unjudged": 4 / 12,
     }
+
+
+def test_a_retry_that_was_cut_off_is_no_reward_of_zero_and_a_training_warns_of_it(
+    tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    protocol, failures = even_protocol(steps=5)
+    turns = protocol.config.sampling
+    turns = turns.model_copy(update={"retry": turns.retry.model_copy(update={"max_tokens": 1})})
+    protocol = replace(protocol, config=protocol.config.model_copy(update={"sampling": turns}))
+    with Run.open(tmp_path / "run", {}) as run:
+        trainer_in(run, protocol, failures, model=tiny_model, tokenizer=tiny_tokenizer).train()
+        rows = run.read("train-episodes")
+        assert len(rows) == 5 * 16
+    cut = [row for row in rows if row["retries"][0]["stopped"] == "length"]
+    failed = [row for row in cut if row["retries"][0]["verdict"]["outcome"] == "fail"]
+    assert len(failed) > 32  # one character
+    assert {row["reward"] for row in failed} == {None}
+    assert {row["reward"] for row in cut if row not in failed} <= {1.0}
+    said = capsys.readouterr().err
+    assert said.count("retries were cut off at sampling.retry.max_tokens=1: raise it") == 1
+    assert said.count("reflections were cut off at sampling.reflection.max_tokens=12: raise it") == 1

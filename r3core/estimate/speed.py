@@ -65,8 +65,9 @@ def seconds_of(
     reflections = plan.step // plan.processes
     written = float(plan.reflection)
     if forecast is not None:
-        written = min(written, forecast["tokens"] * plan.reflection / (plan.reflection + plan.retry))
-        generating = forecast["seconds"] * reflections * (1 + plan.retries) / 2
+        # the forecast is of one reflection with all its retries
+        written = min(written, forecast["tokens"] * plan.reflection / (plan.reflection + plan.retries * plan.retry))
+        generating = forecast["seconds"] * reflections / plan.iterations
     else:
         reflect = _writing(shape, plan, device, count=reflections, before=plan.asked, written=plan.reflection)
         before = plan.asked + plan.reflection

@@ -11,6 +11,8 @@ from r3core import Example, Split
 
 _T = TypeVar("_T")
 
+SIZES: dict[Split, int] = {"train": 50_000, "validation": 5_000, "test": 5_000}
+"""Maximum number of problems in a split, so that a large space need not be exhausted to take a random sample."""
 _DRAWS_PER_PROBLEM = 2_000  # when so many draws bring no new problem, the space counts as exhausted
 
 
@@ -51,14 +53,14 @@ def problem(numbers: Sequence[int], target: int, solution: str | None = None) ->
 
 
 def generate(space: Space, split: Split, seed: int) -> Iterator[Example]:
-    """Yield distinct solvable problems of one split until the space is exhausted.
+    """Yield distinct solvable problems of one split, as many as `SIZES` allows, or until no new ones are found.
 
     Only `random()` is drawn from the generator: its sequence is the same on every machine and Python version.
     """
     rng = random.Random(f"{space}{split}{seed}")
     seen: set[tuple[tuple[int, ...], int]] = set()
     idle = 0
-    while idle < _DRAWS_PER_PROBLEM:
+    while len(seen) < SIZES[split] and idle < _DRAWS_PER_PROBLEM:
         idle += 1
         count = _choose(rng, space.numbers)
         numbers = [_choose(rng, range(space.smallest, space.largest + 1)) for _ in range(count)]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3_plugin_countdown.data import split_of
+from r3_plugin_countdown.data import SIZES, split_of
 from r3_plugin_countdown.task import Countdown
 
 SPLITS = ("train", "validation", "test")
@@ -56,6 +56,11 @@ def test_splits_have_their_shares():
     splits = [split_of((a, b, c), 24) for a in range(1, 15) for b in range(a, 15) for c in range(b, 15)]
     assert 0.75 < splits.count("train") / len(splits) < 0.85
     assert 0.06 < splits.count("test") / len(splits) < 0.14
+
+
+def test_a_split_of_a_large_space_is_not_endless():
+    problems = list(Countdown(numbers=(4,), largest=50).load("test"))
+    assert len(problems) == SIZES["test"] == 5_000
 
 
 def test_a_small_space_is_exhausted_without_repeats():

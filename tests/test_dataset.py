@@ -1,0 +1,126 @@
+"""Which problems of a split a stage works on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+from toy import Toy
+
+from r3core import Example, Split, TaskError
+from r3core.config import Evaluate, Mine, resolve
+from r3core.dataset import Taken, examples_of, problems_to_evaluate, problems_to_mine
+
+
+class Odd(Toy):
+    """A task whose examples are what a test makes them."""
+
+    rows: tuple[Any, ...] = ()
+
+    def load(self, split: Split) -> Iterator[Example]:
+        yield from self.rows
+
+
+class Endless(Toy):
+    """A task that never runs out of problems."""
+
+    def load(self, split: Split) -> Iterator[Example]:
+        for number in count():
+            yield Example(id=f"n{number}", prompt="?")
+
+
+ONE = Example(id="n1", prompt="Say 1.", answer="1")
+
+
+def ids(task: Toy, *overrides: str, stage: str = "mine") -> list[str]:
+    problems = {"mine": problems_to_mine, "evaluate": problems_to_evaluate}[stage]
+    return [example.id for example in problems(task, resolve(task, overrides=overrides)).examples]
+
+
+@pytest.mark.parametrize("limit", [None, 1, 5])
+@pytest.mark.parametrize("order", ["random", "head"])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((), "task `toy` has no problem in its split `train`: `load('train')` yielded nothing"),
+        ((ONE, ONE), "task `toy`: two problems of the split `train` have the id 'n1'"),
+        ((ONE, {"id": "n2"}), "task `toy`: `load('train')` yielded {'id': 'n2'}"),
+        ((None,), "task `toy`: `load('train')` yielded None"),
+    ],
+)
+def test_examples_that_cannot_be_used_are_the_tasks_fault(
+    rows: tuple[Any, ...], message: str, order: Any, limit: int | None
+) -> None:
+    with pytest.raises(TaskError) as raised:
+        examples_of(Odd(rows=rows), Mine(order=order, limit=limit), salt="")
+    assert raised.value.message == message
+
+
+@pytest.mark.parametrize("stage", ["mine", "evaluate"])
+def test_a_sample_is_random_and_the_beginning_of_a_larger_one(stage: str) -> None:
+    task = Toy(problems=200)
+    five, fifty, all_of_them = (ids(task, f"{stage}.limit={limit}", stage=stage) for limit in (5, 50, "null"))
+    assert five == fifty[:5] == all_of_them[:5]
+    assert fifty == all_of_them[:50]
+    assert len(set(all_of_them)) == 200
+    places = sorted(int(identity.removeprefix("n")) % 1000 for identity in fifty)
+    assert places != list(range(50))
+    assert 70 < sum(places) / 50 < 130  # the mean of 0 to 199 is 99.5, its standard error 8
+
+
+def test_a_sample_does_not_depend_on_the_order_of_the_file() -> None:
+    rows = list(Toy(problems=100).load("train"))
+    shuffled = random.Random(1).sample(rows, len(rows))
+    assert ids(Odd(rows=tuple(rows)), "mine.limit=9") == ids(Odd(rows=tuple(shuffled)), "mine.limit=9")
+
+
+def test_another_seed_mines_other_problems_and_evaluates_the_same_ones() -> None:
+    task = Toy(problems=100)
+    mined = [set(ids(task, "mine.limit=20", f"seed={seed}")) for seed in (0, 1)]
+    assert mined[0] != mined[1]
+    tested = [ids(task, "evaluate.limit=20", f"seed={seed}", stage="evaluate") for seed in (0, 1)]
+    assert tested[0] == tested[1]
+
+
+def test_mining_and_evaluation_of_one_split_take_other_problems() -> None:
+    task = Toy(problems=100)
+    tested = set(ids(task, "evaluate.limit=20", "evaluate.split=train", stage="evaluate"))
+    assert tested != set(ids(task, "mine.limit=20"))
+
+
+@pytest.mark.parametrize("stage", ["mine", "evaluate"])
+def test_the_head_is_the_first_problems_in_their_order(stage: str) -> None:
+    task = Toy(problems=100)
+    expected = [example.id for example in task.load("train")][:7]
+    assert ids(task, f"{stage}.split=train", f"{stage}.limit=7", f"{stage}.order=head", stage=stage) == expected
+
+
+def test_the_head_of_an_endless_split_is_taken_without_reading_on() -> None:
+    problems = examples_of(Endless(), Mine(limit=7, order="head"), salt="")
+    assert problems.taken == Taken(order="head", taken=7, read=7, whole=False)
+
+
+def test_a_sample_of_an_endless_split_is_one_of_its_beginning() -> None:
+    problems = examples_of(Endless(), Evaluate(limit=7), salt="", most=1_000)
+    assert problems.taken == Taken(order="random", taken=7, read=1_000, whole=False)
+    assert problems.taken.describe() == "a random sample of 7 of the first 1,000 problems"
+
+
+@pytest.mark.parametrize(
+    ("order", "limit", "said"),
+    [
+        ("random", 500, "a random sample of 500 of 1,200 problems, the same for every seed"),
+        ("head", 500, "the first 500 problems"),
+        ("random", 1200, "all 1,200 problems"),
+        ("head", 1200, "all 1,200 problems"),
+        ("random", 5000, "all 1,200 problems"),
+        ("head", None, "all 1,200 problems"),
+        ("random", None, "all 1,200 problems"),
+    ],
+)
+def test_the_choice_is_told_in_words(order: Any, limit: int | None, said: str) -> None:
+    taken = examples_of(Toy(problems=1200), Evaluate(order=order, limit=limit), salt="").taken
+    assert taken.describe(", the same for every seed") == said
