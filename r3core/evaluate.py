@@ -42,6 +42,8 @@ class Scores(Frozen):
     """Retries after a reflection that the token limit cut off; they count as passed or failed like others."""
     errors: int
     """Answers that the verifier could not judge; they count in no rate."""
+    overlong: int = 0
+    """Turns that were not generated, as their conversation does not fit the model's context; they count in no rate."""
     first_mistakes: dict[str, int] = {}
     """Attempts that failed, by their kind of mistake, the commonest first; empty for a task that names no kinds."""
     second_mistakes: dict[str, int] = {}
@@ -126,7 +128,8 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = (), task: Task
         attempts_truncated=_rate((e, e.attempt.stopped == "length") for e in episodes),
         truncated=_rate((e, reflection.stopped == "length") for e, reflection in reflected),
         retries_truncated=_rate((e, r.stopped == "length") for e in failed if (r := e.retries.get("reflect"))),
-        errors=sum(answer.verdict.outcome == "error" for answer in answers),
+        errors=sum(one.verdict.outcome == "error" and one.stopped != "overlong" for one in answers),
+        overlong=sum(turn.stopped == "overlong" for turn in [*answers, *(reflection for _, reflection in reflected)]),
         first_mistakes=_mistakes(task, [episode.attempt for episode in failed]),
         second_mistakes=_mistakes(task, [e.retries["reflect"] for e in failed if "reflect" in e.retries]),
     )

@@ -85,6 +85,8 @@ def mine(run: Run, protocol: Protocol, make: Make) -> list[Failure]:
     write_failures(run.path / "failures", failures, card(protocol, counts))
     if (left_out := counts["left_out"]) and not config.mine.keep_truncated:
         print(f"left out: {left_out:,} attempts cut off at {limit}", file=sys.stderr)
+    if overlong := counts["overlong"]:
+        print(f"left out: {overlong:,} attempts whose prompt does not fit the model's context", file=sys.stderr)
     if not failures:
         cut = f"{left_out:,} attempts were cut off at {limit}: raise it, or --set mine.keep_truncated=true"
         raise RunError(
@@ -230,12 +232,13 @@ def rescore_failures(
 def _counts(episodes: Sequence[Episode], failures: Sequence[Failure], taken: Taken) -> dict[str, Any]:
     """Return what mining found; an attempt that was cut off and did not pass is both truncated and left out."""
     cut = [episode for episode in episodes if episode.attempt.stopped == "length"]
-    outcomes = [episode.attempt.verdict.outcome for episode in episodes]
+    outcomes = [episode.attempt.verdict.outcome for episode in episodes if episode.attempt.stopped != "overlong"]
     return {
         "problems": taken.taken,
         **({"problems_in_split": taken.read} if taken.whole else {}),
         "attempts": len(episodes),
         **{kind: outcomes.count(kind) for kind in ("pass", "fail", "error")},
+        "overlong": len(episodes) - len(outcomes),
         "truncated": len(cut),
         "left_out": sum(episode.failed for episode in cut),
         "failures": len(failures),

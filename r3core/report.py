@@ -79,6 +79,8 @@ def notes(result: Result, config: Config) -> list[str]:
     for name, side in _sides(result).items():
         if side.errors:
             said.append(f"{name}: the verifier could not judge {side.errors} answers; they count in no rate")
+        if side.overlong:
+            said.append(f"{name}: {side.overlong} turns do not fit the model's context; they count in no rate")
     return said
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from toy import Even
 
-from r3core import RunError, UsageError, cli, get_task
+from r3core import Example, RunError, Split, UsageError, cli, get_task, report
 from r3core.check import certified
 from r3core.config import Config, Limits, resolve
 from r3core.evaluate import Result
@@ -299,3 +300,59 @@ def test_failures_that_do_not_fit_are_refused(
             with pytest.raises(UsageError, match=message):
                 stages.mine()
             assert stages.run.done("mine") is None
+
+
+def test_a_chat_template_that_raises_is_found_before_mining(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    raising = "{% if messages | length > 1 %}{{ raise_exception('only one turn, please') }}{% endif %}"
+    template = folder / "chat_template.jinja"
+    template.write_text(raising + template.read_text(encoding="utf-8"), encoding="utf-8")
+    config = Config(task="even", model=str(folder), output_dir=tmp_path / "run")
+    with Stages.open(Even(), config) as stages:
+        with pytest.raises(
+            UsageError, match="does not take a conversation of the turns user, assistant, user"
+        ) as error:
+            stages.mine()
+        assert str(folder) in error.value.message
+        assert stages.run.read("mine") == []
+
+
+class Verbose(Even):
+    """Problems of which some have a prompt that no context holds."""
+
+    name = "verbose"
+    long: int = 1
+
+    def load(self, split: Split) -> Iterator[Example]:
+        for number, example in enumerate(super().load(split)):
+            yield example.model_copy(update={"prompt": "long " * 3000}) if number < self.long else example
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {"max_tokens": 8}
+    sampling = {"attempt": short, "reflection": short, "retry": short}
+    settings = {"task": "verbose", "model": str(tiny_folder), "sampling": sampling, "output_dir": tmp_path / "run"}
+    config = Config.model_validate(settings | {"mine": {"keep_truncated": True, "probe": 0}})
+    with Stages.open(Verbose(), config) as stages:
+        failures = stages.mine()
+        counts = stages.run.done("mine")
+        result = stages.evaluate()
+    assert counts is not None
+    assert (counts["overlong"], counts["error"], counts["attempts"]) == (1, 0, 24)
+    assert 0 < len(failures) == counts["fail"] < 24
+    assert "left out: 1 attempts whose prompt does not fit the model's context" in capsys.readouterr().err
+    assert (result.base.overlong, result.base.errors, result.base.first.total) == (1, 0, 23)
+    assert any("1 turns do not fit the model's context" in note for note in report.notes(result, config))
+
+
+def test_a_run_stops_when_too_many_prompts_do_not_fit(tiny_folder: Path, tmp_path: Path) -> None:
+    config = Config(task="verbose", model=str(tiny_folder), output_dir=tmp_path / "run")
+    with Stages.open(Verbose(long=2), config) as stages:
+        with pytest.raises(
+            RunError, match=r"2 of 24 conversations do not fit the model's context; at most 5%"
+        ) as error:
+            stages.mine()
+    assert "a prompt of 150" in error.value.hints[0]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from r3core import RunError, Task
+from r3core import Example, RunError, Task
 from r3core.checkpoints import last_checkpoint
 from r3core.config import Config, Limits
 from r3core.generation.local import TransformersGenerator
@@ -354,3 +354,42 @@ def test_steps_are_reported_to_wandb_offline(
     [record] = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert b"train/groups/mixed" in record.read_bytes()
     assert capsys.readouterr().out == "", "standard output belongs to --json"
+
+
+def test_failures_that_leave_no_room_for_a_reflection_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = doors.failures()
+    long = failures[3].model_copy(update={"prompt": [{"role": "user", "content": "long " * 20}], "id": "long"})
+    config = doors.config(steps=2, per_device_train_batch_size=16, save_strategy="no")
+    config = config.model_copy(update={"max_overlong": 0.1})
+    with Run.open(tmp_path / "run", config.record()) as run:
+        protocol = doors.protocol(config, Told())
+        given = [*failures[:3], long, *failures[4:]]
+        train(run, protocol, given, model=doors.beginner(), tokenizer=doors.tokenizer())
+    said = capsys.readouterr().err
+    assert "warning: 1 of 14 failures leave no room for a reflection in the model's context, and are left out" in said
+    assert "failure 'long': a prompt of " in said
+    assert {row["id"] for row in run.read("train-episodes")} <= {failure.id for failure in failures}
+    strict = config.model_copy(update={"max_overlong": 0.05})
+    refused = pytest.raises(RunError, match=r"1 of 14 failures leave no room .* at most 5%")
+    with Run.open(tmp_path / "strict", strict.record()) as run, refused:
+        train(run, doors.protocol(strict, Told()), given, model=doors.beginner(), tokenizer=doors.tokenizer())
+
+
+class Told(doors.Doors):
+    """Doors that are asked for by the prompt of the example."""
+
+    def prompt(self, example: Example) -> Any:
+        return example.prompt
+
+
+def test_a_retry_that_does_not_fit_costs_no_step(tmp_path: Path) -> None:
+    config = doors.config(steps=1, per_device_train_batch_size=16)
+    turns = config.sampling.model_copy(update={"retry": config.sampling.retry.model_copy(update={"max_tokens": 52})})
+    config = config.model_copy(update={"sampling": turns, "max_overlong": 1.0})
+    run = trained(tmp_path / "run", config, model=doors.beginner())
+    rows = run.read("train-episodes")
+    stopped = [row["retries"][0]["stopped"] for row in rows]
+    assert "overlong" in stopped
+    assert all(row["reward"] is None for row, how in zip(rows, stopped, strict=True) if how == "overlong")

@@ -1,0 +1,34 @@
+"""The reference model of `beta > 0` is the model that training starts from, whatever its revision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import doors
+from test_launch import finished, program, settings
+
+from r3core.runs import RunRecord
+
+COMMITS = {"main": "a" * 40, "v1": "b" * 40}
+
+
+def hub_cache(home: Path) -> None:
+    """Lay out the cache of a Hub model of two revisions: on `main` it is random, on `v1` it knows the protocol."""
+    repository = home / "hub" / "models--org--doors"
+    for revision, commit in COMMITS.items():
+        folder = repository / "snapshots" / commit
+        doors.beginner(steps=0 if revision == "main" else 300).save_pretrained(folder)
+        doors.tokenizer().save_pretrained(folder)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+
+
+def test_the_kl_term_is_zero_before_the_first_update_under_a_revision(tmp_path: Path) -> None:
+    hub_cache(tmp_path / "home")
+    file = settings(tmp_path, Path("org/doors"), max_steps=1, beta=0.1)
+    command = ["run", "--config", file, "--set", "revision=v1", "--set", "evaluate.limit=2"]
+    code, _, err = finished(program(*command, "--output-dir", tmp_path / "run", HF_HOME=str(tmp_path / "home")))
+    assert code == 0, err
+    [step] = RunRecord(tmp_path / "run").read("train")
+    assert step["kl"] == 0.0
+    assert "model_init_kwargs" not in err, "TRL's warning is wrong here"
