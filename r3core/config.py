@@ -106,6 +106,8 @@ class Train(Section):
     """With `lora`, put the merged weights into `model/`; false puts the adapter alone there."""
     shuffle_rewards: bool = False
     """A control: rewards are permuted within the batch, so that they carry no information."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The dtype of weights that are all trained; bfloat16 halves the memory, and rounds most small updates away."""
 
 
 class Evaluate(Section):

@@ -130,7 +130,7 @@ def _whole(model: Any, *, divide_again: Any) -> Iterator[None]:
 
 
 @contextmanager
-def engine_given(options: Mapping[str, Any], *, dtype: str) -> Iterator[None]:
+def engine_given(options: Mapping[str, Any], *, dtype: str, revision: str | None = None) -> Iterator[None]:
     """Have TRL start its colocated vLLM with options that it has no names for, in the trainer's own type.
 
     Left to itself vLLM would take 16 bits for a model of 32.
@@ -138,7 +138,7 @@ def engine_given(options: Mapping[str, Any], *, dtype: str) -> Iterator[None]:
     import_vllm()
     vllm_generation: Any = import_module("trl.generation.vllm_generation")  # it does not export what it imports
     original = vllm_generation.LLM
-    vllm_generation.LLM = partial(original, **options_of(options), dtype=dtype)
+    vllm_generation.LLM = partial(original, **options_of(options), dtype=dtype, revision=revision)
     try:
         yield
     finally:

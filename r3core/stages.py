@@ -13,11 +13,12 @@ from typing import Any
 from r3core import report
 from r3core.check import certified, demand
 from r3core.check.certificate import Certificate
+from r3core.checkpoints import changed_share
 from r3core.config import Config, local_model, model_of
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.fleet import Fleet, options_of
-from r3core.generation.engines import Engines, check_engine, load
+from r3core.generation.engines import Engines, check_engine, load, saved_dtype
 from r3core.kept import KeptCompletions
 from r3core.launch import launch_training, launches, rank
 from r3core.mine import Failure, examples_of, forecast, mine, read_failures, write_failures
@@ -111,16 +112,32 @@ class Stages:
             with self.run.lent():
                 launch_training(self.config, self.run.path)
             return folder
-        from r3core.train import train
+        from r3core.train import train, training_dtype
 
-        model, tokenizer = load(self.config, name)
+        model, tokenizer = load(self.config, name, dtype=training_dtype(self.config))
         failures = read_failures(self.run.path / "failures")[0]
-        facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer)
+        dtype = saved_dtype(self.config, name)
+        facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer, saved_dtype=dtype)
         if rank() == 0:
+            if self.config.lora is None:
+                facts["weights_changed"] = self._changed(name, folder)
             origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
             (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
         self.run.finish("train", facts)
         return folder
+
+    def _changed(self, base: str, folder: Path) -> float:
+        """Return the share of weights that training changed in the files of the model; warns when hardly any did."""
+        before, after = (load(self.config, str(model), on_cpu=True)[0] for model in (base, folder))
+        share = changed_share(before, after)
+        if share < 0.01:
+            print(
+                f"warning: {1 - share:.1%} of the weights in `{folder}` are those of `{base}`: in {after.dtype} the "
+                "changes of this training are rounded away\n"
+                "hint: train for more steps, raise grpo.learning_rate, or set dtype=float32 to keep them",
+                file=sys.stderr,
+            )
+        return share
 
     def evaluate(self) -> Result:
         """Return the comparison of base and trained model, or the base's scores where nothing was trained."""

@@ -7,6 +7,7 @@ reflection's tokens are the only ones in the completion, and the only ones that 
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -32,8 +33,8 @@ from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
 from r3core.generation import Continued, Conversation, Sampling
 from r3core.generation.chat import completion, encode
-from r3core.grpo import check_training
-from r3core.launch import first_alone, losses_told
+from r3core.grpo import check_training, checkpoint_steps
+from r3core.launch import first_alone, losses_told, started
 from r3core.mine import Failure
 from r3core.policy import Policy, engine_given
 from r3core.protocol import Protocol, seed_of, with_leak
@@ -62,14 +63,15 @@ class ReflectionTrainer(GRPOTrainer):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         args: GRPOConfig,
+        saved_dtype: torch.dtype | None = None,
     ) -> None:
         self.run = run
         self.protocol = protocol
         self.failures = failures
         self.generation_seconds = 0.0
         self._drawn = 0  # generations so far in this step, so that each has a seed of its own
-        self.saved_as = model.dtype
-        """The type of the weights as they were loaded; FSDP may train them in a wider one."""
+        self.saved_dtype = saved_dtype or model.dtype
+        """The dtype that the model was published in, and that `model/` is written in; training may take a wider one."""
         rows = dataset_of(protocol, failures, (args.generation_batch_size or 1) // (args.num_generations or 1))
         with _vllm_for(args, protocol.config, model):
             super().__init__(
@@ -81,6 +83,8 @@ class ReflectionTrainer(GRPOTrainer):
                 peft_config=None if protocol.config.lora is None else lora_of(protocol.config.lora),
             )
         self.policy = Policy(self, protocol.config.batch_size)
+        if lost := lost_updates(model, args.learning_rate):
+            print(lost, file=sys.stderr)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Begin FSDP on CPUs too: accelerate 1.15 leaves it out there, and trains whole copies without a word."""
@@ -283,13 +287,17 @@ def train(
     *,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    saved_dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Train the reflections on the failures, put the model into `model/`, and return what is to be known of it.
 
-    Resumes from the last complete checkpoint after a kill.
+    `saved_dtype` is the dtype that `model/` is written in, by default that of the model. Resumes from the last complete
+    checkpoint after a kill.
     """
     args = arguments(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
-    trainer = ReflectionTrainer(run, protocol, failures, model=model, tokenizer=tokenizer, args=args)
+    trainer = ReflectionTrainer(
+        run, protocol, failures, model=model, tokenizer=tokenizer, args=args, saved_dtype=saved_dtype
+    )
     with first_alone():
         last = last_checkpoint(run.path / "checkpoints", world=trainer.world)
     done = int(last.name.rpartition("-")[2]) if last else 0
@@ -307,7 +315,7 @@ def train(
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         else:  # killed before the model was saved: transformers would train one more step
             trainer.restore(last)
-        save_model(trainer, protocol.config, run.path / "model", dtype=trainer.saved_as)
+        save_model(trainer, protocol.config, run.path / "model", dtype=trainer.saved_dtype)
         trainer.accelerator.wait_for_everyone()  # with vLLM's engine, the connection between the processes closes too
     return {"steps": args.max_steps, "failures": len(failures)}
 
@@ -316,14 +324,65 @@ def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
     """Return TRL's arguments: what the configuration sets under `grpo`, and the few that r3 owns."""
     config = protocol.config
     options = config.grpo_options()
-    check_training(config.grpo, options)
-    options = {"logging_steps": 1, "save_steps": 1, "save_total_limit": 2, "report_to": "none"} | options
+    world = started().processes
+    check_training(config.grpo, options, world)
+    options = {"logging_steps": 1, "save_total_limit": 2, "report_to": "none"} | options
+    options["save_steps"] = checkpoint_steps(options, world)
     if on_cpu:
         options = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False} | options
+    options["trust_remote_code"] = config.trust_remote_code
+    if config.revision is not None:  # the reference model of beta > 0 is loaded by TRL
+        options["model_init_kwargs"] = {"revision": config.revision}
+        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_not_of_init_kwargs)
     try:
         return GRPOConfig(output_dir=str(folder), disable_tqdm=True, remove_unused_columns=False, **options)
     except (ValueError, TypeError) as error:
         raise UsageError(f"TRL does not take these options under `grpo`: {error}") from error
+
+
+def _not_of_init_kwargs(record: logging.LogRecord) -> bool:
+    """Drop TRL's warning that `model_init_kwargs` are ignored: they are for the reference model, where they are not."""
+    return "`model_init_kwargs` will be ignored" not in record.getMessage()
+
+
+def training_dtype(config: Config) -> str:
+    """Return the dtype to load the model in for training, a value of `Config.dtype`.
+
+    When all weights are trained, it is float32: near |w| = 0.02, bfloat16 values lie 1.2e-4 apart, and an AdamW step of
+    the usual 5e-7 is rounded away. Autocast still computes in 16 bits on a GPU. LoRA's adapters are 32-bit by
+    themselves; FSDP2 and DeepSpeed keep 32-bit master weights under mixed precision.
+    """
+    if config.lora is not None:
+        return config.dtype
+    if config.train.dtype != "float32":
+        return config.train.dtype
+    options = config.grpo_options()
+    default = torch.cuda.is_available() and not options.get("fp16")
+    mixed = options.get("fp16") or (default if options.get("bf16") is None else options["bf16"])
+    return config.dtype if started().sharded and mixed else "float32"
+
+
+def lost_updates(model: PreTrainedModel, learning_rate: float) -> str | None:
+    """Return a warning when a good part of the trained weights cannot take an update of the learning rate's size.
+
+    AdamW moves a weight by about the learning rate. In 16 bits an update is rounded away when it is less than half the
+    distance to the next value: eps * 2^floor(log2 |w|) / 2. None when that holds for less than 5% of the weights.
+    """
+    total, lost, dtype = 0, 0, None
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            _, exponent = torch.frexp(weight.detach().float())
+            half = torch.ldexp(torch.tensor(torch.finfo(weight.dtype).eps / 4, device=weight.device), exponent)
+            lost += int(((half > learning_rate) & (weight != 0)).sum())
+            dtype = str(weight.dtype).removeprefix("torch.")
+        total += weight.numel() if weight.requires_grad else 0
+    if lost <= 0.05 * total:
+        return None
+    return (
+        f"warning: {lost / total:.0%} of the trained weights are in {dtype}, where an update of the size of the "
+        f"learning rate ({learning_rate:g}) is rounded away: they will hardly change\n"
+        "hint: leave train.dtype at float32, train an adapter (--lora r=16), or raise grpo.learning_rate"
+    )
 
 
 def dataset_of(protocol: Protocol, failures: Sequence[Failure], least: int) -> Dataset:
@@ -372,11 +431,12 @@ def measures(
 
 
 def _vllm_for(args: GRPOConfig, config: Config, model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Return what has TRL start a colocated vLLM with the engine's options, in the type the trainer computes in."""
+    """Return what has TRL start a colocated vLLM with the engine's options, in the dtype the trainer computes in."""
     if not (args.use_vllm and args.vllm_mode == "colocate"):
         return nullcontext()
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
-    return engine_given(config.engine_options if config.engine == "vllm" else {}, dtype=dtype)
+    options = config.engine_options if config.engine == "vllm" else {}
+    return engine_given(options, dtype=dtype, revision=config.revision)
 
 
 def _prints(callback: TrainerCallback) -> bool:

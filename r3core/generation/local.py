@@ -208,6 +208,7 @@ def load_model(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     quantization: str | None = None,
+    on_cpu: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model and the tokenizer of a local folder or of the hub; UsageError when they cannot be had.
 
@@ -234,7 +235,7 @@ def load_model(
             module, "support_avx512bf16_for_cpu"
         ):  # weights that bitsandbytes has packed for it pass no gradient
             module.support_avx512bf16_for_cpu = False
-    if torch.cuda.is_available() and not quantization and world_size() == 1:
+    if torch.cuda.is_available() and not on_cpu and not quantization and world_size() == 1:
         # in 4 bits it is on the GPU already; among several processes it is divided first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
     return model, tokenizer
