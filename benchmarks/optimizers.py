@@ -107,7 +107,7 @@ def _optimizer(weights: list[torch.nn.Parameter], choice: Choice, rate: float) -
             bf16=False,
             report_to="none",
         )
-        made, options = Trainer.get_optimizer_cls_and_kwargs(args)  # type: ignore[no-untyped-call]
+        made, options = Trainer.get_optimizer_cls_and_kwargs(args)
         return made(weights, **options)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from r3core.estimate.memory import Memory, memory_of
+from r3core.estimate.memory import Memory, memory_of, trained_bytes
 from r3core.estimate.plan import Plan
 from r3core.estimate.shape import Shape
 from r3core.task import Frozen
@@ -60,19 +60,30 @@ Change = Callable[[Shape, Plan, float], tuple[Shape, Plan] | None]
 
 
 def _changes(with_lora: Callable[[], Shape] | None, gpus: int | None) -> Iterator[tuple[str, str, Change]]:
-    """Yield what to say, what it costs, and what changes shape and plan; None where nothing is to be done."""
-    yield "--set grpo.gradient_checkpointing=true", "a third more time in training", _checkpoint
-    yield "--set batch_size={plan.batch_size}", "slower generation", _narrow
+    """Yield what to set, what it costs, and what changes shape and plan; None where nothing changes."""
+    batch = "--set batch_size={plan.batch_size}", "slower generation", _narrow
     micro = (
         "--set grpo.per_device_train_batch_size={plan.rows} --set grpo.gradient_accumulation_steps={plan.accumulation}"
     )
-    yield micro, "the same batch, in smaller parts", _split
+    split = micro, "the same batch, in smaller parts", _split
     processes = "--processes {plan.processes} --set grpo.gradient_accumulation_steps={plan.accumulation}"
+    eight = "--set grpo.optim=adamw_8bit", "AdamW's states in 8 bits, needs bitsandbytes", _eight_bits
+    yield "--set grpo.gradient_checkpointing=true", "a third more time in training", _checkpoint
+    yield batch
+    yield split
     if gpus is not None:
         yield processes, "the other GPUs of this machine", _shard(gpus)
-    yield "--set grpo.beta=0", "nothing holds the model near its beginning", _free
+    yield eight
+    yield "--set grpo.beta=0", "no KL term holds the model near its start", _free
+    yield eight
     if with_lora is not None:
-        yield f"--set lora.r={RANK}", "only adapters are trained", _adapt(with_lora)
+        yield (
+            f"--set lora.r={RANK}",
+            "only LoRA adapters are trained, and they take a larger learning rate",
+            _adapt(with_lora),
+        )
+    yield batch  # once training needs less, generation may be what does not fit
+    yield split
     if gpus is None:
         yield processes, "as many GPUs", _shard(_MOST_PROCESSES)
     if with_lora is not None:
@@ -85,11 +96,11 @@ def _checkpoint(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | N
 
 def _narrow(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
     """Generate fewer conversations at once, until that fits or training is what needs more."""
-    rows = min(plan.batch_size, plan.generated * plan.retries)
+    rows = plan.batch_size if plan.evaluates else min(plan.batch_size, plan.generated * plan.retries)
     while rows > 8:
-        changed = _but(plan, batch_size=rows)
-        training_needs_more = memory_of(shape, changed).phase == "training"
-        if training_needs_more or _enough(shape, changed, card, phase="generating"):
+        memory = memory_of(shape, _but(plan, batch_size=rows))
+        fits = memory.enough(card, "generating") and memory.enough(card, "evaluating")
+        if fits or memory.phase == "training":
             break
         rows //= 2
     return (shape, _but(plan, batch_size=rows)) if rows < plan.batch_size else None
@@ -98,7 +109,7 @@ def _narrow(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
 def _split(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
     """Halve the rows of a pass, and double the passes, until it fits or one row is left."""
     changed = plan
-    while changed.rows % 2 == 0 and not _enough(shape, changed, card, phase="training"):
+    while changed.rows % 2 == 0 and not memory_of(shape, changed).enough(card, "training"):
         changed = _but(
             changed,
             rows=changed.rows // 2,
@@ -110,6 +121,14 @@ def _split(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
 
 def _free(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
     return (shape, _but(plan, beta=0.0)) if plan.beta and not shape.lora else None
+
+
+def _eight_bits(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
+    """Keep AdamW's states in 8 bits, in one process, and where that is enough."""
+    if shape.lora or plan.sharded or not plan.optimizer.startswith("adamw_torch") or trained_bytes(shape, plan) == 2:
+        return None
+    changed = _but(plan, optimizer="adamw_8bit")
+    return (shape, changed) if memory_of(shape, changed).fits(card) else None
 
 
 def _adapt(with_lora: Callable[[], Shape]) -> Change:
@@ -130,7 +149,10 @@ def _shard(most: int) -> Change:
         if plan.processes > 1 or plan.quantized:
             return None
         changed = plan
-        while not memory_of(shape, changed).fits(card) and changed.processes * 2 <= most:
+        while changed.processes * 2 <= most:
+            memory = memory_of(shape, changed)
+            if memory.enough(card, "training") and memory.enough(card, "generating"):
+                break
             if changed.accumulation % 2 or changed.steps_per_generation % 2:
                 break
             changed = _but(
@@ -143,12 +165,6 @@ def _shard(most: int) -> Change:
         return None if changed == plan else (shape, changed)
 
     return shard
-
-
-def _enough(shape: Shape, plan: Plan, card: float, *, phase: str) -> bool:
-    memory = memory_of(shape, plan)
-    share = memory.vllm if phase == "training" else memory.vllm_generating
-    return memory.total(phase) + share * card <= 0.9 * card
 
 
 def _but(plan: Plan, **changes: Any) -> Plan:
