@@ -191,6 +191,7 @@ WAYS = [
     ("1.5B", f"{EIGHT} grpo.beta=0", 1),
     ("1.5B", LORA, 1),
     ("1.5B", f"batch_size=32 {BFLOAT16}", 1),
+    ("1.5B", "engine=vllm", 1),
     ("1.5B", "grpo.gradient_accumulation_steps=4", 8),
     ("7B", FULL, 1),
     ("7B", f"{EIGHT} grpo.beta=0", 1),
@@ -201,6 +202,15 @@ WAYS = [
     ("7B", "batch_size=32 grpo.gradient_accumulation_steps=4", 8),
 ]
 """Runs of the preset `paper`: model, what is set on top, processes."""
+TIMED = [
+    ("1.5B", "", 1),
+    ("1.5B", FULL, 1),
+    ("1.5B", "engine=vllm", 1),
+    ("1.5B", "grpo.gradient_accumulation_steps=4", 8),
+    ("7B", "lora.r=16", 1),
+    ("7B", "grpo.gradient_accumulation_steps=8", 4),
+    ("7B", "grpo.gradient_accumulation_steps=4", 8),
+]
 
 
 def _need(model: str, overrides: str = "", processes: int = 1) -> tuple[Config, Shape, Plan, Memory]:
@@ -251,33 +261,38 @@ def ways_out() -> str:
     rows = []
     for model, overrides, processes in WAYS:
         *_, memory = _need(model, overrides, processes)
-        said = [f"`--processes {processes}`"] * (processes > 1) + [f"`{one}`" for one in overrides.split()]
-        phases = (f"{memory.total(phase) / 2**30:.1f}" for phase in PHASES)
-        rows.append((model, ", ".join(said) or "as it is", *phases, _card(memory)))
+        phases = (_phase(memory, phase) for phase in PHASES)
+        rows.append((model, _said(overrides, processes), *phases, _card(memory)))
     return _table(("", "set on top of the preset", "training", "generating", "mining, evaluating", "fits"), rows)
 
 
+def _phase(memory: Memory, phase: str) -> str:
+    if not memory.terms(phase):
+        return "vLLM's own"
+    vllm = f" + {memory.share(phase):.0%} of the card" if memory.share(phase) else ""
+    return f"{memory.total(phase) / 2**30:.1f}{vllm}"
+
+
 def times() -> str:
-    """Return a table of the time that the preset `paper` takes, every turn written to its limit."""
+    """Return a table of the time that the preset `paper` takes on one kind of card, every turn at its limit."""
     rows = []
-    for model, overrides, processes in WAYS:
-        config, shape, plan, memory = _need(model, overrides, processes)
-        if not memory.fits(80 * 2**30):
-            continue
-        said = [f"`--processes {processes}`"] * (processes > 1) + [f"`{one}`" for one in overrides.split()]
+    for model, overrides, processes in TIMED:
+        config, shape, plan, _ = _need(model, overrides, processes)
         cells = []
         for card in ("A100", "H100"):
             taken = seconds_of(config, shape, plan, DEVICES[card])
             assert taken.mining is not None
             parts = f"{clock(taken.generating)} + {clock(taken.training)}"
             cells += [f"{clock(taken.step)} ({parts})", clock(1750 * taken.step), clock(taken.mining)]
-        rows.append((model, ", ".join(said) or "as it is", *cells))
-    head = [
-        f"{card}: {what}"
-        for card in ("A100", "H100")
-        for what in ("a step (generation + training)", "1,750 steps", "mining")
-    ]
+        rows.append((model, _said(overrides, processes), *cells))
+    head = [f"{card}: {what}" for card in ("A100", "H100") for what in ("a step", "1,750 steps", "mining")]
     return _table(("", "set on top of the preset", *head), rows)
+
+
+def _said(overrides: str, processes: int) -> str:
+    """Return what is set on top of the preset, as it is written on the command line."""
+    said = [f"--processes {processes}"] * (processes > 1) + [f"--set {one}" for one in overrides.split()]
+    return f"`{' '.join(said)}`" if said else "nothing"
 
 
 def _card(memory: Memory) -> str:

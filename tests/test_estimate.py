@@ -424,6 +424,29 @@ def test_each_suggestion_leads_to_the_need_that_it_names(given: dict[str, Any], 
     assert [suggestion.fits for suggestion in suggested[:-1]] == [False] * (len(suggested) - 1)
 
 
+def changes_for(given: dict[str, Any], card: int, *, gpus: int | None = None, **values: Any) -> list[str]:
+    counted = shape_of(Qwen2Config(**given))
+    config = settings(grpo={"gradient_accumulation_steps": 8, "beta": 0.001}, **values)
+    adapted = shape_of(Qwen2Config(**given), lora={"r": 16})
+    suggested = advice(counted, plan_of(config, counted), card * GIB, with_lora=lambda: adapted, gpus=gpus)
+    assert suggested[-1].fits
+    return [suggestion.change for suggestion in suggested]
+
+
+def test_a_model_that_needs_lora_is_not_also_told_what_lora_makes_needless() -> None:
+    assert changes_for(LARGE, 80) == ["--set lora.r=16"]
+
+
+def test_the_states_of_adamw_are_put_into_8_bits_before_the_kl_term_is_given_up() -> None:
+    assert changes_for(SMALL, 29)[-1] == "--set grpo.optim=adamw_8bit"
+    assert changes_for(SMALL, 24)[-2:] == ["--set grpo.beta=0", "--set grpo.optim=adamw_8bit"]
+    assert not any("8bit" in change for change in changes_for(SMALL, 24, train={"dtype": "bfloat16"}))
+
+
+def test_the_gpus_that_are_there_are_used_before_settings_change_what_is_learned() -> None:
+    assert changes_for(LARGE, 80, gpus=8)[-1].startswith("--processes 4 ")
+
+
 def test_what_fits_is_left_alone() -> None:
     counted = shape_of(Qwen2Config(**SMALL))
     assert advice(counted, plan_of(settings(), counted), 80 * GIB) == []

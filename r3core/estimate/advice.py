@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from r3core.estimate.memory import Memory, memory_of, trained_bytes
@@ -37,12 +38,31 @@ def advice(
 ) -> list[Advice]:
     """Return changes, each on top of those before it and each of which lowers the need, until a device is enough.
 
-    `with_lora` returns the model's shape with adapters of rank 16; `gpus` are those of this machine, None when the
-    run would be on another one.
+    What turns out not to be needed beside a later change is left out: a model that fits with LoRA alone is not also
+    split into smaller parts. `with_lora` returns the model's shape with adapters of rank 16; `gpus` are those of this
+    machine, None when the run would be on another one.
     """
+    changes = list(_changes(cache(with_lora) if with_lora is not None else None, gpus))
+    given = _applied(changes, shape, plan, card)
+    if not given or not given[-1].fits:
+        return given
+    for index in reversed(range(len(changes))):
+        fewer = changes[:index] + changes[index + 1 :]
+        without = _applied(fewer, shape, plan, card)
+        same = {one.change for one in without} <= {one.change for one in given}
+        if without and without[-1].fits and same:
+            changes, given = fewer, without
+    return given
+
+
+Change = Callable[[Shape, Plan, float], tuple[Shape, Plan] | None]
+
+
+def _applied(changes: Sequence[tuple[str, str, Change]], shape: Shape, plan: Plan, card: float) -> list[Advice]:
+    """Return those of the changes that lower the need, one after the other until the device is enough."""
     given: list[Advice] = []
     memory = memory_of(shape, plan)
-    for change, cost, make in _changes(with_lora, gpus):
+    for change, cost, make in changes:
         if memory.fits(card):
             break
         changed = make(shape, plan, card)
@@ -54,9 +74,6 @@ def advice(
             said = change.format(plan=plan)
             given.append(Advice(change=said, cost=cost, memory=memory, fits=memory.fits(card)))
     return given
-
-
-Change = Callable[[Shape, Plan, float], tuple[Shape, Plan] | None]
 
 
 def _changes(with_lora: Callable[[], Shape] | None, gpus: int | None) -> Iterator[tuple[str, str, Change]]:
