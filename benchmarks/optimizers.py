@@ -1,8 +1,8 @@
 """Measure which optimizers move weights at small learning rates, in bfloat16 and in float32, and what they store.
 
-`python benchmarks/optimizers.py` prints one table. The weights are the seven matrices of one layer of SmolLM2-135M's
-shape, drawn from N(0, 0.02); each gets the same gradient in all steps, which is the case in which the most weights
-change. Columns: the share of the weights that changed, the mean distance that a weight moved in units of
+`python benchmarks/optimizers.py` prints one Markdown table. The weights are the seven matrices of one layer of
+SmolLM2-135M's shape, drawn from N(0, 0.02); each gets the same gradient in all steps, which is the case in which the
+most weights change. Columns: the share of the weights that changed, the mean distance that a weight moved in units of
 `steps x learning rate` (AdamW in float32: 1.00), and the bytes of optimizer state per weight. The optimizers are made
 by transformers from `grpo.optim` and `grpo.optim_args`, as in training. Those whose library is missing are named:
 torchao for adamw_torch_8bit and _4bit, torch-optimi for stable_adamw, bitsandbytes for adamw_8bit and lion_8bit.
@@ -32,14 +32,14 @@ class Choice(NamedTuple):
 
 
 CHOICES = [
-    Choice(torch.bfloat16, "adamw_torch"),
+    Choice(torch.bfloat16, "adamw_torch_fused"),
     Choice(torch.bfloat16, "adafactor"),
     Choice(torch.bfloat16, "adamw_8bit"),
     Choice(torch.bfloat16, "lion_8bit"),
     Choice(torch.bfloat16, "adamw_torch_8bit"),
     Choice(torch.bfloat16, "adamw_torch_8bit", "bf16_stochastic_round=True"),
     Choice(torch.bfloat16, "stable_adamw"),
-    Choice(torch.float32, "adamw_torch"),
+    Choice(torch.float32, "adamw_torch_fused"),
     Choice(torch.float32, "adafactor"),
     Choice(torch.float32, "adamw_8bit"),
     Choice(torch.float32, "lion_8bit"),
@@ -56,18 +56,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     count = sum(rows * columns for rows, columns in SHAPES)
-    print(f"{count:,} weights, {asked.steps} steps, seed {asked.seed}: share changed, mean distance / (steps x lr)")
-    print(f"{'weights':<10}{'grpo.optim':<48}" + "".join(f"{f'lr {rate:g}':>20}" for rate in RATES) + "   state bytes")
+    print(f"{count:,} weights, {asked.steps} steps, seed {asked.seed}\n")
+    cells = [cell for rate in RATES for cell in (f"changed at {rate:g}", "distance")]
+    head = ("weights", "`grpo.optim`", "`grpo.optim_args`", *cells, "bytes of state per weight")
+    print(f"| {' | '.join(head)} |\n| {' | '.join(['---'] * len(head))} |")
+    missing = []
     for choice in CHOICES:
-        name = f"{choice.optim} {choice.optim_args or ''}"
-        line = f"{str(choice.dtype).removeprefix('torch.'):<10}{name:<48}"
         try:
             measured = [moved(choice, rate, steps=asked.steps, seed=asked.seed) for rate in RATES]
         except (ImportError, ValueError) as error:
-            print(f"{line}not measured: {str(error).splitlines()[0][:70]}")
+            missing.append(f"{choice.optim}: {str(error).splitlines()[0]}")
             continue
-        cells = "".join(f"{f'{share:.2%}  {distance:.3f}':>20}" for share, distance, _ in measured)
-        print(f"{line}{cells}{measured[0][2]:>12.2f}")
+        dtype, args = str(choice.dtype).removeprefix("torch."), f"`{choice.optim_args}`" if choice.optim_args else ""
+        cells = [cell for share, distance, _ in measured for cell in (f"{share:.2%}", f"{distance:.3f}")]
+        print(f"| {' | '.join([dtype, f'`{choice.optim}`', args, *cells, f'{measured[0][2]:.2f}'])} |")
+    for line in dict.fromkeys(missing):
+        print(f"\nnot measured: {line}")
 
 
 def moved(choice: Choice, rate: float, *, steps: int, seed: int) -> tuple[float, float, float]:

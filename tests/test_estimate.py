@@ -173,7 +173,9 @@ def test_weights_gradients_and_states_are_those_of_a_real_step(
 
 
 @pytest.mark.filterwarnings("default:Paged optimizers are not supported")
-@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw_torch", "adamw_8bit", "lion_8bit", "paged_adamw_32bit", "adafactor", "sgd"]
+)
 def test_the_states_of_other_optimizers_are_those_of_a_real_step_within_a_fiftieth(
     tmp_path: Path, optimizer: str
 ) -> None:
@@ -440,11 +442,13 @@ def test_a_model_that_needs_lora_is_not_also_told_what_lora_makes_needless() -> 
 def test_the_states_of_adamw_are_put_into_8_bits_before_the_kl_term_is_given_up() -> None:
     assert changes_for(SMALL, 29)[-1] == "--set grpo.optim=adamw_8bit"
     assert changes_for(SMALL, 24)[-2:] == ["--set grpo.beta=0", "--set grpo.optim=adamw_8bit"]
-    assert not any("8bit" in change for change in changes_for(SMALL, 24, train={"dtype": "bfloat16"}))
+    assert not any("8bit" in change for change in changes_for(SMALL, 12, train={"dtype": "bfloat16"}))
 
 
 def test_the_gpus_that_are_there_are_used_before_settings_change_what_is_learned() -> None:
-    assert changes_for(LARGE, 80, gpus=8)[-1].startswith("--processes 4 ")
+    changes = changes_for(LARGE, 80, gpus=8)
+    assert changes[-1].startswith("--processes ")
+    assert not {"--set grpo.beta=0", "--set lora.r=16"} & set(changes)
 
 
 def test_what_fits_is_left_alone() -> None:

@@ -137,21 +137,25 @@ def gradients(shape: Shape, plan: Plan) -> int:
 
 
 def states(shape: Shape, plan: Plan) -> int:
-    """Return the two moments of AdamW, each of the parameters' own dtype, and a 32-bit step count for each tensor.
+    """Return the two moments of AdamW (Lion: one), each of the parameters' own dtype, and a 32-bit step count a tensor.
 
     torch.optim.AdamW makes its moments like the parameter: 8 bytes per trained parameter in 32 bits, 4 in 16. An 8-bit
-    optimizer takes one byte for each moment and a 32-bit scale for 256 of them (arXiv 2110.02861); with bitsandbytes,
-    transformers leaves the moments of embeddings in 32 bits, with torchao it does not. Adafactor keeps about a row
-    and a column of each matrix (arXiv 1804.04235), SGD nothing.
+    optimizer takes one byte for each moment and a 32-bit scale for 256 of them (arXiv 2110.02861), a 4-bit one half a
+    byte; with bitsandbytes, transformers leaves the moments of embeddings in 32 bits, with torchao it does not.
+    Adafactor keeps about a row and a column of each matrix (arXiv 1804.04235), SGD nothing.
     """
     if plan.optimizer == "sgd":
         return 0
     if plan.optimizer == "adafactor":
         return 8 * shape.trainable // shape.hidden // _shards(plan)
-    if "8bit" not in plan.optimizer:
-        return 2 * shape.trainable * trained_bytes(shape, plan) // _shards(plan) + 4 * shape.tensors
-    wide = 0 if shape.lora or plan.optimizer == "adamw_torch_8bit" else shape.head
-    return (2 * (shape.trainable - wide) * (256 + 4) // 256 + 2 * wide * 4) // _shards(plan)
+    moments = 1 if "lion" in plan.optimizer else 2
+    bits = next((bits for bits in (4, 8) if f"{bits}bit" in plan.optimizer), None)
+    if bits is None:
+        size = 4 if "32bit" in plan.optimizer else trained_bytes(shape, plan)
+        return moments * shape.trainable * size // _shards(plan) + 4 * shape.tensors
+    wide = 0 if shape.lora or plan.optimizer.startswith("adamw_torch") else shape.head
+    small = (shape.trainable - wide) * (32 * bits + 4) // 256
+    return moments * (small + 4 * wide) // _shards(plan)
 
 
 def reference(shape: Shape, plan: Plan) -> int:
