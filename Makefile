@@ -40,6 +40,7 @@ check: $(DEVELOP)
 bench: $(DEVELOP) $(RIVALS) $(VLLM)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/calls.py
+	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/engines.py transformers
 	.venv-vllm/bin/python benchmarks/engines.py vllm
 	.venv-vllm/bin/python benchmarks/engines.py groups

@@ -29,7 +29,11 @@ import r3_plugin_countdown.corpus as countdown
 from r3_plugin_apigen.task import Apigen
 from r3_plugin_countdown.task import Countdown
 from r3core.cli import app
-from r3core.config import PRESETS, SOURCES, Config, Section
+from r3core.config import PRESETS, SOURCES, Config, Section, resolve
+from r3core.estimate import Memory, Plan, Shape, clock, memory_of, plan_of, shape_of
+from r3core.estimate.memory import PHASES
+from r3core.estimate.speed import CARDS as DEVICES
+from r3core.estimate.speed import seconds_of
 from r3core.generation.server import Server
 from r3core.grpo import OWNED
 from r3core.options import type_text
@@ -59,7 +63,8 @@ NOTE = "<!-- Written by docs/generate.py from the code: change it there. -->"
 def pages() -> dict[Path, str]:
     """Return every page that is generated, whole or in part: its path and what should be in it."""
     written = {ROOT / "docs/cli.md": command_line(), ROOT / "docs/configuration.md": configuration()}
-    for page in (ROOT / "README.md", ROOT / "docs/built-in-model.md", ROOT / "docs/results.md"):
+    blocks = ("README.md", "docs/built-in-model.md", "docs/results.md", "docs/scale.md")
+    for page in (ROOT / name for name in blocks):
         written[page] = _filled(page.read_text(encoding="utf-8"))
     return written
 
@@ -203,6 +208,133 @@ def _phases(plugin: str, mixtures: dict[str, Any]) -> str:
     return _table(("phase", "mixture", "steps", "share of the learning rate, linear in between"), rows)
 
 
+QWEN = {
+    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_key_value_heads": 2}
+    | {"vocab_size": 151936, "tie_word_embeddings": True},
+    "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4}
+    | {"vocab_size": 152064, "tie_word_embeddings": False},
+}
+"""The published shapes of Qwen2.5-Instruct; a run reads them from the model's config.json."""
+CARDS = (24, 40, 48, 80, 141)
+"""GB of the cards that the tables speak of."""
+BFLOAT16 = "train.dtype=bfloat16 grpo.optim=adamw_torch_8bit grpo.optim_args=bf16_stochastic_round=true"
+FULL, LORA, EIGHT = "batch_size=32", "batch_size=32 lora.r=16", "batch_size=32 grpo.optim=adamw_8bit"
+WAYS = [
+    ("1.5B", "", 1),
+    ("1.5B", FULL, 1),
+    ("1.5B", EIGHT, 1),
+    ("1.5B", f"{EIGHT} grpo.beta=0", 1),
+    ("1.5B", LORA, 1),
+    ("1.5B", f"batch_size=32 {BFLOAT16}", 1),
+    ("1.5B", "engine=vllm", 1),
+    ("1.5B", "grpo.gradient_accumulation_steps=4", 8),
+    ("7B", FULL, 1),
+    ("7B", f"{EIGHT} grpo.beta=0", 1),
+    ("7B", LORA, 1),
+    ("7B", f"{LORA} quantization=4bit train.merge=false", 1),
+    ("7B", f"batch_size=32 grpo.beta=0 {BFLOAT16}", 1),
+    ("7B", "batch_size=32 grpo.gradient_accumulation_steps=8", 4),
+    ("7B", "batch_size=32 grpo.gradient_accumulation_steps=4", 8),
+]
+"""Runs of the preset `paper`: model, what is set on top, processes."""
+TIMED = [
+    ("1.5B", "", 1),
+    ("1.5B", FULL, 1),
+    ("1.5B", "engine=vllm", 1),
+    ("1.5B", "grpo.gradient_accumulation_steps=4", 8),
+    ("7B", "lora.r=16", 1),
+    ("7B", "grpo.gradient_accumulation_steps=8", 4),
+    ("7B", "grpo.gradient_accumulation_steps=4", 8),
+]
+
+
+def _need(model: str, overrides: str = "", processes: int = 1) -> tuple[Config, Shape, Plan, Memory]:
+    """Return a run of the preset `paper` on one of QWEN, and what it needs."""
+    from transformers import Qwen2Config
+
+    config = resolve(Countdown(), overrides=overrides.split(), flags={"model": model, "preset": "paper"})
+    read = Qwen2Config(**QWEN[model], num_hidden_layers=28, max_position_embeddings=32768, dtype="bfloat16")
+    shape = shape_of(read, lora=config.lora)
+    plan = plan_of(config, shape, processes=processes, sharded=processes > 1)
+    return config, shape, plan, memory_of(shape, plan)
+
+
+def needs() -> str:
+    """Return a table of what the preset `paper` needs, term by term."""
+    found = [_need(model) for model in QWEN]
+
+    def row(name: str, formula: str, value: Callable[[Memory], float]) -> tuple[str, ...]:
+        return name, formula, *(f"{value(memory) / 2**30:.1f}" for *_, memory in found)
+
+    def term(phase: str, key: str, formula: str) -> tuple[str, ...]:
+        return row(key, formula, lambda memory: memory.terms(phase)[key])
+
+    model = ("weights", "reference model", "optimizer states", "gradients")
+    rest = "activations and the widest moment of a pass"
+    rows: list[tuple[str, ...]] = [
+        ("parameters", "counted", *(f"{shape.parameters:,}" for _, shape, _, _ in found)),
+        term("training", "weights", "4 bytes each"),
+        term("training", "reference model", "4 bytes each (beta > 0)"),
+        term("training", "optimizer states", "2 x 4 bytes each (AdamW)"),
+        term("training", "gradients", "4 bytes each"),
+        row(rest, "8 rows x 1,068 tokens", lambda m: m.total("training") - sum(m.training[key] for key in model)),
+        row("**while training**", "", lambda memory: memory.total("training")),
+        term(
+            "generating", "key-value cache", "2 x layers x heads x width x 4 bytes x 128 conversations x 1,068 tokens"
+        ),
+        term("generating", "prompts", "128 retries' prompts of 1,068 tokens at once"),
+        term("generating", "16-bit copy of the weights", "2 bytes each, by autocast"),
+        row("**while generating**", "weights, reference, states and the three above", lambda m: m.total("generating")),
+        row("**while mining and evaluating**", "weights, cache, prompts in 16 bits", lambda m: m.total("evaluating")),
+        ("fits, with a tenth left free", "", *(_card(memory) for *_, memory in found)),
+    ]
+    return _table(("GiB on the device", "formula", *QWEN), rows)
+
+
+def ways_out() -> str:
+    """Return a table of what the preset `paper` needs with other settings."""
+    rows = []
+    for model, overrides, processes in WAYS:
+        *_, memory = _need(model, overrides, processes)
+        phases = (_phase(memory, phase) for phase in PHASES)
+        rows.append((model, _said(overrides, processes), *phases, _card(memory)))
+    return _table(("", "set on top of the preset", "training", "generating", "mining, evaluating", "fits"), rows)
+
+
+def _phase(memory: Memory, phase: str) -> str:
+    if not memory.terms(phase):
+        return "vLLM's own"
+    vllm = f" + {memory.share(phase):.0%} of the card" if memory.share(phase) else ""
+    return f"{memory.total(phase) / 2**30:.1f}{vllm}"
+
+
+def times() -> str:
+    """Return a table of the time that the preset `paper` takes on one kind of card, every turn at its limit."""
+    rows = []
+    for model, overrides, processes in TIMED:
+        config, shape, plan, _ = _need(model, overrides, processes)
+        cells = []
+        for card in ("A100", "H100"):
+            taken = seconds_of(config, shape, plan, DEVICES[card])
+            assert taken.mining is not None
+            parts = f"{clock(taken.generating)} + {clock(taken.training)}"
+            cells += [f"{clock(taken.step)} ({parts})", clock(1750 * taken.step), clock(taken.mining)]
+        rows.append((model, _said(overrides, processes), *cells))
+    head = [f"{card}: {what}" for card in ("A100", "H100") for what in ("a step", "1,750 steps", "mining")]
+    return _table(("", "set on top of the preset", *head), rows)
+
+
+def _said(overrides: str, processes: int) -> str:
+    """Return what is set on top of the preset, as it is written on the command line."""
+    said = [f"--processes {processes}"] * (processes > 1) + [f"--set {one}" for one in overrides.split()]
+    return f"`{' '.join(said)}`" if said else "nothing"
+
+
+def _card(memory: Memory) -> str:
+    """Return the smallest of the CARDS that is enough."""
+    return next((f"{size} GB" for size in CARDS if memory.fits(size * 2**30)), "no single card")
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "file map": file_map,
     "countdown corpus": countdown_corpus,
@@ -210,6 +342,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "apigen corpus": apigen_corpus,
     "apigen phases": apigen_phases,
     **published.BLOCKS,
+    "needs": needs,
+    "ways out": ways_out,
+    "times": times,
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from command import R3
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Trainer
 from transformers.trainer_callback import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -21,18 +21,23 @@ from trl.trainer.utils import add_fused_lm_head
 
 from r3core.adapter import check_adapter
 from r3core.config import Config, resolve
-from r3core.estimate import Machine, Plan, Shape, advice, explain, memory_of, plan_of, shape_of
+from r3core.estimate import Machine, Plan, Shape, advice, explain, memory_of, plan_of, read_config, shape_of
 from r3core.estimate.memory import (
     activations,
     cache,
     generation,
+    generation_copy,
     gradients,
     log_probabilities,
+    reference,
     states,
     weights,
 )
+from r3core.estimate.rounding import share_moved
 from r3core.estimate.speed import CARDS, Seconds, card_of, seconds_of
+from r3core.generation.engines import load
 from r3core.plugins import get_task
+from r3core.train import training_dtype
 
 GIB = 2**30
 TASK = f"{Path(__file__).with_name('toy.py')}:Even"
@@ -75,8 +80,9 @@ def shape(**changes: Any) -> Shape:
 
 
 def plan(of: Shape, **changes: Any) -> Plan:
+    """Return the plan of a model that is trained in the dtype it was saved in, as those are that the tests build."""
     given = {"rows": 4, "prompt": 60, "attempt": 20, "reflection": 16, "retry": 20, "amp": False, "cuda": False}
-    return plan_of(settings(), of).model_copy(update=given | changes)
+    return plan_of(settings(), of).model_copy(update=given | {"full_bytes": of.dtype_bytes} | changes)
 
 
 def size(tensors: Any) -> int:
@@ -122,13 +128,22 @@ class Seen(TrainerCallback):
         self.gradients = size(p.grad for p in model.parameters())
 
 
-@pytest.mark.parametrize(("dtype", "bf16"), [("float32", False), ("float32", True), ("bfloat16", True)])
-def test_weights_gradients_and_states_are_those_of_a_real_step(tmp_path: Path, dtype: str, bf16: bool) -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("saved", "trained"), [("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float32", "float32")]
+)
+def test_weights_gradients_and_states_are_those_of_a_real_step(
+    tmp_path: Path, saved: str, trained: str, bf16: bool
+) -> None:
     from datasets import Dataset
 
-    model = doors.beginner(steps=0).to(getattr(torch, dtype))
-    seen = Seen()
+    doors.beginner(steps=0).to(getattr(torch, saved)).save_pretrained(tmp_path / "base")
+    doors.tokenizer().save_pretrained(tmp_path / "base")
     options: dict[str, Any] = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 3}
+    config = settings(train={"dtype": trained}, grpo=options | {"bf16": bf16, "beta": 0.1})
+    model, _ = load(config, str(tmp_path / "base"), dtype=training_dtype(config))
+    counted = shape_of(read_config(str(tmp_path / "base")))
+    seen = Seen()
     trainer = GRPOTrainer(
         model=model,
         processing_class=doors.tokenizer(),
@@ -137,6 +152,7 @@ def test_weights_gradients_and_states_are_those_of_a_real_step(tmp_path: Path, d
             output_dir=str(tmp_path),
             **options,
             bf16=bf16,
+            beta=0.1,
             max_steps=1,
             save_strategy="no",
             report_to="none",
@@ -148,12 +164,34 @@ def test_weights_gradients_and_states_are_those_of_a_real_step(tmp_path: Path, d
         callbacks=[seen],
     )
     trainer.train()
-    counted = shape_of(model.config)
-    chosen = plan_of(settings(dtype=dtype, grpo=options | {"bf16": bf16}), counted, cuda=False)
+    chosen = plan_of(config, counted, cuda=False)
     kept = [value for state in trainer.optimizer.state.values() for value in state.values()]
     assert weights(counted, chosen) == size(model.parameters())
+    assert reference(counted, chosen) == size(trainer.ref_model.parameters())
     assert gradients(counted, chosen) == seen.gradients
     assert states(counted, chosen) == size(kept)
+
+
+@pytest.mark.filterwarnings("default:Paged optimizers are not supported")
+@pytest.mark.parametrize(
+    "optimizer", ["adamw_torch", "adamw_8bit", "lion_8bit", "paged_adamw_32bit", "adafactor", "sgd"]
+)
+def test_the_states_of_other_optimizers_are_those_of_a_real_step_within_a_fiftieth(
+    tmp_path: Path, optimizer: str
+) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**MODERATE))
+    options = {"use_cpu": True, "bf16": False, "report_to": "none"}
+    trainer = Trainer(model, GRPOConfig(output_dir=str(tmp_path), optim=optimizer, **options))
+    made = trainer.create_optimizer()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    kept = [value for state in made.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    counted = shape_of(model.config)
+    maps = 2 * 256 * 4 * counted.tensors if "8bit" in optimizer else 0  # the values that a byte stands for
+    assert states(counted, plan_of(settings(grpo={"optim": optimizer}), counted)) + maps == pytest.approx(
+        size(kept), rel=0.02, abs=0.01 * counted.parameters
+    )
 
 
 @pytest.mark.parametrize(("dtype", "amp"), [("float32", False), ("bfloat16", False), ("float32", True)])
@@ -234,19 +272,51 @@ def test_the_peak_of_a_training_pass_is_as_estimated_within_a_tenth(dtype: str, 
     assert more == pytest.approx(peak(pass_through, dtype, checkpointing=checkpointing), rel=0.1)
 
 
-def test_the_peak_of_reading_prompts_is_as_estimated_within_a_tenth() -> None:
+@pytest.mark.parametrize(("dtype", "amp"), [("bfloat16", False), ("float32", False), ("float32", True)])
+def test_the_peak_of_reading_prompts_is_as_estimated_within_a_tenth(dtype: str, amp: bool) -> None:
     def read(model: LlamaForCausalLM) -> None:
         ids = torch.ones(64, 256, dtype=torch.long)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
             kept = DynamicCache(config=model.config)
             mask = torch.ones_like(ids)
             model(input_ids=ids, attention_mask=mask, past_key_values=kept, use_cache=True, logits_to_keep=1)
 
-    counted = shape(dtype="bfloat16")
-    chosen = plan(counted, batch_size=64, rows=64, prompt=152, attempt=40, reflection=64, retry=1)
-    terms = generation(counted, chosen)
-    assert set(terms) == {"key-value cache", "prompts"}
-    assert sum(terms.values()) == pytest.approx(peak(read, "bfloat16"), rel=0.1)
+    counted = shape(dtype=dtype)
+    chosen = plan(counted, batch_size=64, rows=64, prompt=152, attempt=40, reflection=64, retry=1, amp=amp)
+    terms = generation(counted, chosen, rows=64)
+    assert set(terms) == {"key-value cache", "prompts"} | ({"16-bit copy of the weights"} if amp else set())
+    assert sum(terms.values()) == pytest.approx(peak(read, dtype), rel=0.1)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_generating_pass_copies_the_weights_that_autocast_computes_with(amp: bool) -> None:
+    def write(model: LlamaForCausalLM) -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            model(input_ids=torch.ones(1, 1, dtype=torch.long), use_cache=False)
+
+    counted = shape(dtype="float32")
+    copied = generation_copy(counted, plan(counted, amp=amp))
+    assert copied == 2 * (counted.linear + counted.head) * amp
+    assert peak(write, "float32") == pytest.approx(copied, rel=0.02, abs=200_000)
+
+
+def test_mining_and_evaluation_have_the_weights_as_they_were_saved() -> None:
+    counted = shape_of(Qwen2Config(**SMALL))
+    memory = memory_of(counted, plan_of(settings(), counted))
+    assert memory.evaluating["weights"] == 2 * counted.parameters
+    assert memory.generating["weights"] == 4 * counted.parameters
+    adapted = shape_of(Qwen2Config(**SMALL), lora={"r": 16})
+    small = memory_of(adapted, plan_of(settings(quantization="4bit"), adapted)).evaluating["weights"]
+    assert small == counted.linear * 9 // 16 + 2 * (counted.parameters - counted.linear)
+    assert memory_of(counted, plan_of(settings(engine="vllm"), counted)).evaluating == {}
+
+
+def test_evaluation_by_one_process_can_need_more_than_training_by_eight() -> None:
+    counted = shape_of(Qwen2Config(**LARGE))
+    memory = memory_of(counted, plan_of(settings(), counted, processes=8, sharded=True))
+    assert memory.phase == "evaluating"
+    assert memory.enough(40 * GIB, "training")
+    assert not memory.fits(40 * GIB)
 
 
 def test_the_loss_needs_no_logits_of_the_whole_vocabulary() -> None:
@@ -279,13 +349,26 @@ def test_fsdp_divides_what_is_kept_and_gathers_the_weights_to_generate() -> None
 
 def test_fsdp_keeps_trained_weights_in_32_bits_whatever_they_were_loaded_in() -> None:
     counted = shape_of(Qwen2Config(**SMALL))
-    two = plan_of(settings(), counted, processes=2, sharded=True)
-    assert weights(counted, two) == 2 * counted.parameters
+    for dtype in ("float32", "bfloat16"):
+        two = plan_of(settings(train={"dtype": dtype}), counted, processes=2, sharded=True)
+        assert weights(counted, two) == 2 * counted.parameters
+
+
+def test_all_weights_are_trained_in_the_dtype_of_the_configuration() -> None:
+    counted = shape_of(Qwen2Config(**SMALL))
+    wide, narrow = plan_of(settings(), counted), plan_of(settings(train={"dtype": "bfloat16"}), counted)
+    for of in (weights, gradients, reference):
+        assert of(counted, wide) == 4 * counted.parameters
+        assert of(counted, narrow) == 2 * counted.parameters
+    copies = plan_of(settings(), counted, processes=4)  # plain DDP
+    assert weights(counted, copies) == 4 * counted.parameters
+    unmixed = plan_of(settings(grpo={"bf16": False}), counted, processes=4, sharded=True)
+    assert weights(counted, unmixed) == counted.parameters
 
 
 def test_vllm_takes_its_share_of_whatever_card_there_is() -> None:
     counted = shape_of(Qwen2Config(**SMALL))
-    asked = {"use_vllm": True, "vllm_gpu_memory_utilization": 0.6}
+    asked = {"use_vllm": True, "vllm_gpu_memory_utilization": 0.5}
     beside = memory_of(counted, plan_of(settings(grpo=asked), counted))
     assert "key-value cache" not in beside.generating
     assert beside.fits(80 * GIB)
@@ -299,7 +382,9 @@ def test_vllm_takes_its_share_of_whatever_card_there_is() -> None:
 def test_only_a_run_with_a_reference_model_needs_memory_for_one() -> None:
     counted, adapted = shape_of(Qwen2Config(**SMALL)), shape_of(Qwen2Config(**SMALL), lora={"r": 16})
     held = settings(grpo={"beta": 0.04})
-    assert memory_of(counted, plan_of(held, counted)).training["reference model"] == 2 * counted.parameters
+    assert memory_of(counted, plan_of(held, counted)).training["reference model"] == 4 * counted.parameters
+    two = plan_of(held, counted, processes=2, sharded=True)
+    assert memory_of(counted, two).training["reference model"] == counted.parameters  # loaded as it was saved
     assert "reference model" not in memory_of(counted, plan_of(settings(), counted)).training
     assert "reference model" not in memory_of(adapted, plan_of(held, adapted)).training
 
@@ -339,6 +424,31 @@ def test_each_suggestion_leads_to_the_need_that_it_names(given: dict[str, Any], 
         assert suggestion.fits == suggestion.memory.fits(card * GIB)
         need = suggestion.memory.need
     assert [suggestion.fits for suggestion in suggested[:-1]] == [False] * (len(suggested) - 1)
+
+
+def changes_for(given: dict[str, Any], card: int, *, gpus: int | None = None, **values: Any) -> list[str]:
+    counted = shape_of(Qwen2Config(**given))
+    config = settings(grpo={"gradient_accumulation_steps": 8, "beta": 0.001}, **values)
+    adapted = shape_of(Qwen2Config(**given), lora={"r": 16})
+    suggested = advice(counted, plan_of(config, counted), card * GIB, with_lora=lambda: adapted, gpus=gpus)
+    assert suggested[-1].fits
+    return [suggestion.change for suggestion in suggested]
+
+
+def test_a_model_that_needs_lora_is_not_also_told_what_lora_makes_needless() -> None:
+    assert changes_for(LARGE, 80) == ["--set lora.r=16"]
+
+
+def test_the_states_of_adamw_are_put_into_8_bits_before_the_kl_term_is_given_up() -> None:
+    assert changes_for(SMALL, 29)[-1] == "--set grpo.optim=adamw_8bit"
+    assert changes_for(SMALL, 24)[-2:] == ["--set grpo.beta=0", "--set grpo.optim=adamw_8bit"]
+    assert not any("8bit" in change for change in changes_for(SMALL, 12, train={"dtype": "bfloat16"}))
+
+
+def test_the_gpus_that_are_there_are_used_before_settings_change_what_is_learned() -> None:
+    changes = changes_for(LARGE, 80, gpus=8)
+    assert changes[-1].startswith("--processes ")
+    assert not {"--set grpo.beta=0", "--set lora.r=16"} & set(changes)
 
 
 def test_what_fits_is_left_alone() -> None:
@@ -405,11 +515,57 @@ def folder(tmp_path: Path) -> Callable[..., str]:
 
 def test_a_run_that_fits_is_told_its_need_and_its_time(folder: Callable[..., str]) -> None:
     lines = explain(settings(grpo={"max_steps": 100}), folder(**SMALL), machine=A100)
-    assert [line.split(":")[0] for line in lines] == ["memory"] * 3 + ["time", "estimate"]
+    assert [line.split(":")[0] for line in lines] == ["memory"] * 4 + ["time", "estimate"]
     assert "GiB while training: " in lines[0]
-    assert "it fits the NVIDIA A100-SXM4-80GB here, which has 79.3 GiB" in lines[2]
-    assert re.match(r"time: up to about .* a step on A100 80 GB: generation .*, training .*; 100 steps .*", lines[3])
-    assert "arithmetic, no measurement, on Qwen2ForCausalLM with 1,543,714,304 parameters" in lines[4]
+    assert "GiB while mining and evaluating: " in lines[2]
+    assert "it fits the NVIDIA A100-SXM4-80GB here, which has 79.3 GiB" in lines[3]
+    assert re.match(r"time: up to about .* a step on A100 80 GB: generation .*, training .*; 100 steps .*", lines[4])
+    assert "arithmetic, no measurement, on Qwen2ForCausalLM with 1,543,714,304 parameters" in lines[5]
+
+
+def test_weights_that_stay_in_16_bits_are_warned_of(folder: Callable[..., str]) -> None:
+    narrow = settings(train={"dtype": "bfloat16"}, grpo={"learning_rate": 5e-7})
+    lines = explain(narrow, folder(**SMALL), machine=A100)
+    assert lines[0].startswith("warning: all weights are trained in 16 bits (train.dtype)")
+    assert "grpo.learning_rate=5e-07" in lines[0]
+    assert "about 1.0% can change" in lines[0]
+    assert "hint: --set train.dtype=float32 " in lines[1]
+    sharded = narrow.model_copy(update={"grpo": narrow.grpo | {"bf16": False}})
+    said = explain(sharded, folder(**SMALL), processes=2, sharded=True, machine=A100)
+    assert said[0].startswith("warning: all weights are trained in 16 bits")
+
+
+@pytest.mark.parametrize(
+    ("values", "processes"),
+    [
+        ({}, 1),
+        ({"dtype": "bfloat16"}, 1),
+        ({"train": {"dtype": "bfloat16"}, "lora": {"r": 16}}, 1),
+        ({"train": {"dtype": "bfloat16"}}, 2),  # FSDP2 makes weights in 32 bits
+        ({"train": {"dtype": "bfloat16"}, "grpo": {"learning_rate": 1e-3}}, 1),
+        (
+            {
+                "train": {"dtype": "bfloat16"},
+                "grpo": {"optim": "adamw_torch_8bit", "optim_args": "bf16_stochastic_round=True"},
+            },
+            1,
+        ),
+    ],
+)
+def test_weights_that_can_move_are_not_warned_of(
+    folder: Callable[..., str], values: dict[str, Any], processes: int
+) -> None:
+    lines = explain(settings(**values), folder(**SMALL), processes=processes, sharded=processes > 1, machine=A100)
+    assert not any(line.startswith("warning") for line in lines)
+
+
+@pytest.mark.parametrize("rate", [5e-7, 1e-6, 1e-5])
+def test_the_share_of_weights_that_can_move_is_that_of_a_real_step(rate: float) -> None:
+    drawn = (torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
+    weight = torch.nn.Parameter(drawn.clone())
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=rate, weight_decay=0).step()
+    assert share_moved(rate) == pytest.approx(float((weight != drawn).float().mean()), rel=0.1)
 
 
 def test_a_run_that_does_not_fit_is_told_what_to_change(folder: Callable[..., str]) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from r3core.config import Config
 from r3core.errors import UsageError
 from r3core.estimate.advice import RANK, Advice, advice
-from r3core.estimate.memory import Memory, memory_of
+from r3core.estimate.memory import PHASES, Memory, memory_of
 from r3core.estimate.plan import Plan, plan_of
+from r3core.estimate.rounding import warning_of
 from r3core.estimate.shape import Shape, read_config, shape_of
 from r3core.estimate.speed import CARDS, Device, card_of, seconds_of, this_processor
 from r3core.task import Frozen
@@ -20,6 +21,7 @@ __all__ = [
     "Plan",
     "Shape",
     "advice",
+    "clock",
     "explain",
     "memory_of",
     "plan_of",
@@ -79,7 +81,9 @@ def explain(
     plan = plan_of(config, shape, processes=processes, sharded=sharded)
     memory = memory_of(shape, plan)
     card = machine.gpu_memory if machine.gpu else SIZES[-1] * GIB
-    lines = [*_needs(memory, plan), _fitting(memory, machine)]
+    plans = [plan] if machine.gpu else [plan, plan_of(config, shape, processes=processes, sharded=sharded, cuda=False)]
+    warned = [warning for given in plans for warning in warning_of(shape, given)][:2]
+    lines = [*warned, *_needs(memory, plan), _fitting(memory, machine)]
     if not memory.fits(card):
         gpus = machine.gpus if machine.gpu else None
         given = advice(shape, plan, card, with_lora=lambda: shape_of(read, lora={"r": RANK}), gpus=gpus)
@@ -123,15 +127,19 @@ def _devices(memory: Memory, machine: Machine) -> list[Device]:
 
 
 def _needs(memory: Memory, plan: Plan) -> Iterator[str]:
-    for phase, share in (("training", memory.vllm), ("generating", memory.vllm_generating)):
+    for phase in PHASES:
+        if not memory.terms(phase):
+            continue
+        share = memory.share(phase)
         terms = sorted(memory.terms(phase).items(), key=lambda term: -term[1])
         named = [f"{name} {_gib(size)}" for name, size in terms if size >= _DRAWN * memory.total(phase)]
         rest = sum(size for _, size in terms if size < _DRAWN * memory.total(phase))
         if rest:
             named.append(f"rest {_gib(rest)}")
         vllm = f", and {share:.0%} of the card for vLLM" if share else ""
-        each = " on each device" if plan.processes > 1 else ""
-        yield f"memory: {_gib(memory.total(phase))}{each} while {phase}{vllm}: {', '.join(named)}"
+        each = " on each device" if plan.processes > 1 and phase != "evaluating" else ""
+        during = "mining and evaluating" if phase == "evaluating" else phase
+        yield f"memory: {_gib(memory.total(phase))}{each} while {during}{vllm}: {', '.join(named)}"
 
 
 def _hints(given: list[Advice], card: float) -> Iterator[str]:
@@ -146,13 +154,13 @@ def _hints(given: list[Advice], card: float) -> Iterator[str]:
 def _time(config: Config, shape: Shape, plan: Plan, device: Device, forecast: Mapping[str, float] | None) -> str:
     seconds = seconds_of(config, shape, plan, device, forecast=forecast)
     steps = config.grpo.get("max_steps", -1)
-    said = f"time: up to about {_clock(seconds.step)} a step on {device.name}"
-    said += f": generation {_clock(seconds.generating)}{' (measured)' if seconds.measured else ''}"
-    said += f", training {_clock(seconds.training)}"
+    said = f"time: up to about {clock(seconds.step)} a step on {device.name}"
+    said += f": generation {clock(seconds.generating)}{' (measured)' if seconds.measured else ''}"
+    said += f", training {clock(seconds.training)}"
     if steps > 0:
-        said += f"; {steps:,} steps {_clock(steps * seconds.step)}"
+        said += f"; {steps:,} steps {clock(steps * seconds.step)}"
     if seconds.mining is not None and not seconds.measured:
-        said += f", mining {_clock(seconds.mining)}"
+        said += f", mining {clock(seconds.mining)}"
     return said
 
 
@@ -179,7 +187,8 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= 0.95 * GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a duration in the unit that suits it."""
     for unit, length in (("days", 86400 * 2), ("h", 5400), ("min", 90)):
         if seconds >= length:
             return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.1f} {unit}"

@@ -11,6 +11,8 @@ from r3core.task import Frozen
 
 PROMPT = 300
 """Tokens assumed for a problem together with the sentences that r3 says."""
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_TORCHAO = ("adamw_torch_8bit", "adamw_torch_4bit")
 
 
 class Plan(Frozen):
@@ -38,18 +40,26 @@ class Plan(Frozen):
     checkpointing: bool
     """Activations are computed again on the way back."""
     amp: bool
-    """Training computes in 16 bits by autocast, whatever the type of the weights."""
+    """Training computes in 16 bits by autocast, whatever the dtype of the weights."""
     dtype_bytes: int
-    """Bytes of a weight as it is loaded."""
+    """Bytes per weight in mining and evaluation, and of the base of a LoRA adapter in training."""
+    full_bytes: int
+    """Bytes per weight in training when all weights are trained: that of `train.dtype`."""
     beta: float
     """The weight of the KL term; 0 needs no reference model."""
     quantized: bool = False
     """The linear layers are in 4 bits."""
     optimizer: str = "adamw"
+    rate: float = 0.0
+    """The learning rate."""
+    stochastic: bool = False
+    """The optimizer rounds 16-bit weights stochastically, so that small updates are kept on average."""
     vllm: float = 0.0
     """The share of a card that vLLM takes beside the trainer."""
     served: bool = False
     """vLLM generates, here or on a server."""
+    evaluates: bool = True
+    """Mining and evaluation generate with transformers, on the device of the first process."""
     sleeps: bool = False
     """vLLM gives its share back while the model is trained."""
     processes: int = 1
@@ -90,6 +100,7 @@ def plan_of(
     bf16 = given["bf16"] if given["bf16"] is not None else cuda and not given["fp16"]
     served = bool(given["use_vllm"])
     shared = served and given["vllm_mode"] == "colocate"
+    optimizer = str(getattr(given["optim"], "value", given["optim"]))
     micro = given["per_device_train_batch_size"]
     per_generation = given["steps_per_generation"] or given["gradient_accumulation_steps"]
     if given["generation_batch_size"]:
@@ -108,12 +119,16 @@ def plan_of(
         retry=turns.retry.max_tokens,
         checkpointing=given["gradient_checkpointing"],
         amp=bool(bf16 or given["fp16"]),
-        dtype_bytes={"float32": 4, "bfloat16": 2, "float16": 2}.get(config.dtype, shape.dtype_bytes),
+        dtype_bytes=_BYTES.get(config.dtype, shape.dtype_bytes),
+        full_bytes=_BYTES[config.train.dtype],
         beta=given["beta"],
         quantized=config.quantization == "4bit",
-        optimizer=str(given["optim"]),
+        optimizer=optimizer,
+        rate=given["learning_rate"],
+        stochastic=optimizer in _TORCHAO and "bf16_stochastic_round=true" in str(given["optim_args"]).lower(),
         vllm=given["vllm_gpu_memory_utilization"] if shared else 0.0,
         served=served,
+        evaluates=config.engine == "transformers",
         sleeps=bool(given["vllm_enable_sleep_mode"]),
         processes=processes,
         sharded=sharded and processes > 1,

@@ -7,7 +7,7 @@ from math import ceil
 from time import perf_counter
 
 from r3core.config import Config
-from r3core.estimate.memory import cache, weights
+from r3core.estimate.memory import cache, generation_copy, untrained, weights
 from r3core.estimate.plan import Plan
 from r3core.estimate.shape import Shape
 from r3core.task import Frozen
@@ -77,7 +77,8 @@ def seconds_of(
     mining = None
     if config.mine.failures is None and config.mine.limit is not None:
         count = config.mine.limit * config.mine.samples  # by one process
-        mining = _writing(shape, plan, device, count=count, before=plan.prompt, written=plan.attempt)
+        saved = untrained(plan, plan.dtype_bytes)
+        mining = _writing(shape, saved, device, count=count, before=plan.prompt, written=plan.attempt)
     return Seconds(generating=generating, training=training, mining=mining, measured=forecast is not None)
 
 
@@ -112,19 +113,33 @@ def this_processor() -> Device:
 
 
 def _writing(shape: Shape, plan: Plan, device: Device, *, count: int, before: int, written: int) -> float:
-    """Return the seconds in which so many conversations are each continued by so many tokens.
+    """Return the seconds in which `count` conversations are each continued by `written` tokens.
 
     For each token of a batch all weights and the cache are read once, or 2 operations a parameter and row are done, or
-    the layers are started: what takes longest decides. Prompts go through the model at 2 operations a parameter.
+    the layers are started: what takes longest decides. Prompts go through the model at 2 operations a parameter. vLLM
+    has the weights in the dtype that the trainer computes in.
     """
+    if plan.served and plan.amp:
+        plan = untrained(plan, 2)
     batch = count if plan.served else min(count, plan.batch_size)
     start = device.launch * (_VLLM if plan.served else 1.0) * shape.layers
     kept = cache(shape, plan, rows=batch, tokens=before + written // 2)
-    whole = weights(shape, plan.model_copy(update={"sharded": False}))
     compute = device.computing * device.flops
-    token = max(start, (whole + kept) / (device.reading * device.bandwidth), 2 * shape.parameters * batch / compute)
+    moved = (bytes_a_token(shape, plan) + kept) / (device.reading * device.bandwidth)
+    token = max(start, moved, 2 * shape.parameters * batch / compute)
     prompts = 2 * shape.parameters * count * before / compute
     return ceil(count / max(1, batch)) * written * token + prompts
+
+
+def bytes_a_token(shape: Shape, plan: Plan) -> int:
+    """Return the bytes of weights that are moved for one token of a batch.
+
+    All weights are read once. Under autocast on 32-bit weights, each token makes the 16-bit copies anew: they are
+    written once and read once on top. FSDP2 has gathered the weights in 16 bits before.
+    """
+    if plan.sharded and plan.amp:
+        return 2 * shape.parameters
+    return weights(shape, plan.model_copy(update={"sharded": False})) + 2 * generation_copy(shape, plan)
 
 
 def _fastest(work: Callable[[], object]) -> float:
