@@ -13,14 +13,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from r3core.errors import UsageError
-from r3core.generation.chat import encode
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_TEXT = (
+    "The river rises in the hills north of the town, turns west at the old mill, and reaches the sea after forty "
+    "miles. In spring it floods the meadows on both banks, and the farmers move their sheep to higher ground."
+)
 _TRIED = (24, 19, 11, 4)  # prompt lengths of the trial, in tokens
 _STEPS = 8
+_REARRANGED = {0: [3, 1, 0, 2, 1], 3: [4, 0, 2]}
+"""After which steps of the trial which rows are copied or kept."""
 _ROUNDING = 0.1
 """Total variation distance that is put down to rounding in 16 or fewer bits; a tenth of it in 32 bits."""
 
@@ -29,13 +34,12 @@ class CachedRows:
     """Left-padded prompts in a model's cache, one token longer after each step."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, pad: int) -> None:
-        import torch
         from transformers import DynamicCache
         from transformers.cache_utils import CacheLayerMixin
 
         self.model = model
         self.cache = DynamicCache(config=model.config)
-        plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's takes any argument
+        plain: Any = getattr(model, "get_base_model", lambda: model)()  # the forward of peft's takes any argument
         self._name = "cache_params" if "cache_params" in inspect.signature(plain.forward).parameters else None
         self._attends = not self.cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers)
         self.ids, self.mask = _left_padded(prompts, pad, device=model.device)  # (rows, new tokens), (rows, tokens)
@@ -88,10 +92,16 @@ def mend_time_steps(model: PreTrainedModel) -> None:
 def check_cache(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
     """Raise UsageError when the default engine would generate by other probabilities than the model's own.
 
-    Prompts of four lengths go through it side by side, are copied and dropped, and are compared with one pass.
+    Prompts of four lengths go through it side by side, are copied and dropped, and are compared with one pass. Layers
+    of cache that come with one architecture (DeepSeek-V4, MiniMax-M3) are refused untried: they compress or choose
+    blocks of tokens, longer than a trial, and count padding among them.
     """
     import torch
+    from transformers import DynamicCache
 
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    if own := sorted(kind.__name__ for kind in kinds if kind.__module__ != DynamicCache.__module__):
+        raise _unfit(name, model, f"keeps a cache of its own, {own[0]}, in which padding counts", "generated from")
     ids = _sample(model, tokenizer)
     try:
         with torch.no_grad():
@@ -99,7 +109,9 @@ def check_cache(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
         raise _unfit(name, model, f"fails there with {type(error).__name__}: {error}", "generated from") from error
     if not distance <= _tolerated(model):  # NaN is not either
-        raise _unfit(name, model, f"gives other probabilities there than in one pass {_far(distance)}", "generated from")
+        raise _unfit(
+            name, model, f"gives other probabilities there than in one pass {_far(distance)}", "generated from"
+        )
 
 
 def check_training(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
@@ -145,10 +157,6 @@ def _distance_with_cache(model: PreTrainedModel, ids: list[int], *, pad: int) ->
     return float(torch.cat(distances).mean())
 
 
-_REARRANGED = {0: [3, 1, 0, 2, 1], 3: [4, 0, 2]}
-"""After which step of the trial the batch is copied or reduced to which rows."""
-
-
 def _distance_in_training(model: PreTrainedModel, ids: list[int], *, pad: int) -> float:
     """Return how far from those of a lone sequence the probabilities are in a batch as TRL makes it."""
     import torch
@@ -183,9 +191,10 @@ def _left_padded(rows: Sequence[Sequence[int]], pad: int, *, device: Any) -> tup
 
 
 def _sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return ids that the model is tried on: a plain request in its chat template, long enough for the trial."""
-    ids = encode(tokenizer, [{"role": "user", "content": "Write one sentence about a river, then count to nine."}])
-    return (ids * (max(_TRIED) + _STEPS))[: max(_TRIED) + _STEPS]
+    """Return ids that the model is tried on: ordinary text, of which it has a firm opinion whatever the rounding."""
+    length = max(_TRIED) + _STEPS
+    ids = list(tokenizer.encode(_TEXT))
+    return (ids * length)[:length]
 
 
 def _tolerated(model: PreTrainedModel) -> float:
