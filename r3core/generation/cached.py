@@ -27,7 +27,10 @@ _STEPS = 8
 _REARRANGED = {0: [3, 1, 0, 2, 1], 3: [4, 0, 2]}
 """After which steps of the trial which rows are copied or kept."""
 _ROUNDING = 0.1
-"""Total variation distance that is put down to rounding in 16 or fewer bits; a tenth of it in 32 bits."""
+"""Total variation distance that is put down to rounding in 16 or fewer bits; a tenth of it in 32 bits.
+
+SmolLM2-135M on the CPU has 0.02 in bfloat16 and 0.000001 in float32; with a mask that is ignored, 0.24 in both.
+"""
 
 
 class CachedRows:
@@ -102,10 +105,12 @@ def check_cache(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
     if own := sorted(kind.__name__ for kind in kinds if kind.__module__ != DynamicCache.__module__):
         raise _unfit(name, model, f"keeps a cache of its own, {own[0]}, in which padding counts", "generated from")
-    ids = _sample(model, tokenizer)
+    ids = _sample(tokenizer)
     try:
         with torch.no_grad():
             distance = _distance_with_cache(model, ids, pad=tokenizer.pad_token_id or 0)
+    except torch.OutOfMemoryError:  # is no fault of the architecture
+        raise
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
         raise _unfit(name, model, f"fails there with {type(error).__name__}: {error}", "generated from") from error
     if not distance <= _tolerated(model):  # NaN is not either
@@ -123,7 +128,7 @@ def check_training(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *
     """
     import torch
 
-    ids = _sample(model, tokenizer)
+    ids = _sample(tokenizer)
     was_training = model.training
     model.train(not _drops_out(model))  # some layers have kernels of their own for training
     try:
@@ -190,7 +195,7 @@ def _left_padded(rows: Sequence[Sequence[int]], pad: int, *, device: Any) -> tup
     return ids, mask
 
 
-def _sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _sample(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return ids that the model is tried on: ordinary text, of which it has a firm opinion whatever the rounding."""
     length = max(_TRIED) + _STEPS
     ids = list(tokenizer.encode(_TEXT))
@@ -205,9 +210,9 @@ def _tolerated(model: PreTrainedModel) -> float:
 
 
 def _drops_out(model: PreTrainedModel) -> bool:
-    """Tell whether the configuration has any dropout, with which two passes of a training differ anyway."""
+    """Tell whether the configuration has any dropout or jitter, with which two passes of a training differ anyway."""
     values = vars(model.config.get_text_config(decoder=True)).items()
-    return any(bool(value) for key, value in values if key.endswith(("dropout", "pdrop", "drop")))
+    return any(bool(value) for key, value in values if "drop" in key or "jitter" in key)
 
 
 def _far(distance: float) -> str:
