@@ -90,7 +90,8 @@ class ReflectionTrainer(GRPOTrainer):
                 peft_config=None if protocol.config.lora is None else lora_of(protocol.config.lora),
             )
         self.policy = Policy(self, protocol.config.batch_size)
-        if lost := lost_updates(model, args.learning_rate):
+        stochastic = "stochastic_round" in (args.optim_args or "")  # such an optimizer moves 16-bit weights on average
+        if not stochastic and (lost := lost_updates(model, args.learning_rate)):
             print(lost, file=sys.stderr)
 
     def create_accelerator_and_postprocess(self) -> None:

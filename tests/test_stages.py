@@ -350,9 +350,9 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted(
 
 def test_a_run_stops_when_too_many_prompts_do_not_fit(tiny_folder: Path, tmp_path: Path) -> None:
     config = Config(task="verbose", model=str(tiny_folder), output_dir=tmp_path / "run")
-    with Stages.open(Verbose(long=2), config) as stages:
-        with pytest.raises(
-            RunError, match=r"2 of 24 conversations do not fit the model's context; at most 5%"
-        ) as error:
-            stages.mine()
+    with (
+        Stages.open(Verbose(long=2), config) as stages,
+        pytest.raises(RunError, match=r"2 of 24 conversations do not fit the model's context; at most 5%") as error,
+    ):
+        stages.mine()
     assert "a prompt of 150" in error.value.hints[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from r3core.errors import UsageError
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
+from r3core.generation.cached import CachedRows, check_cache, mend_time_steps
 from r3core.generation.chat import Take, check_lengths, converse, encode, end_ids
 from r3core.launch import world_size
 
@@ -106,34 +107,21 @@ class TransformersGenerator:
     ) -> Iterator[list[tuple[int, Continued]]]:
         """Yield rows that have ended, with their places among the prompts: when the batch shrinks, and at the end."""
         import torch
-        from transformers import DynamicCache
 
         device = self.model.device
-        pad = self.tokenizer.pad_token_id or 0
-        width = max(map(len, prompts))
         distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in distinct], device=device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in distinct], device=device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         end = end_ids(self.tokenizer, self.model.generation_config)
         ends = torch.tensor(sorted(end), device=device)
-        cache = DynamicCache(config=self.model.config)
+        cached = CachedRows(self.model, list(distinct), pad=self.tokenizer.pad_token_id or 0)
         rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch continues
         alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
         written = _Written(len(prompts), end)
         for step in range(sampling.max_tokens):
-            logits = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]  # (rows, vocabulary)
+            logits = cached.next_logits()
             if step == 0 and len(distinct) < len(prompts):  # from here on each row goes its own way
                 copies = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=device)
-                cache.batch_select_indices(copies)
-                logits, mask, positions = (t[copies] for t in (logits, mask, positions))
+                cached.select(copies)
+                logits = logits[copies]
             tokens = _draw(logits, sampling, random)  # (rows,)
             logprobs = _logprobs(logits, tokens)[alive] if sampling.logprobs else None
             written.add(rows[alive], tokens[alive], logprobs)
@@ -144,11 +132,9 @@ class TransformersGenerator:
             if living <= _SHRINK_AT * len(rows):
                 yield written.take(rows[~alive])
                 kept = alive.nonzero().squeeze(1)
-                cache.batch_select_indices(kept)
-                rows, tokens, mask, positions, alive = (t[kept] for t in (rows, tokens, mask, positions, alive))
-            ids = tokens.unsqueeze(1)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            positions = positions[:, -1:] + 1
+                cached.select(kept)
+                rows, tokens, alive = (t[kept] for t in (rows, tokens, alive))
+            cached.append(tokens)
         yield written.take(rows)
 
 
@@ -223,7 +209,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model and the tokenizer of a local folder or of the hub; UsageError when they cannot be had.
 
-    A folder with an adapter is loaded with the model that it belongs to.
+    A folder with an adapter is loaded with the model that it belongs to. A model whose probabilities depend on the
+    cache or on padding is refused here, before hours of work: see `check_cache`.
     """
     import torch
     from safetensors import SafetensorError
@@ -249,6 +236,9 @@ def load_model(
     if torch.cuda.is_available() and not on_cpu and not quantization and world_size() == 1:
         # in 4 bits it is on the GPU already; among several processes it is divided first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
+    mend_time_steps(model)
+    if world_size() == 1:  # the processes of a training load what one process has mined with before
+        check_cache(model, tokenizer, name=str(name))
     return model, tokenizer
 
 
