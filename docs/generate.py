@@ -3,6 +3,10 @@
 Two pages are written whole, the references of the command line and of the configuration. In other pages, what stands
 between `<!-- generated: NAME -->` and `<!-- /generated -->` is replaced. tests/test_docs.py compares all of it with
 what is committed.
+
+The tables of results come from the records of runs, docs/runs/NAME.json. A table of which a record is missing keeps its
+present text. RECORDS lists them all: make a run with its command and `--output-dir RUN`, then
+`python docs/record.py RUN NAME`, then `make docs`.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import published
 import typer.main
 
 import r3_plugin_apigen.corpus as apigen
@@ -24,10 +29,28 @@ import r3_plugin_countdown.corpus as countdown
 from r3_plugin_apigen.task import Apigen
 from r3_plugin_countdown.task import Countdown
 from r3core.cli import app
-from r3core.config import PRESETS, Config, Section
+from r3core.config import PRESETS, SOURCES, Config, Section
 from r3core.generation.server import Server
 from r3core.grpo import OWNED
 from r3core.options import type_text
+
+_GREEDY = " ".join(f"--set sampling.{turn}.temperature=0" for turn in ("attempt", "reflection", "retry"))
+_SEED_0 = "r3 run --task countdown --seed 0 --set evaluate.cross=false --set"
+RECORDS = {
+    "countdown-0": "r3 run --task countdown --seed 0",
+    "countdown-1": "r3 run --task countdown --seed 1",
+    "countdown-2": "r3 run --task countdown --seed 2",
+    "apigen-0": "r3 run --task apigen --seed 0",
+    "apigen-1": "r3 run --task apigen --seed 1",
+    "apigen-2": "r3 run --task apigen --seed 2",
+    # for the sections of docs/results.md on controls of the training and on greedy decoding
+    "countdown-shuffled": f"{_SEED_0} train.shuffle_rewards=true",
+    "countdown-noleak": f"{_SEED_0} train.reward_leaks=false",
+    "countdown-greedy-0": f"r3 eval --model RUN-0/model --seed 0 {_GREEDY}",
+    "countdown-greedy-1": f"r3 eval --model RUN-1/model --seed 0 {_GREEDY}",
+    "countdown-greedy-2": f"r3 eval --model RUN-2/model --seed 0 {_GREEDY}",
+}
+"""The records that the pages want, and the command of each; RUN-0 is the run directory of countdown-0, and so on."""
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by docs/generate.py from the code: change it there. -->"
@@ -36,7 +59,7 @@ NOTE = "<!-- Written by docs/generate.py from the code: change it there. -->"
 def pages() -> dict[Path, str]:
     """Return every page that is generated, whole or in part: its path and what should be in it."""
     written = {ROOT / "docs/cli.md": command_line(), ROOT / "docs/configuration.md": configuration()}
-    for page in (ROOT / "README.md", ROOT / "docs/built-in-model.md"):
+    for page in (ROOT / "README.md", ROOT / "docs/built-in-model.md", ROOT / "docs/results.md"):
         written[page] = _filled(page.read_text(encoding="utf-8"))
     return written
 
@@ -75,7 +98,7 @@ def configuration() -> str:
         "## Options of TRL",
         f"Every option of [TRL's `GRPOConfig`]({grpo}) can be set under `grpo`, by its own name. Where "
         "`grpo` does not say it, `temperature`, `top_p`, `top_k` and `max_completion_length` follow "
-        "`sampling.reflection`. `grpo.use_vllm` is not supported yet. These are r3's own and are refused:",
+        "`sampling.reflection`. These are r3's own and are refused:",
         _table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
         "## Options of a server",
         "With `engine: openai`, these are set under `engine_options`. The key is read from the environment variable "
@@ -85,11 +108,22 @@ def configuration() -> str:
         "`--preset NAME` sets:",
     ]
     for name, values in PRESETS.items():
-        lines += [f"### {name}", _table(("key", "value"), _settings(values))]
+        rows = [(f"`{key}`", f"`{json.dumps(value)}`", SOURCES[name][key]) for key, value in values.items()]
+        lines += [f"### {name}", _table(("key", "value", "source"), rows), *_of_tasks(name)]
     for title, task in (("Countdown", Countdown), ("apigen", Apigen)):
         assert task.demo is not None
         lines += [f"## Settings of {title}'s built-in model", _table(("key", "value"), _settings(task.demo.settings))]
     return _page(lines)
+
+
+def _of_tasks(preset: str) -> list[str]:
+    """Return a sentence on the options that a preset sets for the tasks of this repository."""
+    changed = [
+        f"`{task.name}`: " + ", ".join(f"`{key}={value}`" for key, value in task.presets[preset].items())
+        for task in (Countdown, Apigen)
+        if preset in task.presets
+    ]
+    return [f"It also sets options of tasks: {'; '.join(changed)}."] if changed else []
 
 
 def file_map() -> str:
@@ -175,17 +209,32 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "countdown phases": countdown_phases,
     "apigen corpus": apigen_corpus,
     "apigen phases": apigen_phases,
+    **published.BLOCKS,
 }
 
 
 def _filled(page: str) -> str:
-    """Return a page with its generated blocks made anew."""
+    """Return a page with its generated blocks made anew; one without its records stays as it is."""
 
     def block(match: re.Match[str]) -> str:
-        return f"{match['open']}\n{BLOCKS[match['name']]()}\n{match['close']}"
+        try:
+            return f"{match['open']}\n{BLOCKS[match['name']]()}\n{match['close']}"
+        except published.MissingRecord:
+            return match[0]
 
     marked = r"(?P<open><!-- generated: (?P<name>[\w ]+) -->)\n.*?(?P<close><!-- /generated -->)"
     return re.sub(marked, block, page, flags=re.DOTALL)
+
+
+def missing() -> list[str]:
+    """Return which records are missing, each with the command that makes its run."""
+    told = []
+    for name, command in RECORDS.items():
+        try:
+            published.read(name)
+        except published.MissingRecord as error:
+            told.append(f"no record {error}; made by `{command}`")
+    return told
 
 
 def _parameter(parameter: Any, context: Any) -> str:
@@ -244,3 +293,5 @@ if __name__ == "__main__":
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
         print(path.relative_to(ROOT))
+    for told in missing():
+        print(told, file=sys.stderr)

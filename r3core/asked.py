@@ -41,7 +41,7 @@ class Asked:
 
     def resolve(self) -> tuple[Task, Config]:
         """Return the task and the configuration; those of an existing run directory when nothing else is named."""
-        from r3core.config import PLACES, chosen_task, resolve
+        from r3core.config import PLACES, chosen_preset, chosen_task, resolve
         from r3core.plugins import get_task
 
         folder = self.flags["output_dir"]
@@ -54,8 +54,24 @@ class Asked:
         options = {f"task_options.{name}": value for name, value in options_given(self.task_options).items()}
         flags = self.flags | {"task": self.task, **options}
         name, options = chosen_task(self.config, self.overrides, flags=flags)
-        task = get_task(name, **options)
+        preset = chosen_preset(self.config, self.overrides, flags=flags)
+        task = _task_of(name, options, preset)
         return task, resolve(task, self.config, overrides=self.overrides, flags=flags | {"task": name})
+
+
+def _task_of(name: str, options: dict[str, Any], preset: str | None) -> Task:
+    """Return a task with its options: those that are given, then those of the preset."""
+    from r3core.errors import TaskError
+    from r3core.plugins import find_task, get_task
+
+    changed = find_task(name).presets.get(preset or "", {})
+    try:
+        return get_task(name, **(changed | options))
+    except TaskError as error:
+        if not changed:
+            raise
+        listed = ", ".join(f"{key}={value}" for key, value in changed.items())
+        raise TaskError(error.message, *error.hints, f"the preset `{preset}` sets {listed} for this task") from None
 
 
 def of_a_folder(asked: Asked, folder: Path) -> tuple[Asked, Task, Config, Path | None]:
@@ -93,12 +109,13 @@ def _stored(folder: Path) -> Config:
     """Return the configuration of the run in a directory."""
     from pydantic import ValidationError
 
-    from r3core.config import Config
+    from r3core.config import NOT_SETTINGS, Config
     from r3core.runs import RunRecord
 
     stored = RunRecord(folder).read_json("config")
     try:
-        return Config.model_validate({k: v for k, v in stored.items() if k != "trained"} | {"output_dir": folder})
+        settings = {key: value for key, value in stored.items() if key not in NOT_SETTINGS}
+        return Config.model_validate(settings | {"output_dir": folder})
     except (AttributeError, ValidationError):
         raise ConfigError(
             f"`{folder / 'config.json'}` is no configuration of this version of r3",

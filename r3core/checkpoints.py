@@ -45,7 +45,7 @@ def last_checkpoint(folder: Path, *, world: str = ALONE) -> Path | None:
 def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any) -> None:
     """Put a trainer's model and tokenizer into a folder; the first process writes, and the others give it their part.
 
-    `dtype` is the type that the weights were loaded in, in which they are saved: FSDP may train them in a wider one.
+    `dtype` is that of the files; all weights are trained in 32 bits, whatever the dtype they were published in.
     """
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if rank() > 0:
@@ -55,13 +55,23 @@ def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any) -> Non
         model, weights = merged(model, weights), None
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    if trainer.is_fsdp_enabled and config.lora is None:
-        weights = {name: weight.to(dtype) for name, weight in weights.items()}
-        model.save_pretrained(partial, state_dict=weights)
+    if config.lora is None:
+        cast: dict[int, Any] = {}  # tied weights stay one tensor
+        weights = {name: cast.setdefault(weight.data_ptr(), weight.to(dtype)) for name, weight in weights.items()}
+    model.save_pretrained(partial, state_dict=weights)
+    if config.lora is None:
         model.config.dtype = dtype
         model.config.save_pretrained(partial)
-    else:
-        model.save_pretrained(partial, state_dict=weights)
     trainer.processing_class.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def changed_share(before: Any, after: Any) -> float:
+    """Return the share of weights that differ between two models of one architecture, as their files hold them."""
+    changed, total = 0, 0
+    weights = dict(after.named_parameters())
+    for name, old in before.named_parameters():
+        changed += int((old != weights[name]).sum())
+        total += old.numel()
+    return changed / total

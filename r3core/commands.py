@@ -40,15 +40,11 @@ def run(asked: Asked) -> None:
 
     Goes on where it was stopped. The verifier has to pass `r3 check` first.
     """
-    from r3core.grpo import check_vllm
-    from r3core.launch import check_here
-
     task, config = asked.resolve()
     _check_training(task, config)
     if asked.dry_run:
         return _explain(task, config)
-    check_vllm(config.grpo_options())
-    check_here(config)
+    _check_machine(config)
     with _stages(task, config) as stages:
         stages.certify()
         stages.mine()
@@ -77,15 +73,13 @@ def train(asked: Asked) -> None:
     The verifier has to pass `r3 check` first. `accelerate launch -m r3core train` does it in several processes.
     """
     from r3core import launch
-    from r3core.grpo import check_vllm
     from r3core.report import shares_of_a_step
 
     task, config = asked.resolve()
     _check_training(task, config)
     if asked.dry_run:
         return _explain(task, config)
-    check_vllm(config.grpo_options())
-    launch.check_here(config)
+    _check_machine(config)
     launch.join()
     with _shared_stages(task, config) as stages:
         leads = launch.rank() == 0 and not launch.by_a_run()
@@ -272,14 +266,27 @@ def _check_training(task: Task, config: Config) -> None:
     from r3core.config import local_model
     from r3core.grpo import check_training
     from r3core.launch import world_of
+    from r3core.mine import check_splits
     from r3core.runs import RunRecord
 
     _quiet()
     local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
+        check_splits(config)
         world = world_of(config)
         check_training(config.grpo, config.grpo_options(), world.processes)
         check_adapter(config, sharded=world.sharded)
+
+
+def _check_machine(config: Config) -> None:
+    """Raise an error now when this machine has not what the training needs; a dry run may plan for another one."""
+    from r3core.grpo import check_vllm
+    from r3core.launch import check_here
+    from r3core.runs import RunRecord
+
+    if RunRecord(config.directory).done("train") is None:
+        check_vllm(config.grpo_options())
+        check_here(config)
 
 
 def _quiet() -> None:
@@ -306,7 +313,7 @@ def _explain(task: Task, config: Config) -> None:
 
     from r3core.config import model_of
     from r3core.generation.engines import check_engine
-    from r3core.grpo import check_grpo, explain_batch
+    from r3core.grpo import check_grpo, explain_batch, explain_checkpoints
     from r3core.launch import world_of
 
     check_grpo(config.grpo)
@@ -317,7 +324,8 @@ def _explain(task: Task, config: Config) -> None:
     mining = f"{config.mine.limit or 'all'} problems x {config.mine.samples} attempts"
     mined = config.mine.failures if config.mine.failures else mining
     typer.echo(f"check: {_certified(task, config)}\nmine: {mined}")
-    for line in explain_batch(config.grpo_options(), world_of(config).processes):
+    options, processes = config.grpo_options(), world_of(config).processes
+    for line in [*explain_batch(options, processes), *explain_checkpoints(options, processes)]:
         typer.echo(f"train: {line}")
     controls = "with" if config.evaluate.controls else "without"
     typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")

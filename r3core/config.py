@@ -110,6 +110,8 @@ class Train(Section):
     """With `lora`, put the merged weights into `model/`; false puts the adapter alone there."""
     shuffle_rewards: bool = False
     """A control: rewards are permuted within the batch, so that they carry no information."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The dtype of weights that are all trained; bfloat16 halves the memory, and rounds most small updates away."""
 
 
 class Evaluate(Section):
@@ -142,6 +144,8 @@ class Limits(Section):
     """Worker processes, of each process that trains; by default they share the processors, and are at most 8."""
     max_errors: float = Field(default=0.05, ge=0, le=1)
     """When a larger share of the answers cannot be judged, the run stops."""
+    max_group_errors: float = Field(default=0.25, ge=0, le=1)
+    """When a larger share of a group's reflections has no reward, the group teaches nothing; 1 sets no bound."""
 
     def alone(self) -> Limits:
         """Return the same limits for a judge with one worker."""
@@ -199,8 +203,16 @@ class Config(Section):
     """What base and trained model are compared on."""
     judge: Limits = Limits()
     """What a verifier may need for one answer."""
+    max_overlong: float = Field(default=0.05, ge=0, le=1)
+    """When a larger share of the conversations does not fit the model's context, the run stops; others are left out."""
     uncertified: bool = False
     """Train also when the task's verifier does not pass `r3 check`."""
+
+    @field_validator("grpo")
+    @classmethod
+    def _read_no_as_a_word(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Undo YAML's reading of `save_strategy: no`, which is False there."""
+        return {key: "no" if key.endswith("_strategy") and one is False else one for key, one in value.items()}
 
     def wording_for(self, task: Task) -> Wording:
         """Return the task's sentences, with those that this configuration replaces."""
@@ -233,26 +245,37 @@ class Config(Section):
         return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.task.rsplit(':')[-1])}-{digest[:8]}"
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {  # "Reflect, Retry, Reward", arXiv 2505.24726
-        "mine.samples": 64,
-        "grpo.beta": 0.001,
-        "grpo.learning_rate": 5e-7,
-        "grpo.lr_scheduler_type": "cosine",
-        "grpo.warmup_steps": 0.03,  # below 1, transformers reads it as the ratio of all steps
-        "grpo.max_steps": 1750,
-        "grpo.per_device_train_batch_size": 8,  # 8 x 32 = the effective batch of 256, on one process
-        "grpo.gradient_accumulation_steps": 32,
-        "evaluate.limit": None,  # all of the held-out problems
-        # Not published, so the rest is our choice.
-        "mine.limit": 10_000,
-        "grpo.num_generations": 8,
-        "sampling.attempt.temperature": 1.0,
-        "sampling.reflection.temperature": 1.0,
-        "sampling.retry.temperature": 1.0,
-    },
+_PAPER: dict[str, tuple[Any, str]] = {
+    "mine.samples": (64, "paper: up to 64 responses to a prompt"),
+    "grpo.beta": (0.001, "paper"),
+    "grpo.learning_rate": (5e-7, "paper"),
+    "grpo.lr_scheduler_type": ("cosine", "paper"),
+    "grpo.warmup_steps": (0.03, "paper; below 1 it is a share of all steps"),
+    "grpo.max_steps": (1750, "paper: at most"),
+    "grpo.per_device_train_batch_size": (8, "paper: 8 x 32 = the effective batch of 256, on one process"),
+    "grpo.gradient_accumulation_steps": (32, "paper: 8 x 32 = the effective batch of 256, on one process"),
+    "evaluate.limit": (None, "paper: all of the held-out problems"),
+    "mine.limit": (10_000, "not published; our choice"),
+    "grpo.num_generations": (8, "not published; TRL's default in May 2025"),
+    "grpo.loss_type": ("bnpo", "not published; TRL's default in May 2025"),
+    "grpo.scale_rewards": ("group", "not published; TRL's default in May 2025"),
+    "grpo.epsilon": (0.2, "not published; TRL's default in May 2025"),
+    "grpo.num_iterations": (1, "not published; TRL's default in May 2025"),
+    "grpo.importance_sampling_level": ("token", "not published; TRL had nothing else in May 2025"),
+    "grpo.mask_truncated_completions": (False, "not published; TRL's default in May 2025"),
+    "sampling.reflection.max_tokens": (256, "not published; TRL's default in May 2025"),
+    "sampling.attempt.temperature": (1.0, "not published; our choice"),
+    "sampling.reflection.temperature": (1.0, "not published; TRL's default in May 2025 (0.18)"),
+    "sampling.retry.temperature": (1.0, "not published; our choice"),
+    "evaluate.controls": (True, "ours: the paper has no controls"),
 }
-"""Named sets of values: dotted keys, as in `--set`."""
+"""The settings of "Reflect, Retry, Reward" (arXiv 2505.24726), each with its source. May 2025 is TRL 0.17 and 0.18."""
+SOURCES = {"paper": {key: source for key, (_, source) in _PAPER.items()}}
+"""Where the values of each preset come from."""
+PRESETS: dict[str, dict[str, Any]] = {"paper": {key: value for key, (value, _) in _PAPER.items()}}
+"""Named sets of values: dotted keys, as in `--set`. A task may add options of its own: `Task.presets`."""
+NOT_SETTINGS = ("trained", "grpo_resolved")
+"""Keys of a run's config.json that are no settings: the model that it compares, and what TRL made of `grpo`."""
 
 
 def known_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
@@ -282,6 +305,17 @@ def chosen_task(
     return name, options
 
 
+def chosen_preset(
+    file: Path | None = None, overrides: Sequence[str] = (), *, flags: Mapping[str, Any] | None = None
+) -> str | None:
+    """Return the name of the preset, None where none is chosen; ConfigError when there is no such preset."""
+    preset = _asked(file, overrides, flags or {}).get("preset")
+    if preset is None or preset in PRESETS:
+        return preset
+    near = did_you_mean(str(preset), list(PRESETS))
+    raise ConfigError(f"no preset is called `{preset}`; known: {', '.join(sorted(PRESETS))}", *near)
+
+
 def resolve(
     task: Task,
     file: Path | None = None,
@@ -295,10 +329,7 @@ def resolve(
     the file, `--set` overrides, flags. Raises ConfigError for an unknown key or a value that is not allowed.
     """
     asked = _asked(file, overrides, flags or {})
-    preset = asked.get("preset")
-    if preset is not None and preset not in PRESETS:
-        near = did_you_mean(str(preset), list(PRESETS))
-        raise ConfigError(f"no preset is called `{preset}`; known: {', '.join(sorted(PRESETS))}", *near)
+    preset = chosen_preset(file, overrides, flags=flags)
     below = _nested(PRESETS[preset]) if preset else {}
     if task.demo is not None and _merged([below, asked]).get("model") is None:
         below = _merged([_nested(task.demo.settings), below])

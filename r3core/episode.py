@@ -8,7 +8,7 @@ from pydantic import Field
 
 from r3core.task import Example, Frozen, Verdict
 
-Stopped = Literal["end", "length"]
+Stopped = Literal["end", "length", "overlong"]
 Arm = Literal["reflect", "none", "generic", "shuffled", "resample"]
 CONTROLS: tuple[Arm, ...] = ("none", "generic", "shuffled", "resample")
 """The ways to a second try that do without the model's own reflection on its failure."""
@@ -21,7 +21,11 @@ class Text(Frozen):
     tokens: int = Field(ge=0)
     """How many tokens the model generated for it."""
     stopped: Stopped = "end"
-    """`length` when the limit of tokens cut it off."""
+    """`length` when the limit of tokens cut it off; `overlong` when its prompt does not fit the model's context, and
+    nothing was generated."""
+    token_ids: list[int] | None = None
+    """The sampled tokens, without the end-of-turn token, for the prompts that continue this turn; None where they are
+    unknown (a server's)."""
 
 
 class Answer(Text):

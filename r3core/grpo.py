@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from math import gcd, lcm
+from math import ceil, gcd, lcm
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,9 +27,21 @@ OWNED = {
 }
 """Options of GRPOConfig that are not set under `grpo`, and what to do instead."""
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "importance_sampling_level": ("token", "sequence"),
+    "loss_type": ("bnpo", "cispo", "dapo", "dr_grpo", "grpo", "luspo", "sapo", "vespo"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "scale_rewards": ("group", "batch", "none"),
+    "vllm_importance_sampling_mode": ("sequence_mask", "sequence_truncate", "token_mask", "token_truncate"),
+    "vllm_mode": ("colocate", "server"),
+}
+"""The values of text options that TRL 1.16 checks in its trainer only, after mining; a contract test compares them."""
+_TRUNCATING: dict[str, float | None] = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+"""Sampling options that change the probabilities of the sampled tokens, with the value that turns each off."""
+
 
 def check_grpo(grpo: Mapping[str, Any]) -> None:
-    """Raise ConfigError when TRL's GRPOConfig has no such option, when r3 owns it, or when a number is none."""
+    """Raise ConfigError when an option is unknown to TRL's GRPOConfig, is set by r3, or has an invalid value."""
     from types import NoneType
     from typing import get_args, get_type_hints
 
@@ -49,6 +61,37 @@ def check_grpo(grpo: Mapping[str, Any]) -> None:
             except ValidationError as error:
                 said = error.errors()[0]["msg"].replace("Input should", "it should")
                 raise ConfigError(f"`grpo.{key}` cannot be {value!r}: {said}") from None
+        _check_choice(key, value, _choices_of(key, types[key]))
+    _check_report_to(grpo.get("report_to"))
+
+
+def _choices_of(key: str, kind: Any) -> tuple[str, ...]:
+    """Return the values that a text option may have; empty where any text is allowed."""
+    from enum import Enum
+    from typing import get_args
+
+    enums = [one for one in get_args(kind) if isinstance(one, type) and issubclass(one, Enum)]
+    return CHOICES.get(key) or tuple(str(member.value) for enum in enums for member in enum)
+
+
+def _check_choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if not allowed or value in allowed or (key == "scale_rewards" and isinstance(value, bool)):
+        return
+    raise ConfigError(
+        f"`grpo.{key}` cannot be {value!r}; allowed: {', '.join(allowed)}", *did_you_mean(str(value), list(allowed))
+    )
+
+
+def _check_report_to(value: Any) -> None:
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+    installed = [] if value is None else get_available_reporting_integrations()
+    for name in value if isinstance(value, list) else [value]:
+        if name not in (None, "none", "all", *installed):
+            raise ConfigError(
+                f"`grpo.report_to` cannot be {name!r}: no such tracker is installed",
+                f"installed: {', '.join(installed) or 'none'}",
+            )
 
 
 def check_training(grpo: Mapping[str, Any], options: Mapping[str, Any], world_size: int = 1) -> list[str]:
@@ -59,7 +102,72 @@ def check_training(grpo: Mapping[str, Any], options: Mapping[str, Any], world_si
     check_grpo(grpo)
     if options.get("max_steps", -1) <= 0:
         raise ConfigError("`grpo.max_steps` is not set", "say how long to train: --set grpo.max_steps=100")
-    return explain_batch(options, world_size)
+    if not options["temperature"] > 0:
+        raise ConfigError(
+            f"the temperature of reflections cannot be {options['temperature']!r} in training: "
+            "a group of equal reflections teaches nothing, and TRL divides by it",
+            "set grpo.temperature (or sampling.reflection.temperature) above 0; evaluation may be greedy",
+        )
+    _check_truncation(options)
+    lines = explain_batch(options, world_size)
+    return [*lines, *explain_checkpoints(options, world_size)]
+
+
+def _check_truncation(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError when vLLM would sample from other probabilities than those its samples are corrected with.
+
+    TRL multiplies the loss by the ratio of the trainer's probability to vLLM's. With top_p or top_k, vLLM's are those
+    of the truncated distribution: the ratio of 200 tokens falls to 3e-8, and training fades without a word.
+    """
+    if not options.get("use_vllm") or options.get("vllm_importance_sampling_correction") is False:
+        return
+    for name, off in _TRUNCATING.items():
+        value = options.get(name, off)
+        if value not in (off, None):
+            raise ConfigError(
+                f"with vLLM, reflections cannot be sampled with {name}={value} in training: TRL's importance ratio "
+                "compares truncated probabilities with whole ones, and scales the loss towards 0",
+                f"leave {name} out (--set grpo.{name}={'null' if off is None else f'{off:g}'})",
+                "or give up the correction: --set grpo.vllm_importance_sampling_correction=false",
+            )
+
+
+def checkpoint_steps(options: Mapping[str, Any], world_size: int = 1) -> int:
+    """Return the number of steps between checkpoints: `save_steps`, rounded up to where a generation is used up.
+
+    A generation serves `steps_per_generation * num_iterations` passes, `gradient_accumulation_steps` of them a step. A
+    training that resumes in the middle of one would generate again, and become another training. `save_steps` below
+    1 is a share of `max_steps`, as in transformers; r3's default is 1.
+    """
+    given = _with_defaults({"save_steps": 1} | dict(options))
+    micro = given["per_device_train_batch_size"] * world_size
+    passes = _generation_batch(given, micro) // micro * given["num_iterations"]
+    period = passes // gcd(passes, given["gradient_accumulation_steps"])
+    steps = given["save_steps"]
+    if 0 < steps < 1:
+        steps = ceil(steps * given["max_steps"])
+    return int(ceil(steps / period) * period)
+
+
+def explain_checkpoints(options: Mapping[str, Any], world_size: int) -> list[str]:
+    """Return what there is to say of checkpoints; ConfigError when they would fall into the middle of a generation."""
+    strategy = str(options.get("save_strategy", "steps"))
+    if strategy not in ("steps", "no"):
+        raise ConfigError(
+            f"`grpo.save_strategy` cannot be {strategy!r} here; allowed: steps, no",
+            "--set grpo.save_steps=N decides how often a checkpoint is written",
+        )
+    if strategy == "no":
+        return ["no checkpoints (save_strategy=no): a training that is killed starts again"]
+    wanted = options.get("save_steps", 1)
+    if not wanted > 0:
+        raise ConfigError(
+            f"`grpo.save_steps` cannot be {wanted}: it should be above 0", "to save none: save_strategy=no"
+        )
+    steps = checkpoint_steps(options, world_size)
+    if steps == wanted or wanted < 1:
+        return [f"a checkpoint every {steps} steps"] if steps > 1 else []
+    return [f"a checkpoint every {steps} steps (save_steps is {wanted}): a generation is used up only there"]
 
 
 def check_vllm(options: Mapping[str, Any]) -> None:
@@ -73,9 +181,7 @@ def explain_batch(grpo: Mapping[str, Any], world_size: int = 1) -> list[str]:
 
     The arithmetic is that of GRPOConfig in TRL 1.16; a generation batch holds whole groups only.
     """
-    from trl.trainer.grpo_config import GRPOConfig
-
-    given: dict[str, Any] = {key: field.default for key, field in GRPOConfig.__dataclass_fields__.items()} | dict(grpo)
+    given = _with_defaults(grpo)
     device, accumulation, group, reuse = (
         _count(given, key)
         for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "num_iterations")
@@ -104,6 +210,12 @@ def explain_batch(grpo: Mapping[str, Any], world_size: int = 1) -> list[str]:
     else:
         used = f"num_train_epochs {given['num_train_epochs']:g} over the failures"
     return [*lines, f"{used}, {failures:g} a step"]
+
+
+def _with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    from trl.trainer.grpo_config import GRPOConfig
+
+    return {key: field.default for key, field in GRPOConfig.__dataclass_fields__.items()} | dict(options)
 
 
 def _count(given: Mapping[str, Any], key: str) -> int:

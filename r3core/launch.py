@@ -126,11 +126,23 @@ def check_alone() -> None:
         )
 
 
-def check_here(config: Config) -> None:
-    """Raise UsageError when a run would have to start processes on other machines, or on GPUs that are not here."""
-    if not launches(config):
+def check_here(config: Config, *, gpus: int | None = None) -> None:
+    """Raise UsageError when this machine's GPUs do not fit the processes that train, or those are on other machines.
+
+    `gpus` is the number of visible GPUs; None counts them.
+    """
+    gpus = _gpus() if gpus is None else gpus
+    if world_size() > 1:
         return
     world = world_of(config)
+    if world.processes == 1 and gpus > 1 and not _on_cpu(config):
+        raise UsageError(
+            f"{gpus} GPUs are visible, and one process is to train: TRL does not train on several GPUs in one process",
+            f"--processes {gpus} trains on all of them{_same_batch(config, gpus)}",
+            "CUDA_VISIBLE_DEVICES=0 in front of the command takes one",
+        )
+    if not launches(config):
+        return
     if world.machines > 1:
         raise UsageError(
             f"`{config.accelerate_config}` is for {world.machines} machines, and a run starts processes on one",
@@ -139,12 +151,25 @@ def check_here(config: Config) -> None:
             "-m r3core train --output-dir DIRECTORY",
             "then r3 eval --output-dir DIRECTORY",
         )
-    gpus = _gpus()
-    on_cpu = gpus == 0 if config.accelerate_config is None else bool(_read(config.accelerate_config).use_cpu)
+    on_cpu = gpus == 0 if config.accelerate_config is None else _on_cpu(config)
     if world.processes > max(1, gpus) and not on_cpu:
         has = f"{gpus} GPU{'s' if gpus != 1 else ''}"
         hints = ["a configuration with use_cpu: true takes none"] if config.accelerate_config else []
         raise UsageError(f"{world.processes} processes are to train, and this machine has {has}", *hints)
+
+
+def _on_cpu(config: Config) -> bool:
+    """Tell whether accelerate's configuration, or TRL's own option, keeps the training off the GPUs."""
+    file = config.accelerate_config
+    return bool(config.grpo.get("use_cpu")) or (file is not None and bool(_read(file).use_cpu))
+
+
+def _same_batch(config: Config, processes: int) -> str:
+    """Return how the batch stays the same among more processes, where that can be."""
+    passes = config.grpo.get("gradient_accumulation_steps", 1)
+    if passes % processes:
+        return f", with a batch {processes} times as large"
+    return f", and the batch stays the same with --set grpo.gradient_accumulation_steps={passes // processes}"
 
 
 def launch_training(config: Config, folder: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
-from r3core.config import Limits, Mine
+from r3core.config import Config, Limits, Mine
 from r3core.dataset import Taken, problems_to_mine
 from r3core.episode import Answer, Episode
-from r3core.errors import RunError, UsageError
+from r3core.errors import ConfigError, RunError, UsageError
 from r3core.generation import Generator
 from r3core.protocol import Make, Protocol, seed_of
 from r3core.reward import judged
@@ -45,6 +45,23 @@ class Failure(Frozen):
         """Return the episode that a reflection on this failure continues."""
         example = Example(id=self.id, prompt=self.prompt, answer=self.answer, info=self.info)
         return Episode(example=example, sample=self.sample, attempt=self.attempt)
+
+
+def check_splits(config: Config) -> None:
+    """Raise ConfigError when a model would be evaluated on the split whose failures it is trained on."""
+    split, owner = config.mine.split, "`mine.split` is"
+    if (folder := config.mine.failures) is not None:
+        try:
+            provenance = read_failures(folder)[1]
+        except UsageError:  # a dry run may name a folder that is still to be made; mining says what is wrong with it
+            return
+        split, owner = provenance.get("mine", {}).get("split"), f"the failures in `{folder}` are from"
+    if split == config.evaluate.split:
+        raise ConfigError(
+            f"`evaluate.split` cannot be {split!r}: {owner} the same split, and a model must not be evaluated on what "
+            "it was trained on",
+            "evaluate on another split: --set evaluate.split=test, or validation",
+        )
 
 
 def mine(run: Run, protocol: Protocol, make: Make) -> list[Failure]:

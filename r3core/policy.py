@@ -8,12 +8,13 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
 from trl.models.utils import unwrap_model_for_generation
 
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings
 from r3core.generation.chat import Take, converse, end_ids
-from r3core.generation.local import TransformersGenerator
+from r3core.generation.local import TransformersGenerator, context_of
 from r3core.generation.vllm import VllmGenerator, import_vllm, options_of
 
 
@@ -32,6 +33,16 @@ class Policy:
             engine = trainer.vllm_generation
             if engine.mode == "colocate" and engine.tensor_parallel_size == 1 and not engine.enable_sleep_mode:
                 self.vllm = VllmGenerator(engine.llm, trainer.processing_class, ends=self._ends())
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence in tokens, prompt and completion together; None where the model names none."""
+        if self.vllm is not None:
+            return self.vllm.context
+        limits = [context_of(self.trainer.model.config)]
+        if self.trainer.use_vllm:
+            limits.append(self.trainer.args.vllm_max_model_length)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def generate(
         self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
@@ -85,13 +96,22 @@ class Policy:
             del self.trainer.vllm_generation.llm
 
     def _by_trl(self, prompts: Sequence[list[int]], sampling: Sampling, group: int) -> list[Continued]:
-        """Generate on a vLLM server, or on an engine that several processes share: all of them take part."""
+        """Generate on a vLLM server, or on an engine that several processes share: all of them take part.
+
+        TRL wants as many prompts of each process; one that has fewer, as some do not fit, adds prompts of one token.
+        """
         engine, ends = self.trainer.vllm_generation, self._ends()
+        count = len(prompts)
+        most = max(gather_object([count]))
+        prompts = [*prompts, *[[min(ends)]] * (most - count)]
+        if not prompts:
+            return []
         asked = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
         with _changed(engine, asked | {"max_completion_length": sampling.max_tokens}):
             _, ids, logprobs, _ = engine.generate(list(prompts), None, group)
         drawn = [[float("nan") if one[0] is None else one[0] for one in row] for row in logprobs]
-        return [Continued(row, bool(row) and row[-1] in ends, told) for row, told in zip(ids, drawn, strict=True)]
+        written = [Continued(row, bool(row) and row[-1] in ends, told) for row, told in zip(ids, drawn, strict=True)]
+        return written[:count]
 
     def _ends(self) -> set[int]:
         return end_ids(self.trainer.processing_class, self.trainer.model.generation_config)
@@ -130,7 +150,7 @@ def _whole(model: Any, *, divide_again: Any) -> Iterator[None]:
 
 
 @contextmanager
-def engine_given(options: Mapping[str, Any], *, dtype: str) -> Iterator[None]:
+def engine_given(options: Mapping[str, Any], *, dtype: str, revision: str | None = None) -> Iterator[None]:
     """Have TRL start its colocated vLLM with options that it has no names for, in the trainer's own type.
 
     Left to itself vLLM would take 16 bits for a model of 32.
@@ -138,7 +158,7 @@ def engine_given(options: Mapping[str, Any], *, dtype: str) -> Iterator[None]:
     import_vllm()
     vllm_generation: Any = import_module("trl.generation.vllm_generation")  # it does not export what it imports
     original = vllm_generation.LLM
-    vllm_generation.LLM = partial(original, **options_of(options), dtype=dtype)
+    vllm_generation.LLM = partial(original, **options_of(options), dtype=dtype, revision=revision)
     try:
         yield
     finally:

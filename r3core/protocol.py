@@ -9,22 +9,50 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
 from r3core import prompts
 from r3core.config import Config, Turn
-from r3core.episode import Answer, Arm, Episode, Reflection
-from r3core.errors import UsageError
-from r3core.generation import Completion, Conversation, Generator, Sampling, TooLong
+from r3core.episode import Answer, Arm, Episode, Reflection, Text
+from r3core.errors import RunError
+from r3core.generation import Completion, Conversation, Generator, Sampling
 from r3core.prompts import Feedback
-from r3core.task import Example, Task, Wording
+from r3core.task import Example, Task, Verdict, Wording
 from r3core.verification import Batch, Judge
+
+T = TypeVar("T")
 
 
 def seed_of(*parts: object) -> int:
     """Return a seed that follows from the parts alone: a run's seed, a stage, a batch."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+@dataclass
+class Lengths:
+    """How many conversations there were, and how many of them did not fit the model's context."""
+
+    total: int = 0
+    overlong: int = 0
+    first: str = ""
+    """What was wrong with the first of them."""
+
+    def count(self, examples: Sequence[Example], written: Sequence[Completion], *, limit: float) -> None:
+        """Add completions; RunError when a larger share than the limit did not fit, of at least 20."""
+        self.total += len(written)
+        for example, completion in zip(examples, written, strict=True):
+            if completion.stopped == "overlong":
+                self.overlong += 1
+                self.first = self.first or f"example {example.id!r}: {completion.fault}"
+        if self.total >= 20 and self.overlong > limit * self.total:
+            raise RunError(
+                f"{self.overlong} of {self.total} conversations do not fit the model's context; "
+                f"at most {limit:.0%} are tolerated (`max_overlong`)",
+                f"the first was {self.first}",
+                "lower the max_tokens of the turns under `sampling`, take a model with a longer context, leave such "
+                "problems out, or raise max_overlong",
+            )
 
 
 @dataclass(frozen=True)
@@ -34,6 +62,8 @@ class Protocol:
     task: Task
     judge: Judge
     config: Config
+    lengths: Lengths = field(default_factory=Lengths, compare=False)
+    """How many conversations did not fit the model's context so far."""
 
     @property
     def wording(self) -> Wording:
@@ -61,7 +91,9 @@ class Protocol:
         sampling = _sampling(self.config.sampling.reflection, seed)
         requests = [self.reflection_request(episode) for episode in failed]
         leaks = self.judge.leaks()
-        written = _written([e.example for e in failed], requests, generator, sampling, into=leaks)
+        written = self._written(
+            [e.example for e in failed], requests, generator, sampling, into=leaks, unjudged=_no_leak
+        )
         tested = zip(self.with_reflections(failed, written), leaks.result(), strict=True)
         reflected = iter([with_leak(episode, leaked) for episode, leaked in tested])
         return [next(reflected) if episode.failed else episode for episode in episodes]
@@ -78,17 +110,20 @@ class Protocol:
     ) -> list[Episode]:
         """Return the episodes with a judged retry after every failure; `arm` says what comes before the retry.
 
-        A failure that the arm cannot serve (another problem's reflection, where there is no other) gets none.
+        A failure that the arm cannot serve (another problem's reflection, where there is no other) gets none. One whose
+        request to reflect did not fit the model's context gets a retry that is overlong too.
         """
         requests = [self._retry_request(e, arm, other) for e, other in zip(episodes, _others(episodes), strict=True)]
         served = [(e.example, request) for e, request in zip(episodes, requests, strict=True) if request is not None]
         turn = "attempt" if arm == "resample" else "retry"  # plain resampling is a fresh attempt
         answers = iter(self._answers([e for e, _ in served], [r for _, r in served], generator, turn, seed=seed))
-        return [
-            episode
-            if request is None
-            else episode.model_copy(update={"retries": episode.retries | {arm: next(answers)}})
+        retried = [
+            _overlong_retry(episode) if request is None and arm == "reflect" else next(answers) if request else None
             for episode, request in zip(episodes, requests, strict=True)
+        ]
+        return [
+            episode if answer is None else episode.model_copy(update={"retries": episode.retries | {arm: answer}})
+            for episode, answer in zip(episodes, retried, strict=True)
         ]
 
     def attempt_request(self, example: Example) -> Conversation:
@@ -98,13 +133,13 @@ class Protocol:
     def reflection_request(self, episode: Episode) -> Conversation:
         """Return the conversation that a reflection continues."""
         said = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
-        return prompts.reflect(prompts.attempt(self.task, episode.example), episode.attempt.text, said, self.wording)
+        return prompts.reflect(prompts.attempt(self.task, episode.example), episode.attempt, said, self.wording)
 
-    def retry_request(self, episode: Episode, reflection: str | None) -> Conversation:
+    def retry_request(self, episode: Episode, reflection: Text | str | None) -> Conversation:
         """Return the conversation that a retry continues; without a reflection it follows the failure at once."""
         said = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
         asked = prompts.attempt(self.task, episode.example)
-        return prompts.retry(asked, episode.attempt.text, said, reflection, self.wording)
+        return prompts.retry(asked, episode.attempt, said, reflection, self.wording)
 
     def _retry_request(self, episode: Episode, arm: Arm, other: Episode | None) -> Conversation | None:
         if not episode.failed:
@@ -116,7 +151,8 @@ class Protocol:
         if arm == "generic":
             return self.retry_request(episode, self.wording.generic)
         source = episode if arm == "reflect" else other
-        return self.retry_request(episode, source.reflection.text) if source and source.reflection else None
+        written = source.reflection if source else None
+        return self.retry_request(episode, written) if written and written.stopped != "overlong" else None
 
     def _answers(
         self,
@@ -129,11 +165,40 @@ class Protocol:
     ) -> list[Answer]:
         sampling = _sampling(getattr(self.config.sampling, turn), seed)
         verdicts = self.judge.verdicts()
-        written = _written(examples, conversations, generator, sampling, into=verdicts)
+        written = self._written(
+            examples, conversations, generator, sampling, into=verdicts, unjudged=lambda one: Verdict.error(one.fault)
+        )
         judged = zip(written, verdicts.result(), strict=True)
         answers = [Answer(**_text(completion), verdict=verdict) for completion, verdict in judged]
         self.judge.check_errors()
         return answers
+
+    def _written(
+        self,
+        examples: Sequence[Example],
+        conversations: Sequence[Conversation],
+        generator: Generator,
+        sampling: Sampling,
+        *,
+        into: Batch[T],
+        unjudged: Callable[[Completion], T],
+    ) -> list[Completion]:
+        """Return a completion per conversation; each is handed over to be judged while others are being written.
+
+        `unjudged` says what stands for the verdict on a conversation that did not fit the model's context. Raises
+        RunError when too large a share of them does not.
+        """
+
+        def ended(new: Sequence[tuple[int, Completion]]) -> None:
+            fitting = [(index, completion) for index, completion in new if completion.stopped != "overlong"]
+            into.add((index, examples[index], completion.text) for index, completion in fitting)
+            for index, completion in new:
+                if completion.stopped == "overlong":
+                    into.settle(index, unjudged(completion))
+
+        written = generator.generate(conversations, sampling, ended=ended) if conversations else []
+        self.lengths.count(examples, written, limit=self.config.max_overlong)
+        return written
 
 
 Work: TypeAlias = Callable[[Protocol, Generator, int, Sequence[Any]], list[Episode]]
@@ -164,23 +229,16 @@ def with_leak(episode: Episode, leaked: bool | None) -> Episode:
     return episode.model_copy(update={"reflection": episode.reflection.model_copy(update={"leaked": leaked})})
 
 
-def _written(
-    examples: Sequence[Example],
-    conversations: Sequence[Conversation],
-    generator: Generator,
-    sampling: Sampling,
-    *,
-    into: Batch[Any],
-) -> list[Completion]:
-    """Return a completion a conversation; they are handed over to be judged while others are still being written."""
+def _no_leak(_: Completion) -> bool | None:
+    return None
 
-    def ended(new: Sequence[tuple[int, Completion]]) -> None:
-        into.add((index, examples[index], completion.text) for index, completion in new)
 
-    try:
-        return generator.generate(conversations, sampling, ended=ended) if conversations else []
-    except TooLong as error:
-        raise UsageError(f"example {examples[error.index].id!r}: {error.message}", *error.hints) from None
+def _overlong_retry(episode: Episode) -> Answer | None:
+    """Return the retry that stands where the request to reflect did not fit the context; None where it did."""
+    if episode.reflection is None or episode.reflection.stopped != "overlong":
+        return None
+    verdict = Verdict.error("the request to reflect exceeds the model's context")
+    return Answer(text="", tokens=0, stopped="overlong", verdict=verdict)
 
 
 def _sampling(turn: Turn, seed: int) -> Sampling:
@@ -188,7 +246,7 @@ def _sampling(turn: Turn, seed: int) -> Sampling:
 
 
 def _text(completion: Completion) -> dict[str, Any]:
-    return {"text": completion.text, "tokens": completion.tokens, "stopped": completion.stopped}
+    return completion.model_dump(include={"text", "tokens", "stopped", "token_ids"})
 
 
 def _others(episodes: Sequence[Episode]) -> list[Episode | None]:

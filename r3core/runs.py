@@ -26,6 +26,7 @@ Value = TypeVar("Value", bound=BaseModel)
 
 _LIBRARIES = ("r3core", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "numpy")
 _BEFORE_RESULTS = ("config.json", "environment.json", "sessions.jsonl", "clock.jsonl", "certificate.json")
+_RESOLVED = "grpo_resolved"
 _MANY_DIFFERENCES = 8  # more are counted, not listed
 
 
@@ -138,6 +139,16 @@ class Run(RunRecord):
             os.fsync(file.fileno())
         self._whole.add(path)
 
+    def drop(self, name: str, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Remove rows from `NAME.jsonl`, as what resumes from a checkpoint makes them again."""
+        path = self.path / f"{name}.jsonl"
+        rows = self.read(name)
+        kept = [row for row in rows if not unwanted(row)]
+        if len(kept) < len(rows):
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_bytes(b"".join(to_json(row) + b"\n" for row in kept))
+            os.replace(partial, path)
+
     def extend(
         self,
         name: str,
@@ -197,8 +208,14 @@ class Run(RunRecord):
         finally:
             tick()
 
+    def note_resolved(self, options: Mapping[str, Any]) -> None:
+        """Add to config.json what TRL made of the options under `grpo`, its defaults included; it decides nothing."""
+        self.write_json("config", (self.read_json("config") or {}) | {_RESOLVED: options})
+
     def _begin(self, config: dict[str, Any]) -> None:
         before = self.read_json("config")
+        if isinstance(before, dict) and _RESOLVED in before:
+            config = config | {_RESOLVED: before[_RESOLVED]}
         if before is not None and before != config and self._has_results():
             raise UsageError(
                 f"`{self.path}` holds a run with another configuration: {_differences(before, config)}",
@@ -226,6 +243,9 @@ class Follower(Run):
 
     def append(self, name: str, rows: Iterable[BaseModel | Mapping[str, Any]]) -> None:
         """Let the rows go."""
+
+    def drop(self, name: str, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Leave that to the process that writes."""
 
     def write_json(self, name: str, value: Any) -> Path:
         """Let the value go."""

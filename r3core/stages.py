@@ -13,19 +13,24 @@ from typing import Any
 from r3core import report
 from r3core.check import certified, demand
 from r3core.check.certificate import Certificate
+from r3core.checkpoints import changed_share
 from r3core.config import Config, local_model, model_of
 from r3core.dataset import problems_to_evaluate
+from r3core.episode import Answer, Episode
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.fleet import Fleet, options_of
 from r3core.forecast import forecast
-from r3core.generation.engines import Engines, check_engine, load
+from r3core.generation.chat import encode
+from r3core.generation.engines import Engines, check_engine, load, saved_dtype
+from r3core.generation.local import load_tokenizer
 from r3core.kept import KeptCompletions
 from r3core.launch import launch_training, launches, rank
 from r3core.mine import Failure, mine, read_failures, write_failures
+from r3core.mistakes import load_examples
 from r3core.protocol import Make, Protocol, here
 from r3core.runs import Follower, Run, values_of
-from r3core.task import Task
+from r3core.task import Task, Verdict
 from r3core.verification import Judge, verifier_hash
 
 ORIGIN = "r3.json"
@@ -92,6 +97,7 @@ class Stages:
         elif self.config.mine.failures is not None:
             failures = self._adopt(self.config.mine.failures)
         else:
+            self._check_template()
             failures = mine(self.run, self.protocol, self._base())
         if self.config.mine.probe and self.run.read_json("forecast") is None:
             self._forecast(failures)
@@ -113,16 +119,32 @@ class Stages:
             with self.run.lent():
                 launch_training(self.config, self.run.path)
             return folder
-        from r3core.train import train
+        from r3core.train import train, training_dtype
 
-        model, tokenizer = load(self.config, name)
+        model, tokenizer = load(self.config, name, dtype=training_dtype(self.config))
         failures = read_failures(self.run.path / "failures")[0]
-        facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer)
+        dtype = saved_dtype(self.config, name)
+        facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer, saved_dtype=dtype)
         if rank() == 0:
+            if self.config.lora is None:
+                facts["weights_changed"] = self._changed(name, folder)
             origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
             (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
         self.run.finish("train", facts)
         return folder
+
+    def _changed(self, base: str, folder: Path) -> float:
+        """Return the share of weights that training changed in the files of the model; warns when hardly any did."""
+        before, after = (load(self.config, str(model), on_cpu=True)[0] for model in (base, folder))
+        share = changed_share(before, after)
+        if share < 0.01:
+            print(
+                f"warning: {1 - share:.1%} of the weights in `{folder}` are those of `{base}`: in {after.dtype} the "
+                "changes of this training are rounded away\n"
+                "hint: train for more steps, raise grpo.learning_rate, or set dtype=float32 to keep them",
+                file=sys.stderr,
+            )
+        return share
 
     def evaluate(self) -> Result:
         """Return the comparison of base and trained model, or the base's scores where nothing was trained."""
@@ -148,6 +170,28 @@ class Stages:
             if certificate is not None:
                 (self.run.path / "model" / "certificate.json").write_text(certificate.text(), encoding="utf-8")
         return result
+
+    def _check_template(self) -> None:
+        """Raise UsageError when the model's chat template does not take the conversations of the run, before mining."""
+        if "openai" in (self.config.engine, self.config.engine_options.get("engine")):
+            return  # the server has the template
+        tokenizer = load_tokenizer(
+            model_of(self.config, self.task),
+            revision=self.config.revision,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+        example = next(iter(load_examples(self.task, self.config.mine.split)), None)
+        if example is None:
+            return  # mining says so
+        failed = Answer(text="1", tokens=1, verdict=Verdict.failed("it is wrong"))
+        episode = Episode(example=example, attempt=failed)
+        for request in (
+            self.protocol.attempt_request(example),
+            self.protocol.reflection_request(episode),
+            self.protocol.retry_request(episode, None),
+            self.protocol.retry_request(episode, "1"),
+        ):
+            encode(tokenizer, request)
 
     def _result(self) -> Result:
         return values_of(Result, [self.run.read_json("result")], "result")[0]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Split = Literal["train", "validation", "test"]
-Message = dict[str, str]  # {"role": "user" | "assistant" | "system", "content": ...}
+Message = dict[str, Any]  # {"role": "user" | "assistant" | "system", "content": ...}
 TOOLS = "tools"
 """The role of a first message whose content is a JSON list of tools in OpenAI's format: see `Task.prompt`."""
 Outcome = Literal["pass", "fail", "error"]
@@ -96,6 +96,8 @@ class Task(Frozen, ABC):
     """The sentences around attempt, reflection and retry."""
     demo: ClassVar[Demo | None] = None
     """The built-in model, if the task ships one."""
+    presets: ClassVar[dict[str, dict[str, JsonValue]]] = {}
+    """What a preset changes for this task: preset -> option -> value; an option that is given is stronger."""
     fixtures: ClassVar[Path | None] = None
     """A JSONL file of responses that must pass and must fail: rows of `example`, `response`, `outcome` and `why`."""
     waived: ClassVar[dict[str, str]] = {}

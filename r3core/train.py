@@ -7,6 +7,7 @@ reflection's tokens are the only ones in the completion, and the only ones that 
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -18,6 +19,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
+import trl
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from transformers import TrainerCallback
@@ -31,9 +33,10 @@ from r3core.config import Config
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
 from r3core.generation import Continued, Conversation, Sampling
-from r3core.generation.chat import completion, encode
-from r3core.grpo import check_training
-from r3core.launch import first_alone, losses_told
+from r3core.generation.chat import completion, encode, fault_of_length
+from r3core.generation.local import context_of
+from r3core.grpo import check_training, checkpoint_steps
+from r3core.launch import first_alone, losses_told, rank, started
 from r3core.mine import Failure
 from r3core.policy import Policy, engine_given
 from r3core.protocol import Protocol, seed_of, with_leak
@@ -64,15 +67,18 @@ class ReflectionTrainer(GRPOTrainer):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         args: GRPOConfig,
+        saved_dtype: torch.dtype | None = None,
     ) -> None:
         self.run = run
         self.protocol = protocol
-        self.failures = failures
+        limits = [context_of(model.config), args.vllm_max_model_length if args.use_vllm else None]
+        context = min((limit for limit in limits if limit is not None), default=None)
+        failures = self.failures = fitting(protocol, failures, tokenizer, context=context, args=args)
         self.generation_seconds = 0.0
         self.watch = Watch(protocol.config)
         self._drawn = 0  # generations so far in this step, so that each has a seed of its own
-        self.saved_as = model.dtype
-        """The type of the weights as they were loaded; FSDP may train them in a wider one."""
+        self.saved_dtype = saved_dtype or model.dtype
+        """The dtype that the model was published in, and that `model/` is written in; training may take a wider one."""
         rows = dataset_of(protocol, failures, (args.generation_batch_size or 1) // (args.num_generations or 1))
         with _vllm_for(args, protocol.config, model):
             super().__init__(
@@ -84,6 +90,8 @@ class ReflectionTrainer(GRPOTrainer):
                 peft_config=None if protocol.config.lora is None else lora_of(protocol.config.lora),
             )
         self.policy = Policy(self, protocol.config.batch_size)
+        if lost := lost_updates(model, args.learning_rate):
+            print(lost, file=sys.stderr)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Begin FSDP on CPUs too: accelerate 1.15 leaves it out there, and trains whole copies without a word."""
@@ -156,6 +164,7 @@ class ReflectionTrainer(GRPOTrainer):
         retried = [with_leak(episode, leak) for episode, leak in zip(retried, leaked, strict=True)]
         groups = [retried[i : i + config.retries] for i in range(0, len(retried), config.retries)]
         rewards = [reward_of(group, reward_leaks=config.reward_leaks) for group in groups]
+        rewards = self._without_broken_groups(rewards, failure)
         if config.shuffle_rewards:
             rewards = self._shuffled(rewards)
         self.generation_seconds += perf_counter() - began - (self.protocol.judge.seconds - judged_before)
@@ -163,6 +172,14 @@ class ReflectionTrainer(GRPOTrainer):
         everywhere = gather_object(list(zip(failure, groups, rewards, strict=True)))
         self._record(*map(list, zip(*everywhere, strict=True)), log_metric=log_metric)
         return rewards
+
+    def _without_broken_groups(self, rewards: list[float | None], failure: list[int]) -> list[float | None]:
+        """Return this process's part of `without_broken_groups`; a group may span processes."""
+        everywhere = gather_object(list(zip(rewards, failure, strict=True)))
+        max_share = self.protocol.config.judge.max_group_errors
+        kept = without_broken_groups(*map(list, zip(*everywhere, strict=True)), max_share=max_share)
+        start = self.accelerator.process_index * len(rewards)
+        return kept[start : start + len(rewards)]
 
     def _shuffled(self, rewards: list[float | None]) -> list[float | None]:
         """Return this process's part of the rewards of all of them, permuted."""
@@ -294,16 +311,23 @@ def train(
     *,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    saved_dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Train the reflections on the failures, put the model into `model/`, and return what is to be known of it.
 
-    Resumes from the last complete checkpoint after a kill.
+    `saved_dtype` is the dtype that `model/` is written in, by default that of the model. Resumes from the last complete
+    checkpoint after a kill.
     """
     args = arguments(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
-    trainer = ReflectionTrainer(run, protocol, failures, model=model, tokenizer=tokenizer, args=args)
+    run.note_resolved(resolved(args))
+    trainer = ReflectionTrainer(
+        run, protocol, failures, model=model, tokenizer=tokenizer, args=args, saved_dtype=saved_dtype
+    )
     with first_alone():
         last = last_checkpoint(run.path / "checkpoints", world=trainer.world)
     done = int(last.name.rpartition("-")[2]) if last else 0
+    for name in ("train", "train-episodes"):  # of steps after the checkpoint, which are made again
+        run.drop(name, lambda row: bool(row["step"] > done))
     for callback in [callback for callback in trainer.callback_handler.callbacks if _prints(callback)]:
         trainer.remove_callback(callback)
     with (
@@ -318,7 +342,7 @@ def train(
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         else:  # killed before the model was saved: transformers would train one more step
             trainer.restore(last)
-        save_model(trainer, protocol.config, run.path / "model", dtype=trainer.saved_as)
+        save_model(trainer, protocol.config, run.path / "model", dtype=trainer.saved_dtype)
         trainer.accelerator.wait_for_everyone()  # with vLLM's engine, the connection between the processes closes too
     return {"steps": args.max_steps, "failures": len(failures)}
 
@@ -327,14 +351,103 @@ def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
     """Return TRL's arguments: what the configuration sets under `grpo`, and the few that r3 owns."""
     config = protocol.config
     options = config.grpo_options()
-    check_training(config.grpo, options)
-    options = {"logging_steps": 1, "save_steps": 1, "save_total_limit": 2, "report_to": "none"} | options
+    world = started().processes
+    check_training(config.grpo, options, world)
+    options = {"logging_steps": 1, "save_total_limit": 2, "report_to": "none"} | options
+    options["save_steps"] = checkpoint_steps(options, world)
     if on_cpu:
         options = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False} | options
+    options["trust_remote_code"] = config.trust_remote_code
+    if config.revision is not None:  # the reference model of beta > 0 is loaded by TRL
+        options["model_init_kwargs"] = {"revision": config.revision}
+        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_not_of_init_kwargs)
     try:
         return GRPOConfig(output_dir=str(folder), disable_tqdm=True, remove_unused_columns=False, **options)
     except (ValueError, TypeError) as error:
         raise UsageError(f"TRL does not take these options under `grpo`: {error}") from error
+
+
+def resolved(args: GRPOConfig) -> dict[str, Any]:
+    """Return all that TRL will train with, its defaults included, but for places, tokens and what is not set."""
+    values = args.to_dict()
+    places = {"output_dir", "logging_dir", "run_name", "local_rank"} | {key for key in values if key.endswith("_token")}
+    return {"trl": trl.__version__} | {
+        key: value for key, value in sorted(values.items()) if value is not None and key not in places
+    }
+
+
+def _not_of_init_kwargs(record: logging.LogRecord) -> bool:
+    """Drop TRL's warning that `model_init_kwargs` are ignored: they are for the reference model, where they are not."""
+    return "`model_init_kwargs` will be ignored" not in record.getMessage()
+
+
+def training_dtype(config: Config) -> str:
+    """Return the dtype to load the model in for training, a value of `Config.dtype`.
+
+    When all weights are trained, it is float32: near |w| = 0.02, bfloat16 values lie 1.2e-4 apart, and an AdamW step of
+    the usual 5e-7 is rounded away. Autocast still computes in 16 bits on a GPU. LoRA's adapters are 32-bit by
+    themselves; FSDP2 and DeepSpeed keep 32-bit master weights under mixed precision.
+    """
+    if config.lora is not None:
+        return config.dtype
+    if config.train.dtype != "float32":
+        return config.train.dtype
+    options = config.grpo_options()
+    default = torch.cuda.is_available() and not options.get("fp16")
+    mixed = options.get("fp16") or (default if options.get("bf16") is None else options["bf16"])
+    return config.dtype if started().sharded and mixed else "float32"
+
+
+def lost_updates(model: PreTrainedModel, learning_rate: float) -> str | None:
+    """Return a warning when a good part of the trained weights cannot take an update of the learning rate's size.
+
+    AdamW moves a weight by about the learning rate; in 16 bits most weights stay the same after so small an addition.
+    None when that holds for less than 5% of the weights.
+    """
+    total, lost, dtype = 0, 0, None
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            lost += int((weight.detach() + learning_rate == weight).sum())
+            dtype = str(weight.dtype).removeprefix("torch.")
+        total += weight.numel() if weight.requires_grad else 0
+    if lost <= 0.05 * total:
+        return None
+    return (
+        f"warning: {lost / total:.0%} of the trained weights are in {dtype}, where an update of the size of the "
+        f"learning rate ({learning_rate:g}) is rounded away: they will hardly change\n"
+        "hint: leave train.dtype at float32, train an adapter (--lora r=16), or raise grpo.learning_rate"
+    )
+
+
+def fitting(
+    protocol: Protocol,
+    failures: Sequence[Failure],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int | None,
+    args: GRPOConfig,
+) -> list[Failure]:
+    """Return the failures on which a reflection fits the model's context; the others are left out, and counted aloud.
+
+    Raises RunError when a larger share than `max_overlong` is left out.
+    """
+    new = Sampling(max_tokens=args.max_completion_length or 256)
+    prompts = [encode(tokenizer, protocol.reflection_request(failure.episode())) for failure in failures]
+    faults = [fault_of_length(prompt, new, context) for prompt in prompts]
+    found = [f"failure {failure.id!r}: {fault}" for failure, fault in zip(failures, faults, strict=True) if fault]
+    if not found:
+        return list(failures)
+    limit = protocol.config.max_overlong
+    said = f"{len(found)} of {len(failures)} failures leave no room for a reflection in the model's context"
+    if len(found) > limit * len(failures):
+        raise RunError(
+            f"{said}; at most {limit:.0%} are tolerated (`max_overlong`)",
+            f"the first is {found[0]}",
+            "lower grpo.max_completion_length or sampling.reflection.max_tokens, or take a model with a longer context",
+        )
+    if rank() == 0:
+        print(f"warning: {said}, and are left out; the first is {found[0]}", file=sys.stderr)
+    return [failure for failure, fault in zip(failures, faults, strict=True) if not fault]
 
 
 def dataset_of(protocol: Protocol, failures: Sequence[Failure], least: int) -> Dataset:
@@ -350,21 +463,42 @@ def dataset_of(protocol: Protocol, failures: Sequence[Failure], least: int) -> D
     return Dataset.from_dict({"prompt": requests, "failure": list(range(len(failures)))})
 
 
+def without_broken_groups(
+    rewards: Sequence[float | None], failure: Sequence[int], *, max_share: float
+) -> list[float | None]:
+    """Return the rewards, all None in each group of which a larger share than `max_share` is None.
+
+    TRL gives a None row the advantage 0 and a failing row a negative one. In a group that is mostly unjudged, the few
+    verdicts that are left would push failing rows down in favour of rows that broke the verifier.
+    `failure` tells which rows form a group: they stand next to each other.
+    """
+    kept: list[float | None] = []
+    for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
+        group = [reward for _, reward in rows]
+        broken = group.count(None) > max_share * len(group)
+        kept += [None] * len(group) if broken else group
+    return kept
+
+
 def measures(
     rewards: Sequence[float | None], failure: Sequence[int], groups: Sequence[Sequence[Episode]]
 ) -> dict[str, float]:
     """Return what is logged of one batch beside TRL's own metrics; `failure` tells which rows form a group."""
     kinds = []
+    unjudged = 0
     for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
         given = {reward for _, reward in rows if reward is not None}
         if given:
             only = {frozenset([1.0]): "all_right", frozenset([0.0]): "all_wrong"}.get(frozenset(given), "all_equal")
             kinds.append("mixed" if len(given) > 1 else only)
+        else:
+            unjudged += 1
     reflections: list[Reflection] = [group[0].reflection for group in groups if group[0].reflection]
     tested = [reflection.leaked for reflection in reflections if reflection.leaked is not None]
     retries = [episode.retries["reflect"] for group in groups for episode in group]
     shares = {f"groups/{kind}": kinds.count(kind) / max(1, len(kinds)) for kind in ("mixed", "all_right", "all_wrong")}
     return shares | {
+        "groups/unjudged": unjudged / (unjudged + len(kinds)),  # of all groups; the other kinds are shares of the rest
         "reflections/leak_rate": sum(tested) / max(1, len(tested)),
         "reflections/truncated": sum(r.stopped == "length" for r in reflections) / max(1, len(reflections)),
         "retries/truncated": sum(retry.stopped == "length" for retry in retries) / len(retries),
@@ -373,11 +507,12 @@ def measures(
 
 
 def _vllm_for(args: GRPOConfig, config: Config, model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Return what has TRL start a colocated vLLM with the engine's options, in the type the trainer computes in."""
+    """Return what has TRL start a colocated vLLM with the engine's options, in the dtype the trainer computes in."""
     if not (args.use_vllm and args.vllm_mode == "colocate"):
         return nullcontext()
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
-    return engine_given(config.engine_options if config.engine == "vllm" else {}, dtype=dtype)
+    options = config.engine_options if config.engine == "vllm" else {}
+    return engine_given(options, dtype=dtype, revision=config.revision)
 
 
 def _prints(callback: TrainerCallback) -> bool:

@@ -9,6 +9,7 @@ As a program it trains a saved model in a run directory, and kills itself at the
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -90,6 +91,10 @@ class Unsure(Doors):
         return super().verify(example, response)
 
 
+class UnsureHalls(Unsure, Halls):
+    """Halls whose verifier breaks on the same words."""
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer for which each word, and each sentence of the protocol, is one token."""
     return tiny.tiny_tokenizer([*WORDS, *DOORS, WHY, WORDING.retry])
@@ -115,7 +120,7 @@ def config(
 
 def protocol(settings: Config, task: Task | None = None) -> Protocol:
     task = task or Doors()
-    return Protocol(task, Judge(task), settings)
+    return Protocol(task, Judge(task, settings.judge), settings)
 
 
 def failures() -> list[Failure]:
@@ -194,17 +199,31 @@ class Deadly(Doors):
         return super().verify(example, response)
 
 
-def _main(directory: Path, step: int, folder: Path) -> None:
+class Fatal(Run):
+    """A run directory that kills its process when a step is to be logged."""
+
+    step = 0
+
+    def append(self, name: str, rows: Any) -> None:
+        if name == "train" and any(row["step"] == self.step for row in rows):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().append(name, rows)
+
+
+def _main(directory: Path, step: int, folder: Path, options: str = "") -> None:
+    """Train until the generation of a step, or with options, until a step is logged; then kill this process."""
     from transformers import AutoModelForCausalLM
 
     from r3core.train import train
 
     model = AutoModelForCausalLM.from_pretrained(folder)
-    settings = config(**KILLED)
-    task = Deadly(checkpoint=directory / "checkpoints" / f"checkpoint-{step - 1}", run=os.getpid())
-    with Run.open(directory, settings.record()) as run:
+    settings = config(**(KILLED | json.loads(options or "{}")))
+    checkpoint = directory / "checkpoints" / f"checkpoint-{step - 1}"
+    task = Doors() if options else Deadly(checkpoint=checkpoint, run=os.getpid())
+    Fatal.step = step if options else 0
+    with Fatal.open(directory, settings.record()) as run:
         train(run, protocol(settings, task), failures(), model=model, tokenizer=tokenizer())
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    _main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

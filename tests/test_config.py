@@ -1,12 +1,14 @@
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from r3core import ConfigError, Demo, Example, Split, Task, Wording
-from r3core.config import PRESETS, Config, Phrases, chosen_task, known_keys, model_of, resolve
-from r3core.grpo import OWNED, check_grpo, check_training, explain_batch
+from r3core import ConfigError, Demo, Example, Split, Task, TaskError, Wording
+from r3core.asked import Asked
+from r3core.config import PRESETS, SOURCES, Config, Phrases, chosen_task, known_keys, model_of, resolve
+from r3core.grpo import OWNED, check_grpo, check_training, checkpoint_steps, explain_batch
 
 
 class Toy(Task):
@@ -173,6 +175,73 @@ def test_presets_fit_the_configuration_and_trl(preset: str) -> None:
     grpo = resolve(Toy(), overrides=[f"preset={preset}"]).grpo
     check_grpo(grpo)
     assert explain_batch(grpo)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"top_p": 0.9}, "cannot be sampled with top_p=0.9 in training"),
+        ({"top_k": 20}, "cannot be sampled with top_k=20 in training"),
+        ({"min_p": 0.1}, "cannot be sampled with min_p=0.1 in training"),
+        ({"repetition_penalty": 1.1}, "cannot be sampled with repetition_penalty=1.1 in training"),
+        ({"top_p": 0.9, "vllm_importance_sampling_correction": False}, None),
+        ({"top_p": 1.0, "top_k": 0, "min_p": None}, None),
+        ({"top_p": 0.9, "use_vllm": False}, None),
+    ],
+)
+def test_vllm_samples_whole_distributions_in_training(given: dict[str, Any], message: str | None) -> None:
+    options = {"use_vllm": True, "max_steps": 1, "temperature": 1.0} | given
+    if message is None:
+        assert check_training({}, options)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_training({}, options)
+
+
+def test_the_turns_own_sampling_reaches_the_check_of_vllm() -> None:
+    config = resolve(Toy(), overrides=["engine=vllm", "sampling.reflection.top_p=0.9", "grpo.max_steps=1"])
+    with pytest.raises(ConfigError, match=r"top_p=0\.9"):
+        check_training(config.grpo, config.grpo_options())
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({}, 1),
+        ({"save_steps": 5}, 5),
+        ({"num_iterations": 2}, 2),
+        ({"num_iterations": 2, "save_steps": 3}, 4),
+        ({"steps_per_generation": 4, "gradient_accumulation_steps": 2}, 2),
+        ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, 3),
+        ({"steps_per_generation": 4, "num_iterations": 3}, 12),
+        ({"generation_batch_size": 32, "per_device_train_batch_size": 8}, 4),
+        ({"save_steps": 0.25, "max_steps": 10}, 3),
+    ],
+)
+def test_checkpoints_are_written_where_a_generation_is_used_up(given: dict[str, Any], steps: int) -> None:
+    assert checkpoint_steps(given) == steps
+
+
+def test_checkpoints_of_several_processes_count_all_of_their_passes() -> None:
+    assert checkpoint_steps({"generation_batch_size": 32, "per_device_train_batch_size": 8}, 4) == 1
+
+
+def test_a_task_adds_its_data_to_a_preset(tmp_path: Path) -> None:
+    asked = Asked("countdown", [], None, ["preset=paper"], {"output_dir": None, "model": "a/b"}, True, False)
+    task, config = asked.resolve()
+    assert task.options()["source"] == config.task_options["source"] == "hub"
+    given = replace(asked, task_options=["source=generated"])
+    assert given.resolve()[0].options()["source"] == "generated"
+    with pytest.raises(TaskError, match="numbers has no effect unless source=generated") as error:
+        replace(asked, task_options=["numbers=4"]).resolve()
+    assert "the preset `paper` sets source=hub for this task" in error.value.hints
+
+
+def test_every_value_of_the_paper_s_preset_has_a_source() -> None:
+    assert SOURCES["paper"].keys() == PRESETS["paper"].keys()
+    pinned = {"grpo.loss_type", "grpo.scale_rewards", "grpo.epsilon", "grpo.num_iterations", "grpo.num_generations"}
+    assert pinned <= PRESETS["paper"].keys()
+    assert resolve(Toy(), overrides=["preset=paper"]).evaluate.controls
 
 
 def test_the_paper_s_batch_is_256() -> None:

@@ -10,9 +10,9 @@ import doors
 import engines
 import pytest
 
-from r3core import Example, UsageError
+from r3core import Example, RunError
 from r3core.config import Turn, Turns
-from r3core.generation import Completion, Generator, Sampling, TooLong
+from r3core.generation import Completion, Generator, Sampling
 from r3core.generation.chat import encode
 from r3core.generation.local import TransformersGenerator, load_model
 
@@ -171,20 +171,50 @@ def test_token_ids_go_in_and_come_out_as_they_are(generator: Any, engine: str, r
     ]
 
 
-def test_a_prompt_longer_than_the_context_is_refused_by_its_index(generator: Generator, said: Said) -> None:
+def test_a_prompt_longer_than_the_context_is_left_out(generator: Generator, said: Said) -> None:
     long = [{"role": "user", "content": "long " * engines.CONTEXT}]
-    with pytest.raises(TooLong, match=str(engines.CONTEXT)) as refused:
-        generator.generate([*CONVERSATIONS[:3], long, *CONVERSATIONS[3:]], GREEDY)
-    assert refused.value.index == 3
-    assert said(generator.generate(CONVERSATIONS[:1], GREEDY))
+    told: list[int] = []
+
+    def ended(new: Sequence[tuple[int, Completion]]) -> None:
+        told.extend(index for index, _ in new)
+
+    given = generator.generate([*CONVERSATIONS[:3], long, *CONVERSATIONS[3:]], GREEDY, ended=ended)
+    assert sorted(told) == list(range(len(CONVERSATIONS) + 1))
+    out = given.pop(3)
+    assert (out.text, out.tokens, out.stopped) == ("", 0, "overlong")
+    assert str(engines.CONTEXT) in out.fault
+    assert said(given) == said(generator.generate(CONVERSATIONS, GREEDY))
 
 
-def test_an_example_that_is_too_long_is_named(generator: Generator) -> None:
+def test_an_example_that_is_too_long_is_neither_right_nor_wrong(generator: Generator) -> None:
     turns = Turns(attempt=Turn(max_tokens=8))
     protocol = doors.protocol(doors.config(steps=1).model_copy(update={"sampling": turns}))
-    examples = [Example(id="short", prompt="Left?"), Example(id="the long one", prompt="long " * engines.CONTEXT)]
-    with pytest.raises(UsageError, match="example 'the long one': "), protocol.judge:
-        protocol.attempt(examples, generator, seed=0)
+    short = [Example(id=f"short {number}", prompt="Left?") for number in range(19)]
+    long = [Example(id=f"the long one {number}", prompt="long " * engines.CONTEXT) for number in range(2)]
+    with protocol.judge:
+        *others, out = protocol.attempt([*short, long[0]], generator, seed=0)
+        assert (out.attempt.stopped, out.attempt.verdict.outcome, out.failed) == ("overlong", "error", False)
+        assert str(engines.CONTEXT) in out.attempt.verdict.reason
+        assert all(episode.attempt.stopped != "overlong" for episode in others)
+        assert protocol.judge.counts["error"] == 0, "the verifier did nothing wrong"
+        with pytest.raises(RunError, match=r"2 of 21 conversations do not fit the model's context") as stopped:
+            protocol.attempt(long[1:], generator, seed=0)
+    assert "example 'the long one 0'" in stopped.value.hints[0]
+
+
+def test_what_follows_a_request_to_reflect_that_is_too_long(generator: Generator) -> None:
+    turns = Turns(reflection=Turn(max_tokens=engines.CONTEXT), retry=Turn(max_tokens=8))
+    settings = doors.config(steps=1).model_copy(update={"sampling": turns, "max_overlong": 1.0})
+    protocol = doors.protocol(settings)
+    with protocol.judge:
+        [episode] = protocol.reflect([doors.failures()[0].episode()], generator, seed=0)
+        assert episode.reflection is not None
+        assert (episode.reflection.stopped, episode.reflection.leaked) == ("overlong", None)
+        [episode] = protocol.retry([episode], generator, seed=0)
+        [episode] = protocol.retry([episode], generator, seed=0, arm="none")
+    assert episode.retries["reflect"].stopped == "overlong"
+    assert episode.retries["reflect"].verdict.outcome == "error"
+    assert episode.retries["none"].stopped != "overlong", "it needs no reflection"
 
 
 def test_a_completion_may_be_empty(generator: Generator, reference: TransformersGenerator, said: Said) -> None:

@@ -27,7 +27,7 @@ from r3core import RunError, UsageError
 from r3core.checkpoints import last_checkpoint
 from r3core.config import Config
 from r3core.errors import ConfigError
-from r3core.launch import World, _ended, world_of
+from r3core.launch import World, _ended, check_here, world_of
 from r3core.runs import Follower, Run, RunRecord
 
 TASK = f"{doors.__file__}:Halls"
@@ -194,6 +194,25 @@ def test_each_process_has_verdict_workers_of_its_own(learnt: tuple[RunRecord, st
     assert len(workers["0"]) <= max(1, processors // 2)
     judged = [line for file in (run.path.parent / "verdicts").glob("[01]-*") for line in file.read_text().splitlines()]
     assert len(judged) >= 60 * 64
+
+
+def test_a_group_with_too_many_errors_teaches_nothing_in_any_process(
+    tmp_path: Path, base: Path, how: list[object]
+) -> None:
+    file = settings(tmp_path, base, task=f"{doors.__file__}:UnsureHalls", max_steps=3, save_steps=3)
+    limits = ["--set", "judge.max_errors=1", "--set", "judge.max_group_errors=0.3125"]
+    code, _, err = finished(program("mine", "--config", file, *limits, "--output-dir", tmp_path / "run"))
+    assert code == 0, err
+    code, _, err = finished(program("train", "--output-dir", tmp_path / "run", *how))
+    assert code == 0, err
+    run = RunRecord(tmp_path / "run")
+    rows = run.read("train-episodes")
+    groups = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+    assert len(groups) == 3 * 2 * 2, "two groups in each of two processes"
+    errors = [sum(row["retries"][0]["verdict"]["outcome"] == "error" for row in group) for group in groups]
+    without = [all(row["reward"] is None for row in group) for group in groups]
+    assert without == [count > 5 for count in errors]
+    assert len(set(without)) == 2, f"errors in the groups: {errors}; the test shows too little"
 
 
 def test_standard_output_is_the_runs_alone(learnt: tuple[RunRecord, str, str]) -> None:
@@ -462,6 +481,17 @@ def test_a_run_refuses_what_needs_other_gpus(base: Path, tmp_path: Path, r3: R3)
     assert "8 processes are to train, and this machine has 0 GPUs" in said.err
     assert not (tmp_path / "run").exists()
     assert r3(*command, "--dry-run").code == 0, "it may be planned for"
+
+
+def test_several_gpus_need_as_many_processes() -> None:
+    alone = Config(task="toy", grpo={"gradient_accumulation_steps": 32})
+    check_here(alone, gpus=1)
+    check_here(alone.model_copy(update={"processes": 8}), gpus=8)
+    check_here(alone.model_copy(update={"grpo": {"use_cpu": True}}), gpus=8)
+    with pytest.raises(UsageError, match="8 GPUs are visible, and one process is to train") as error:
+        check_here(alone, gpus=8)
+    assert "--processes 8 trains on all of them" in error.value.hints[0]
+    assert error.value.hints[0].endswith("--set grpo.gradient_accumulation_steps=4")
 
 
 def test_only_the_training_is_done_by_several_processes(

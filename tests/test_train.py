@@ -22,7 +22,7 @@ from r3core.protocol import Protocol
 from r3core.reward import reward_of
 from r3core.runs import Run
 from r3core.task import Outcome
-from r3core.train import ReflectionTrainer, arguments, measures
+from r3core.train import ReflectionTrainer, arguments, measures, without_broken_groups
 from r3core.verification import Judge
 
 TEMPERATURE = 0.7
@@ -256,6 +256,34 @@ def test_advantages_are_those_computed_by_hand(
     assert sorted(inputs["advantages"].tolist()) == pytest.approx(sorted(trainer._logs["advantages"]))
 
 
+@pytest.mark.parametrize(
+    ("written", "max_share", "expected"),
+    [
+        # one group each: + passed, - failed, ? no reward
+        ("++------", 0.25, "++------"),
+        ("+------?", 0.25, "+------?"),  # one of eight
+        ("+-----??", 0.25, "+-----??"),  # a quarter is allowed
+        ("+----???", 0.25, "????????"),
+        ("?????-+?", 0.25, "????????"),
+        ("????????", 0.25, "????????"),
+        ("+------?", 0.0, "????????"),
+        ("++------", 0.0, "++------"),
+        ("+???????", 1.0, "+???????"),
+        ("+-?", 0.25, "???"),
+        # several groups, each for itself
+        ("+-?? +--- ---? ????", 0.25, "???? +--- ---? ????"),
+    ],
+)
+def test_a_group_with_too_many_unjudged_reflections_teaches_nothing(
+    written: str, max_share: float, expected: str
+) -> None:
+    reward = {"+": 1.0, "-": 0.0, "?": None}
+    failure = [index for index, group in enumerate(written.split()) for _ in group]
+    rewards = [reward[mark] for mark in written.replace(" ", "")]
+    kept = without_broken_groups(rewards, failure, max_share=max_share)
+    assert kept == [reward[mark] for mark in expected.replace(" ", "")]
+
+
 def test_what_is_logged_of_a_batch() -> None:
     groups = [
         *(reflected(outcome) for outcome in "+-"),  # mixed
@@ -271,6 +299,7 @@ def test_what_is_logged_of_a_batch() -> None:
         "groups/mixed": 1 / 5,
         "groups/all_right": 2 / 5,
         "groups/all_wrong": 2 / 5,
+        "groups/unjudged": 1 / 6,
         "reflections/leak_rate": 2 / 10,
         "reflections/truncated": 2 / 12,
         "retries/truncated": 2 / 12,

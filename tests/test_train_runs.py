@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import signal
 import subprocess
@@ -11,14 +13,15 @@ from typing import Any
 
 import doors
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from r3core import RunError, Task
 from r3core.checkpoints import last_checkpoint
-from r3core.config import Config
+from r3core.config import Config, Limits
 from r3core.generation.local import TransformersGenerator
-from r3core.runs import Run
-from r3core.train import train
+from r3core.runs import Run, RunRecord
+from r3core.train import lost_updates, train, training_dtype
 
 LEARNING: dict[str, Any] = {"steps": 60}
 
@@ -68,8 +71,13 @@ def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:
     assert passed < 0.4
 
 
+def unbounded(config: Config, *, max_group_errors: float = 1.0) -> Config:
+    """Return a configuration under which a run goes on when verdicts cannot be had."""
+    return config.model_copy(update={"judge": Limits(max_errors=1.0, max_group_errors=max_group_errors)})
+
+
 def test_an_unjudged_retry_earns_no_reward(tmp_path: Path) -> None:
-    config = doors.config(steps=1, per_device_train_batch_size=16)
+    config = unbounded(doors.config(steps=1, per_device_train_batch_size=16))
     run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.Unsure())
     rows = run.read("train-episodes")
     outcomes = [row["retries"][0]["verdict"]["outcome"] for row in rows]
@@ -79,6 +87,22 @@ def test_an_unjudged_retry_earns_no_reward(tmp_path: Path) -> None:
     [step] = run.read("train")
     assert step["retries/unjudged"] == pytest.approx(outcomes.count("error") / len(outcomes))
     assert step["reward"] == pytest.approx(outcomes.count("pass") / (len(outcomes) - outcomes.count("error")))
+
+
+@pytest.mark.parametrize("max_group_errors", [0.0, 0.375, 1.0])
+def test_a_group_with_too_many_errors_teaches_nothing(tmp_path: Path, max_group_errors: float) -> None:
+    config = unbounded(doors.config(steps=1), max_group_errors=max_group_errors)
+    run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.Unsure())
+    rows = run.read("train-episodes")
+    groups = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+    shares = [sum(row["retries"][0]["verdict"]["outcome"] == "error" for row in group) / 16 for group in groups]
+    assert min(shares) > 0, "the verifier breaks in every group, else the test shows too little"
+    without = [all(row["reward"] is None for row in group) for group in groups]
+    assert without == [share > max_group_errors for share in shares]
+    [step] = run.read("train")
+    assert step["groups/unjudged"] == sum(without) / len(groups)
+    if all(without):
+        assert step["grad_norm"] == 0
 
 
 def test_training_stops_when_too_many_retries_cannot_be_judged(tmp_path: Path) -> None:
@@ -119,8 +143,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def outcome_of(run: Run) -> list[tuple[Any, ...]]:
-    """Return what training did step by step, without the times that it took."""
-    return [(row["step"], row["loss"], row["grad_norm"], row["reward"], row["num_tokens"]) for row in run.read("train")]
+    """Return what training did step by step, without times; a step without a generation has no reward."""
+    names = ("step", "loss", "grad_norm", "reward", "num_tokens")
+    return [tuple(row.get(name) for name in names) for row in run.read("train")]
 
 
 def assert_same_model(one: Run, other: Run) -> None:
@@ -150,6 +175,119 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(step: int, tmp_pat
     assert outcome_of(run) == outcome_of(undisturbed)
     assert run.read("train-episodes") == undisturbed.read("train-episodes")
     assert_same_model(run, undisturbed)
+
+
+REUSED = [
+    {"num_iterations": 2},
+    {"steps_per_generation": 2, "save_steps": 1},
+    {
+        "num_iterations": 2,
+        "steps_per_generation": 3,
+        "gradient_accumulation_steps": 3,
+        "per_device_train_batch_size": 8,
+    },
+]
+"""Ways in which a generation serves several steps; the last one serves two."""
+
+
+@pytest.mark.parametrize("options", REUSED, ids=["iterations", "steps", "both"])
+def test_a_training_killed_amid_a_generation_resumes_where_one_begins(options: dict[str, Any], tmp_path: Path) -> None:
+    config = doors.config(**(doors.KILLED | options))
+    undisturbed = trained(tmp_path / "undisturbed", config, model=doors.beginner())
+    folder, path = tmp_path / "base", tmp_path / "run"
+    doors.beginner().save_pretrained(folder)
+    command = [sys.executable, doors.__file__, str(path), "6", str(folder), json.dumps(options)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert sorted(one.name for one in (path / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert [row["step"] for row in RunRecord(path).read("train")] == [1, 2, 3, 4, 5]
+
+    run = trained(path, config, model=doors.beginner())
+    assert [row["step"] for row in run.read("train")] == list(range(1, 11))
+    assert outcome_of(run) == outcome_of(undisturbed)
+    assert run.read("train-episodes") == undisturbed.read("train-episodes")
+    assert_same_model(run, undisturbed)
+
+
+def test_what_trl_makes_of_the_options_is_recorded(undisturbed: Run) -> None:
+    stored = undisturbed.read_json("config")
+    resolved = stored["grpo_resolved"]
+    assert {key: resolved[key] for key in ("loss_type", "scale_rewards", "epsilon", "num_iterations", "beta")} == {
+        "loss_type": "dapo",
+        "scale_rewards": "group",
+        "epsilon": 0.2,
+        "num_iterations": 1,
+        "beta": 0.0,
+    }
+    assert (resolved["learning_rate"], resolved["num_generations"]) == (1e-3, 8)
+    assert str(undisturbed.path) not in json.dumps(stored)
+    with Run.open(undisturbed.path, doors.config(**doors.KILLED).record()):
+        assert undisturbed.read_json("config") == stored, "it decides nothing"
+
+
+def bfloat16_model(tmp_path: Path) -> LlamaForCausalLM:
+    doors.beginner().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    return AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="float32")
+
+
+PAPER: dict[str, Any] = {"learning_rate": 5e-7, "lr_scheduler_type": "cosine", "warmup_steps": 0.03}
+
+
+def test_weights_saved_in_16_bits_are_trained_in_32(tmp_path: Path) -> None:
+    base = bfloat16_model(tmp_path)
+    before = {name: weight.detach().clone() for name, weight in base.named_parameters()}
+    config = doors.config(steps=3, save_strategy="steps", **PAPER)
+    with Run.open(tmp_path / "run", config.record()) as run:
+        protocol = doors.protocol(config)
+        train(run, protocol, doors.failures(), model=base, tokenizer=doors.tokenizer(), saved_dtype=torch.bfloat16)
+    state = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "checkpoint-3", dtype="auto")
+    changed = sum(int((weight != before[name]).sum()) for name, weight in state.named_parameters())
+    assert state.dtype == torch.float32
+    assert changed / sum(weight.numel() for weight in before.values()) > 0.9
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype="auto")
+    assert saved.dtype == torch.bfloat16
+    assert saved.config.dtype == torch.bfloat16
+
+
+def test_updates_that_16_bits_round_away_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = doors.beginner().to(torch.bfloat16)
+    assert lost_updates(model, 1.0) is None
+    assert lost_updates(model.float(), 5e-7) is None
+    config = doors.config(steps=1, **PAPER)
+    trained(tmp_path / "run", config, model=model.to(torch.bfloat16))
+    said = capsys.readouterr().err
+    assert re.search(r"warning: (9\d|100)% of the trained weights are in bfloat16, where an update", said)
+    assert "(5e-07) is rounded away" in said
+
+
+def test_the_share_of_lost_updates_is_known_from_the_distance_of_values() -> None:
+    model = doors.beginner(steps=0).to(torch.bfloat16)
+    weights = torch.cat([weight.detach().float().abs().flatten() for weight in model.parameters()])
+    half = torch.exp2(weights.log2().floor()) * torch.finfo(torch.bfloat16).eps / 2  # of the distance to the next value
+    said = lost_updates(model, 1e-4)
+    assert said is not None
+    assert f"warning: {(half > 1e-4).float().mean():.0%} of the trained weights" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({}, "float32"),
+        ({"dtype": "bfloat16"}, "float32"),
+        ({"train": {"dtype": "bfloat16"}}, "bfloat16"),
+        ({"lora": {"r": 4}}, "auto"),
+        ({"lora": {"r": 4}, "dtype": "bfloat16"}, "bfloat16"),
+    ],
+)
+def test_the_dtype_of_training(settings: dict[str, Any], dtype: str) -> None:
+    assert training_dtype(Config(task="toy", **settings)) == dtype
+
+
+def test_masters_of_fsdp_leave_the_saved_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2")):
+        monkeypatch.setenv(name, value)
+    assert training_dtype(Config(task="toy", grpo={"bf16": True})) == "auto"
+    assert training_dtype(Config(task="toy", grpo={"bf16": False})) == "float32", "nothing makes 32-bit copies"
 
 
 def test_a_run_killed_after_its_last_step_trains_no_further(tmp_path: Path, undisturbed: Run) -> None:

@@ -103,7 +103,7 @@ def state_of(task: Task, limits: Limits) -> str:
         "verifier": verifier_hash(task),
         "fixtures": fixtures_hash(task),
         "waived": task.waived,
-        "limits": limits.model_dump(exclude={"workers", "max_errors"}),
+        "limits": limits.model_dump(exclude={"workers", "max_errors", "max_group_errors"}),
         "r3core": __version__,
         "python": environment()["python"],
     }

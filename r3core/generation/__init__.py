@@ -13,15 +13,18 @@ from r3core.errors import UsageError
 from r3core.task import TOOLS, Frozen, Message
 
 Conversation = Sequence[Message]
-"""Chat messages; the first one may have the role `tools`: see `with_tools`."""
+"""Chat messages; the first one may have the role `tools`: see `with_tools`.
+
+A message that the model sampled may bring its tokens as `token_ids`, without the end-of-turn token.
+"""
 
 
 def with_tools(conversation: Conversation) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """Return the messages of a conversation, and the tools that its first message brings for the chat template.
 
-    That message's content is a JSON list of tools in OpenAI's format.
+    That message's content is a JSON list of tools in OpenAI's format. The messages come without their `token_ids`.
     """
-    messages = [dict(message) for message in conversation]
+    messages = [{key: value for key, value in one.items() if key != "token_ids"} for one in conversation]
     if messages[0]["role"] != TOOLS:
         return messages, None
     return messages[1:], json.loads(messages[0]["content"])
@@ -54,6 +57,8 @@ class Completion(Frozen):
     tokens: int = Field(default_factory=lambda given: len(given["token_ids"] or ()), ge=0)
     """How many tokens were generated, without the end-of-turn token."""
     stopped: Stopped
+    fault: str = ""
+    """Why nothing was generated, where `stopped` is `overlong`."""
     logprobs: list[float] | None = None
     """The natural logarithm of each token's probability under the model itself, before temperature and truncation."""
 
@@ -81,8 +86,9 @@ class Generator(Protocol):
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order; `ended` is called with each of them exactly once.
 
-        The same conversations, sampling and seed give the same completions, where the engine can. Raises TooLong for a
-        conversation that does not fit. When `ended` raises, or the user interrupts, what is being written is given up.
+        The same conversations, sampling and seed give the same completions, where the engine can. A conversation that
+        does not fit the model's context gets an empty completion that `stopped` as `overlong`. When `ended` raises, or
+        the user interrupts, what is being written is given up.
         """
         ...
 
@@ -92,11 +98,16 @@ class Generator(Protocol):
 
 
 class TooLong(UsageError):
-    """A conversation and its completion together exceed the model's context; `index` tells which one."""
+    """A prompt and its completion together exceed the model's context; `index` tells which one."""
 
     def __init__(self, index: int, message: str) -> None:
         super().__init__(message, "lower the max_tokens of this turn under `sampling`, or leave out such examples")
         self.index = index
+
+
+def overlong(fault: str) -> Completion:
+    """Return what stands for the completion of a conversation that does not fit the model's context."""
+    return Completion(text="", token_ids=None, tokens=0, stopped="overlong", fault=fault)
 
 
 def each(sampling: Samplings, count: int) -> Sequence[Sampling]:

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from r3core.errors import R3Error, RunError, UsageError
-from r3core.generation import Completion, TooLong
+from r3core.generation import Completion
 from r3core.generation.server import KEY, Server
 
 if TYPE_CHECKING:
@@ -101,14 +101,24 @@ def _ends_turn(written: list[bytes], text: bytes) -> bool:
     return b"".join(written) != text and b"".join(written[:-1]) == text
 
 
-def told(error: OpenAIError, server: Server, body: dict[str, Any], *, index: int, came: str) -> R3Error:
-    """Return what is to be said of a request that failed for good: TooLong, UsageError, or RunError after retries."""
+def too_long(error: Exception, server: Server) -> str | None:
+    """Return what a server says when a prompt exceeds its context; None for any other error."""
+    from openai import APIStatusError
+
+    if not isinstance(error, APIStatusError) or error.status_code not in (400, 413, 422):
+        return None
+    words = _words(error, server)
+    return f"the server says: {words}" if _TOO_LONG.search(f"{error.code} {error.type} {words}") else None
+
+
+def told(error: OpenAIError, server: Server, body: dict[str, Any], *, came: str) -> R3Error:
+    """Return what is to be said of a request that failed for good: UsageError, or RunError after retries."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     where = f"the server at {server.address}"
     again = "the same command goes on from here"
     if isinstance(error, APIStatusError) and error.status_code < 500 and error.status_code not in _RETRIED:
-        return _refused(error, server, body, index=index)
+        return _refused(error, server, body)
     if isinstance(error, APIStatusError):
         fault = error.response.extensions.get(_FAULT)
         status = "" if fault else f" with status {error.status_code}"
@@ -125,11 +135,8 @@ def told(error: OpenAIError, server: Server, body: dict[str, Any], *, index: int
     return RunError(f"{where} {what}; model `{body['model']}`; {tries}{came}", again, hint)
 
 
-def _refused(error: Any, server: Server, body: dict[str, Any], *, index: int) -> UsageError:
+def _refused(error: Any, server: Server, body: dict[str, Any]) -> UsageError:
     status, words = error.status_code, _words(error, server)
-    if status in (400, 413, 422) and _TOO_LONG.search(f"{error.code} {error.type} {words}"):
-        opening = str(body["messages"][-1]["content"])
-        return TooLong(index, f"the server says of a prompt with its new tokens: {words}: {opening[:80]!r}...")
     hint = {
         401: f"set the environment variable {KEY} to a key of this server",
         403: f"the key in {KEY} may not use this model",

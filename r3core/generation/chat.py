@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from r3core.errors import UsageError
-from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, TooLong, with_tools
+from r3core.generation import (
+    Completion,
+    Continued,
+    Conversation,
+    Ended,
+    Sampling,
+    Samplings,
+    TooLong,
+    each,
+    overlong,
+    with_tools,
+)
+from r3core.generation.control import control_tokens, mapped, texts, unused_character
+from r3core.task import Message
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+Tools = list[dict[str, Any]]
 Take = Callable[[Sequence[tuple[int, Continued]]], None]
 """Called with what has just ended, each with its prompt's index."""
 
 
 class Continues(Protocol):
     """An engine that takes token ids."""
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence in tokens, prompt and completion together; None where it is not known."""
+        ...
 
     def continue_ids(
         self, prompts: Sequence[list[int]], sampling: Samplings, *, take: Take | None = None
@@ -28,9 +48,40 @@ class Continues(Protocol):
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """Return the token ids of a conversation, up to where the assistant's turn begins.
 
-    Raises UsageError when the conversation brings tools, and the chat template has no place for them.
+    Only the chat template writes control tokens: one that a message spells is tokenized as ordinary text. Turns that
+    the model sampled keep their `token_ids`, so the prompt begins with the very tokens of the earlier one; not so where
+    they are another tokenizer's, or the template shows the earlier turn otherwise than it was (trimmed, without its
+    thought). Raises UsageError when the conversation brings tools, and the chat template has no place for them.
     """
-    return list(templated(tokenizer, conversation, add_generation_prompt=True, return_dict=False))
+    control = control_tokens(tokenizer)
+    messages, tools = with_tools(conversation)
+    _check_tools(tokenizer, messages, tools)
+    sampled = {
+        place: turn["token_ids"]
+        for place, turn in enumerate(conversation[-len(messages) :])
+        if place and turn["role"] == "assistant" and control.usable(turn.get("token_ids"), turn["content"])
+    }
+    written = list(texts([messages, tools]))
+    mark = unused_character(written) if any(map(control.in_text, written)) else None
+    if mark:
+        cut = partial(control.cut, mark=mark)
+        messages, tools = mapped(messages, cut), mapped(tools, cut)
+
+    def render(shown: list[Message]) -> str:
+        text = str(_rendered(tokenizer, shown, tools, tokenize=False, add_generation_prompt=True))
+        # a template may print a tool as Python does, which escapes the character
+        return text.replace(ascii(mark)[1:-1], mark) if mark else text
+
+    rendered = render(messages)
+    ids: list[int] = []
+    done = 0  # so many characters of `rendered` are in `ids`
+    for place, turn in sampled.items():
+        before = render(messages[:place])
+        after = len(before) + len(messages[place]["content"])
+        if done <= len(before) and rendered[:after] == before + messages[place]["content"]:
+            ids += control.tokenize(rendered[done : len(before)], mark, inside=done > 0) + turn
+            done = after
+    return ids + control.tokenize(rendered[done:], mark, inside=done > 0)
 
 
 def converse(
@@ -41,16 +92,29 @@ def converse(
     *,
     ended: Ended | None,
 ) -> list[Completion]:
-    """Return a completion a conversation, by an engine that continues token ids; `ended` is called as they end."""
+    """Return one completion per conversation, by an engine that continues token ids; `ended` is called as they end.
+
+    A conversation that does not fit the engine's context gets an empty completion that `stopped` as `overlong`.
+    """
     completions: dict[int, Completion] = {}
 
-    def take(rows: Sequence[tuple[int, Continued]]) -> None:
-        new = [(index, completion(tokenizer, continued)) for index, continued in rows]
+    def finish(new: Sequence[tuple[int, Completion]]) -> None:
         completions.update(new)
-        if ended:
+        if ended and new:
             ended(new)
 
-    engine.continue_ids([encode(tokenizer, conversation) for conversation in conversations], sampling, take=take)
+    prompts = [encode(tokenizer, conversation) for conversation in conversations]
+    samplings = each(sampling, len(prompts))
+    faults = [fault_of_length(*pair, engine.context) for pair in zip(prompts, samplings, strict=True)]
+    finish([(index, overlong(fault)) for index, fault in enumerate(faults) if fault])
+    fitting = [index for index, fault in enumerate(faults) if not fault]
+    if len(fitting) < len(prompts):
+        sampling = sampling if isinstance(sampling, Sampling) else [samplings[index] for index in fitting]
+
+    def take(rows: Sequence[tuple[int, Continued]]) -> None:
+        finish([(fitting[place], completion(tokenizer, continued)) for place, continued in rows])
+
+    engine.continue_ids([prompts[index] for index in fitting], sampling, take=take)
     return [completions[index] for index in range(len(conversations))]
 
 
@@ -71,15 +135,34 @@ def templated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **
 
     Raises UsageError when the conversation brings tools, and the chat template has no place for them.
     """
-    messages, offered = with_tools(conversation)
-    tools = cast("list[dict[Any, Any] | Callable[..., Any]] | None", offered)
-    without = tokenizer.apply_chat_template(messages, tokenize=False) if tools else None
-    if tools and tokenizer.apply_chat_template(messages, tools=tools, tokenize=False) == without:
+    messages, tools = with_tools(conversation)
+    _check_tools(tokenizer, messages, tools)
+    return _rendered(tokenizer, messages, tools, **options)
+
+
+def _check_tools(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> None:
+    shown = [_rendered(tokenizer, messages, offered, tokenize=False) for offered in (tools, None)] if tools else []
+    if tools and shown[0] == shown[1]:
         raise UsageError(
             "the task gives its tools to the chat template, and this model's has no place for tools",
             "put them into the prompt (apigen: leave `template` out), or name a model that was trained to call tools",
         )
-    return tokenizer.apply_chat_template(messages, tools=tools, **options)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None, **options: Any) -> Any:
+    from jinja2 import TemplateError
+
+    offered = cast("list[dict[Any, Any] | Callable[..., Any]] | None", tools)
+    try:
+        return tokenizer.apply_chat_template(messages, tools=offered, **options)
+    except TemplateError as error:
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise UsageError(
+            f"the chat template of `{tokenizer.name_or_path}` does not take a conversation of the turns {roles}: "
+            f"{error}",
+            "change the task's `prompt` (some templates take no system message), or put a chat_template.jinja that "
+            "takes it into a copy of the model's folder",
+        ) from error
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> set[int]:
@@ -98,10 +181,15 @@ def check_lengths(
 ) -> None:
     """Raise TooLong for the first prompt that exceeds the model's context together with its new tokens."""
     for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-        if context is not None and len(prompt) + sampling.max_tokens > context:
+        if fault := fault_of_length(prompt, sampling, context):
             opening = str(tokenizer.decode(prompt, skip_special_tokens=True))
-            raise TooLong(
-                index,
-                f"a prompt of {len(prompt)} tokens and {sampling.max_tokens} new ones exceed the model's context of "
-                f"{context}: {opening[:80]!r}...",
-            )
+            raise TooLong(index, f"{fault}: {opening[:80]!r}...")
+
+
+def fault_of_length(prompt: Sequence[int], sampling: Sampling, context: int | None) -> str | None:
+    """Return how a prompt and its new tokens exceed a context; None when they fit, or it is not known."""
+    if context is None or len(prompt) + sampling.max_tokens <= context:
+        return None
+    return (
+        f"a prompt of {len(prompt)} tokens and {sampling.max_tokens} new ones exceed the model's context of {context}"
+    )

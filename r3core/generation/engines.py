@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from r3core.config import Config
 from r3core.generation import Generator
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from r3core.generation.openai import Kept
@@ -63,14 +64,32 @@ def open_engine(config: Config, model: str, *, kept: Kept | None = None) -> Gene
     return TransformersGenerator(*load(config, model), batch_size=config.batch_size)
 
 
-def load(config: Config, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model and its tokenizer, loaded as a configuration says; UsageError when they cannot be had."""
+def saved_dtype(config: Config, model: str) -> torch.dtype:
+    """Return the dtype of a model outside of training: the configuration's, or the one it was saved in."""
+    import torch
+    from transformers import AutoConfig
+
+    if config.dtype != "auto":
+        return cast(torch.dtype, getattr(torch, config.dtype))
+    read = AutoConfig.from_pretrained(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    saved = read.dtype or read.get_text_config().dtype
+    return saved if isinstance(saved, torch.dtype) else torch.float32
+
+
+def load(
+    config: Config, model: str, *, dtype: str | None = None, on_cpu: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model and its tokenizer, loaded as a configuration says; UsageError when they cannot be loaded.
+
+    `dtype` is used instead of the configuration's; `on_cpu` keeps the model off the GPU.
+    """
     from r3core.generation.local import load_model
 
     return load_model(
         model,
         revision=config.revision,
-        dtype=config.dtype,
+        dtype=dtype or config.dtype,
+        on_cpu=on_cpu,
         trust_remote_code=config.trust_remote_code,
         quantization=config.quantization,
     )

@@ -13,7 +13,7 @@ from r3core.launch import world_size
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _SHRINK_AT = 0.7  # the batch is rebuilt without its ended rows when only this share of it is still alive
 ADAPTER = "adapter_config"
@@ -32,6 +32,11 @@ class TransformersGenerator:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence in tokens, prompt and completion together; None where the configuration names none."""
+        return context_of(self.model.config)
 
     def generate(
         self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
@@ -54,8 +59,7 @@ class TransformersGenerator:
         import torch
 
         samplings = each(sampling, len(prompts))
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        check_lengths(self.tokenizer, prompts, samplings, context=context)
+        check_lengths(self.tokenizer, prompts, samplings, context=self.context)
         results = [Continued([], False)] * len(prompts)
         was_training = self.model.training
         self.model.eval()
@@ -201,6 +205,13 @@ class _Written:
         return Continued(ids, bool(ids) and ids[-1] in self.ends, logprobs if len(logprobs) == len(ids) else None)
 
 
+def context_of(config: PretrainedConfig) -> int | None:
+    """Return the longest sequence of a model in tokens; None where its configuration names none."""
+    # a composite configuration (Gemma 3 with images, say) has it in the part for text
+    limit: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit
+
+
 def load_model(
     name: str | Path,
     *,
@@ -208,6 +219,7 @@ def load_model(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     quantization: str | None = None,
+    on_cpu: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model and the tokenizer of a local folder or of the hub; UsageError when they cannot be had.
 
@@ -234,7 +246,7 @@ def load_model(
             module, "support_avx512bf16_for_cpu"
         ):  # weights that bitsandbytes has packed for it pass no gradient
             module.support_avx512bf16_for_cpu = False
-    if torch.cuda.is_available() and not quantization and world_size() == 1:
+    if torch.cuda.is_available() and not on_cpu and not quantization and world_size() == 1:
         # in 4 bits it is on the GPU already; among several processes it is divided first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
     return model, tokenizer

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from r3core.config import Config
 from r3core.errors import R3Error, UsageError
-from r3core.generation import Completion, Conversation, Ended, Sampling, Samplings, each, with_tools
-from r3core.generation.answers import completion_of, faults_as_errors, told
+from r3core.generation import Completion, Conversation, Ended, Sampling, Samplings, each, overlong, with_tools
+from r3core.generation.answers import completion_of, faults_as_errors, told, too_long
 from r3core.generation.server import Server, server_of
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class OpenAIGenerator:
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order; `ended` is called in this thread as they arrive.
 
-        Raises TooLong or UsageError when the server refuses a request, RunError when it fails for good.
+        Raises UsageError when the server refuses a request, RunError when it fails for good.
         """
         asked = zip(conversations, each(sampling, len(conversations)), strict=True)
         bodies = [self._body(conversation, how, index) for index, (conversation, how) in enumerate(asked)]
@@ -89,8 +89,9 @@ class OpenAIGenerator:
 
         def arrived(new: Sequence[Arrived]) -> None:
             nonlocal filtered
-            if self.kept:
-                self.kept.put([(keys[index], completion) for index, completion, _ in new])
+            if self.kept:  # but for what did not fit: the server may be started again with a longer context
+                answered = [(keys[row.place], row.completion) for row in new if row.completion.stopped != "overlong"]
+                self.kept.put(answered)
             filtered += sum(row.filtered for row in new)
             take([(index, completion) for index, completion, _ in new])
 
@@ -157,6 +158,10 @@ class OpenAIGenerator:
                     answer = await _answer(client, body)
                     put(Arrived(index, *completion_of(answer, logprobs="logprobs" in body)))
                 except (OpenAIError, R3Error) as error:
+                    if fault := too_long(error, self.server):
+                        put(Arrived(index, overlong(fault), filtered=False))
+                        count += 1
+                        continue
                     failures.append((index, error))
                     return group.cancel_scope.cancel()
                 count += 1
@@ -169,7 +174,7 @@ class OpenAIGenerator:
             if isinstance(error, R3Error):
                 raise error
             came = f"{count} of {len(bodies)} completions had arrived" + (", and are kept" if self.kept else "")
-            raise told(error, self.server, bodies[index], index=index, came=came) from None
+            raise told(error, self.server, bodies[index], came=came) from None
 
     def _client(self) -> AsyncOpenAI:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout

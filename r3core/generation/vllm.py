@@ -86,6 +86,11 @@ class VllmGenerator:
             ) from error
         return cls(llm, tokenizer, ends=_ends_of(base, config, tokenizer), adapter=model if adapter else None)
 
+    @property
+    def context(self) -> int | None:
+        """`max_model_len`: the longest sequence in tokens, prompt and completion together."""
+        return int(self.llm.model_config.max_model_len)
+
     def generate(
         self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
@@ -107,7 +112,7 @@ class VllmGenerator:
         engine = self.llm.llm_engine
         lora = LoRARequest("adapter", 1, self.adapter) if self.adapter else None
         samplings = each(sampling, len(prompts))
-        check_lengths(self.tokenizer, prompts, samplings, context=self.llm.model_config.max_model_len)
+        check_lengths(self.tokenizer, prompts, samplings, context=self.context)
         results: list[Continued | None] = [None] * len(prompts)
         places: dict[str, int] = {}  # vLLM's request -> the prompt's index
         try:

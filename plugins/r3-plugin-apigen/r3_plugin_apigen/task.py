@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from r3_plugin_apigen import generate, hub, rows
 from r3_plugin_apigen.calls import Call, Wrong, calls_of, find_calls, kind_of
@@ -26,12 +26,14 @@ class Apigen(Task):
     """Call the tools that a request needs, with the right arguments, as a JSON list."""
 
     name = "apigen"
+    version: ClassVar[str] = "2"  # 1 read the default `day` from "default today" in xlam's descriptions
     fixtures: ClassVar[Path | None] = Path(__file__).with_name("fixtures.jsonl")
     waived: ClassVar[dict[str, str]] = dict.fromkeys(
         ("negated", "retracted", "hidden in a comment"),
         "the answer is the one list of calls in the response; text around it is the model's thinking, and is not read",
     )
     demo: ClassVar[Demo | None] = DEMO
+    presets: ClassVar[dict[str, dict[str, JsonValue]]] = {"paper": {"source": "hub"}}
 
     source: str = "generated"
     """`generated`, `hub` (xlam's data set), or a .json, .jsonl or .parquet file of xlam's or of OpenAI's format."""

@@ -184,12 +184,29 @@ _CHOICES = re.compile(
     rf"((?:{_QUOTED})(?:(?:,? (?:or|and) |, ?| ?[/|] ?)(?:{_QUOTED}))+)(?!,? ?(?:etc|\.\.\.))",
     re.IGNORECASE,
 )
+_NAMED = r"\bdefault(?:s|ed)?(?: value)?"
+_MARK = r"(?::| ?=) ?"
+_ENDS = r"(?=[.,;)]|$)"
+_NUMBER = r"-?[0-9]+(?:\.[0-9]+)?(?![,.:/-]?[0-9])\b"
+# What stands between "default" and its value ends with a space or a mark: else "default today" is "default to day".
 _DEFAULT = re.compile(
-    rf"\bdefault(?:s|ed)?(?: value)?(?: to| is|:| =|=)? ?(?:({_QUOTED})|(-?[0-9]+(?:\.[0-9]+)?(?![,.]?[0-9])\b))"
-    r"|\bdefault(?:s|ed)?(?: value)?(?: to| is|:| =|=) ?(true|false|none|null)\b"
-    r"|\bdefault(?:s|ed)?(?: value)?(?: to|:| =|=) ?([A-Za-z]\w*)(?=[.,;)]|$)",
+    rf"{_NAMED}(?: to | is | |{_MARK})(?:({_QUOTED})|({_NUMBER}))"
+    rf"|{_NAMED}(?: to | is |{_MARK})(true|false|none|null)\b"
+    rf"|{_NAMED} (true|false|none|null){_ENDS}"
+    rf"|{_NAMED}(?: to |{_MARK})([A-Za-z]\w*){_ENDS}",
     re.IGNORECASE,
 )
+"""The phrases that state a default: `default`, `defaults` or `defaulted`, perhaps ` value`, and then
+
+| what follows | the value is |
+|---|---|
+| ` to `, ` is `, ` `, `:` or `=` | a text in quotes, or a number |
+| ` to `, ` is `, `:` or `=`      | true, false, none or null |
+| ` `                             | true, false, none or null, when the phrase ends there |
+| ` to `, `:` or `=`              | a word, when the phrase ends there |
+
+"The default is used" and "the default token" state none.
+"""
 _NULLS = (None, "None", "null")
 
 
@@ -217,7 +234,8 @@ def _stated_default(text: str, schema: Schema) -> Any:
     found = _DEFAULT.search(text)
     if found is None:
         return ""
-    quoted, number, constant, word = found.groups()
+    quoted, number, linked, bare, word = found.groups()
+    constant = linked or bare
     if number and schema.get("type") == "string" and text[found.end() :][:1] not in ("", ".", ",", ";", ")"):
         return ""  # "defaults to 10 minutes"
     if constant:

@@ -200,6 +200,50 @@ def test_a_description_that_states_no_value_gives_no_default(kind, text):
     assert argument(type=kind, description=text) == (argument(type=kind)[0], True, True)
 
 
+STATING = ("default", "defaults", "defaulted", "Default value")
+LINKS = (" to ", " is ", ": ", ":", " = ", "=")
+BEGINNINGS = (
+    *("today", "tonight", "token", "top", "total", "Tokyo", "tomorrow", "to"),
+    *("is", "island", "isbn", "ISO", "be", "best", "beta", "as", "asc", "ascending"),
+    *("value", "valued", "values", "s", "edge", "ed", "of", "nonempty", "nullable", "falsely", "trueish"),
+)
+
+
+@pytest.mark.parametrize("word", BEGINNINGS)
+@pytest.mark.parametrize("named", STATING)
+def test_a_default_is_a_whole_word(named, word):
+    for link in LINKS:
+        expected = {} if link == " is " else {"default": word}
+        for text in (f"The date, {named}{link}{word}", f"The date ({named}{link}{word})", f"Day. {named}{link}{word}."):
+            assert argument(type="str, optional", description=text)[0] == {"type": "string"} | expected, text
+    for text in (f"The date, {named} {word}", f"The date ({named} {word})", f"The {named} {word}."):
+        assert argument(type="str, optional", description=text)[0] == {"type": "string"}, text
+
+
+@pytest.mark.parametrize("link", [*LINKS, " "])
+@pytest.mark.parametrize("named", STATING)
+def test_a_default_may_be_linked_in_many_ways(named, link):
+    stated = [("str", "'to'", "to"), ("str", '"is today"', "is today"), ("int", "-5", -5), ("float", "0.5", 0.5)]
+    stated += [("bool", "True", True), ("bool", "false", False)]
+    for kind, text, default in stated:
+        schema, required, read = argument(type=kind, description=f"A ({named}{link}{text}).")
+        assert (schema["default"], required, read) == (default, False, True), f"{named}{link}{text}"
+    assert argument(type="str", description=f"A, {named}{link}None")[0] == {"type": ["string", "null"], "default": None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *(("str", f"A day. {text}") for text in ("Default is 2024-01-01.", "Default: 10:30.", "default 1/2")),
+        *(("int", f"A number, {text}") for text in ("default5", "default-5", "default value5", "default to5")),
+        *(("int", f"A number, {text}") for text in ("default 5-10", "default is 10:30", "default: 1/2", "default 1e5")),
+        *(("bool", f"Sorted, {text}") for text in ("by default true to size", "default truest", "default tofalse")),
+    ],
+)
+def test_a_part_of_a_word_or_number_is_no_default(kind, text):
+    assert "default" not in argument(type=kind, description=text)[0]
+
+
 def test_the_field_comes_before_the_description():
     assert argument(type="int", default=3, description="Defaults to 5.")[0]["default"] == 3
     assert argument(type="int", default="", description="Defaults to 5.")[0]["default"] == 5

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from r3_plugin_countdown import data, expression, hub, leaks
 from r3_plugin_countdown.demo import DEMO
@@ -23,6 +23,7 @@ class Countdown(Task):
         "the answer is what stands between the tags; text around them is the model's thinking, and is not read",
     )
     demo: ClassVar[Demo | None] = DEMO
+    presets: ClassVar[dict[str, dict[str, JsonValue]]] = {"paper": {"source": "hub"}}
 
     source: str = "generated"
     """`generated`, `hub`, or a .parquet, .json or .jsonl file with the columns `nums` and `target`."""
