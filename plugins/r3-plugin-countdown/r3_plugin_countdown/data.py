@@ -53,7 +53,7 @@ def problem(numbers: Sequence[int], target: int, solution: str | None = None) ->
 
 
 def generate(space: Space, split: Split, seed: int) -> Iterator[Example]:
-    """Yield distinct solvable problems of one split, as many as `SIZES` allows, or until no new ones are found.
+    """Yield distinct solvable problems of one split until there are as many as `SIZES` allows or no new ones are found.
 
     Only `random()` is drawn from the generator: its sequence is the same on every machine and Python version.
     """
