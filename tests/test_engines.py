@@ -12,8 +12,7 @@ import pytest
 
 from r3core import Example, UsageError
 from r3core.config import Turn, Turns
-from r3core.generation import Completion, Generator, Sampling, TooLong
-from r3core.generation.chat import completion, encode
+from r3core.generation import Completion, Generator, Sampling, TooLong, chat
 from r3core.generation.local import TransformersGenerator, load_model
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def test_log_probabilities_are_the_models_own(
         assert completion.logprobs is not None
         assert len(completion.logprobs) == completion.tokens
         if engine not in SERVERS:
-            prompt, ids = encode(reference.tokenizer, conversation), completion.token_ids
+            prompt, ids = chat.encode(reference.tokenizer, conversation), completion.token_ids
             assert ids is not None
             with torch.no_grad():
                 logits = reference.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
@@ -186,9 +185,9 @@ def test_every_engine_continues_conversations_as_they_are_encoded(
         ]
         for conversation, one in zip(CONVERSATIONS, sampled, strict=False)
     ]
-    prompts = [encode(reference.tokenizer, conversation) for conversation in conversations]
+    prompts = [chat.encode(reference.tokenizer, conversation) for conversation in conversations]
     assert {prompt.count(reference.tokenizer.eos_token_id) for prompt in prompts} == {3}
-    expected = [completion(reference.tokenizer, one) for one in generator.continue_ids(prompts, GREEDY)]
+    expected = [chat.completion(reference.tokenizer, one) for one in generator.continue_ids(prompts, GREEDY)]
     assert generator.generate(conversations, GREEDY) == expected
 
 
