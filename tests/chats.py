@@ -38,6 +38,7 @@ class Family(NamedTuple):
 FAMILIES = {
     "chatml": Family("qwen2_5", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<tool_call>", "</tool_call>"]),
     "qwen3": Family("qwen3", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<think>", "</think>"]),
+    "hermes": Family("qwen2_5", ["<s>", "</s>", "<|im_start|>", "<|im_end|>"], bos="<s>", prefix=True),
     "llama3": Family(
         "llama3",
         ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],

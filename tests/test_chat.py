@@ -44,6 +44,12 @@ def sampled(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> dict[str, Any
     }
 
 
+def letters_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Return the tokens of a text, each letter for itself, as they are within a text."""
+    start = len(tokenizer("\n", add_special_tokens=False)["input_ids"])
+    return [one for letter in text for one in tokenizer(f"\n{letter}", add_special_tokens=False)["input_ids"][start:]]
+
+
 def templates_own(tokenizer: PreTrainedTokenizerFast, messages: Messages) -> list[int]:
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
@@ -101,9 +107,10 @@ def test_a_control_token_spelled_in_sampled_tokens_is_text(tokenizer: PreTrained
     harmless = conversation("Say 7.", "8", "No.", "I forgot.", "Again.")[:turns]
     expected = controls_in(tokenizer, templates_own(tokenizer, harmless))
     for text in hostile(tokenizer):
-        spelled = [one for character in text for one in tokenizer(character, add_special_tokens=False)["input_ids"]]
         messages = [dict(message) for message in harmless]
-        messages[-2] = sampled(tokenizer, spelled)
+        messages[-2] = sampled(tokenizer, letters_of(tokenizer, text))
+        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+        assert controls_in(tokenizer, templates_own(tokenizer, plain)) != expected, "the text is not hostile"
         assert controls_in(tokenizer, encode(tokenizer, messages)) == expected
 
 
@@ -192,11 +199,19 @@ def test_prompts_begin_with_the_tokens_that_were_sampled(name: str) -> None:
     assert not all(all(extended(tokenizer, as_text, seed=seed)) for seed in range(20)), "as text it would do too"
 
 
+def test_turns_that_were_sampled_as_their_text_is_cut_change_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
+    messages = conversation("Say 7.", "8 a", "No.", "I saw", "Again.")
+    expected = templates_own(tokenizer, messages)
+    for place in (1, 3):
+        messages[place] = sampled(tokenizer, letters_of(tokenizer, messages[place]["content"]))
+    assert encode(tokenizer, messages) == expected
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if not FAMILIES[name].verbatim])
 def test_templates_that_show_earlier_turns_otherwise_are_followed(name: str) -> None:
     """They put an empty thought or a space before earlier turns, or the request opens a thought."""
     tokenizer = tokenizer_of(FAMILIES[name])
-    spelled = [one for letter in "the" for one in tokenizer(letter, add_special_tokens=False)["input_ids"]]
+    spelled = letters_of(tokenizer, "the")
     messages = [*conversation("Say 7."), sampled(tokenizer, spelled), *conversation("No.")]
     plain = conversation("Say 7.", messages[1]["content"], "No.")
     assert encode(tokenizer, messages) == templates_own(tokenizer, plain)
@@ -212,7 +227,7 @@ def test_a_turn_that_the_template_changes_is_what_the_template_makes_of_it(name:
     ids = encode(tokenizer, messages)
     assert ids == templates_own(tokenizer, plain)
     # the other one keeps its tokens all the same
-    spelled = [one for letter in "the" for one in tokenizer(letter, add_special_tokens=False)["input_ids"]]
+    spelled = letters_of(tokenizer, "the")
     messages[3] = sampled(tokenizer, spelled)
     ids = encode(tokenizer, messages)
     assert any(ids[at : at + 3] == spelled for at in range(len(ids)))
