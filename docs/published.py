@@ -12,8 +12,9 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
+from scipy.stats import t
 
-from r3core.config import Config
+from r3core.config import NOT_SETTINGS, Config
 from r3core.episode import CONTROLS, Arm
 from r3core.evaluate import Result, Scores
 from r3core.report import mistakes, print_table
@@ -21,8 +22,6 @@ from r3core.stats import Difference, Rate
 
 RUNS = Path(__file__).resolve().parent / "runs"
 SEEDS = (0, 1, 2)
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""The 97.5% quantile of Student's t, by degrees of freedom."""
 
 
 class MissingRecord(Exception):
@@ -43,7 +42,7 @@ def read(name: str) -> Record:
     if not path.exists():
         raise MissingRecord(f"{name}: there is no {path.name}")
     facts = json.loads(path.read_text(encoding="utf-8"))
-    settings = {key: value for key, value in facts["config"].items() if key != "trained"}
+    settings = {key: value for key, value in facts["config"].items() if key not in NOT_SETTINGS}
     try:
         return Record(Config.model_validate(settings), Result.model_validate(facts["result"]), facts)
     except ValidationError as error:
@@ -271,7 +270,7 @@ def _ps(differences: Sequence[Difference]) -> str:
 def _mean(differences: Sequence[Difference]) -> str:
     """Return the mean of some differences with Student's interval."""
     values = [100 * one.difference for one in differences]
-    half = _T[len(values) - 1] * stdev(values) / sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
     return f"{fmean(values):+.1f} [{fmean(values) - half:+.1f}, {fmean(values) + half:+.1f}]"
 
 
