@@ -137,9 +137,10 @@ class Stages:
         """Return the share of weights that training changed in the files of the model; warns when hardly any did."""
         before, after = (load(self.config, str(model), on_cpu=True)[0] for model in (base, folder))
         share = changed_share(before, after)
+        dtype = str(after.dtype).removeprefix("torch.")
         if share < 0.01:
             print(
-                f"warning: {1 - share:.1%} of the weights in `{folder}` are those of `{base}`: in {after.dtype} the "
+                f"warning: {1 - share:.1%} of the weights in `{folder}` are those of `{base}`: in {dtype} the "
                 "changes of this training are rounded away\n"
                 "hint: train for more steps, raise grpo.learning_rate, or set dtype=float32 to keep them",
                 file=sys.stderr,

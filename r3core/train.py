@@ -361,7 +361,7 @@ def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
     options["trust_remote_code"] = config.trust_remote_code
     if config.revision is not None:  # the reference model of beta > 0 is loaded by TRL
         options["model_init_kwargs"] = {"revision": config.revision}
-        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_not_of_init_kwargs)
+    logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_news)
     try:
         return GRPOConfig(output_dir=str(folder), disable_tqdm=True, remove_unused_columns=False, **options)
     except (ValueError, TypeError) as error:
@@ -377,9 +377,14 @@ def resolved(args: GRPOConfig) -> dict[str, Any]:
     }
 
 
-def _not_of_init_kwargs(record: logging.LogRecord) -> bool:
-    """Drop TRL's warning that `model_init_kwargs` are ignored: they are for the reference model, where they are not."""
-    return "`model_init_kwargs` will be ignored" not in record.getMessage()
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop two of TRL's warnings.
+
+    That `model_init_kwargs` are ignored is not so for the reference model. A row without a reward is counted here in
+    metrics; the warning would print what the model wrote, unescaped.
+    """
+    said = record.getMessage()
+    return "`model_init_kwargs` will be ignored" not in said and "All reward functions returned None" not in said
 
 
 def training_dtype(config: Config) -> str:

@@ -15,11 +15,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import doors
 import pytest
 from toy import Even
 
 from r3core import Example, RunError, Split, UsageError, cli, get_task, report
 from r3core.check import certified
+from r3core.checkpoints import changed_share
 from r3core.config import Config, Limits, resolve
 from r3core.evaluate import Result
 from r3core.mine import read_failures
@@ -356,3 +358,32 @@ def test_a_run_stops_when_too_many_prompts_do_not_fit(tiny_folder: Path, tmp_pat
     ):
         stages.mine()
     assert "a prompt of 150" in error.value.hints[0]
+
+
+def test_a_run_trains_a_16_bit_model_in_32_bits_and_saves_it_in_16(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "base"
+    doors.beginner().bfloat16().save_pretrained(folder)
+    doors.tokenizer().save_pretrained(folder)
+    paper = {"learning_rate": 5e-7, "lr_scheduler_type": "cosine", "warmup_steps": 0.03}
+    config = doors.config(steps=3, save_strategy="steps", **paper)
+    turns = config.sampling.model_copy(update={"attempt": config.sampling.reflection})  # of 4 tokens
+    flags = {"model": str(folder), "output_dir": tmp_path / "run", "uncertified": True, "sampling": turns}
+    with Stages.open(doors.Halls(), config.model_copy(update=flags)) as stages:
+        stages.mine()
+        stages.train()
+        facts = stages.run.done("train")
+    base, state, saved = (
+        AutoModelForCausalLM.from_pretrained(one, dtype="auto")
+        for one in (folder, tmp_path / "run" / "checkpoints" / "checkpoint-3", tmp_path / "run" / "model")
+    )
+    assert (base.dtype, state.dtype, saved.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+    in_the_files = changed_share(base, saved)
+    assert changed_share(base.float(), state) > 0.9, "the weights that are trained move"
+    assert facts is not None
+    assert facts["weights_changed"] == in_the_files < 0.01, "three steps are less than bfloat16 can tell"
+    assert "of the weights in" in capsys.readouterr().err
