@@ -147,10 +147,10 @@ REFUSED: dict[str, dict[str, Any]] = {
         "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"], "mlp_layer_types": ["moe"] * 2,
         "max_position_embeddings": 128, "partial_rotary_factor": 0.5,
     },
-    "minimax_m3_vl_text": {  # chooses blocks of tokens, padding among them
+    "minimax_m3_vl_text": {  # chooses blocks of tokens, padding among them, which are longer than the trial
         **PLAIN, **LOCAL_EXPERTS, "head_dim": 8, "rotary_dim": 4, "dense_intermediate_size": 16,
         "shared_intermediate_size": 16, "intermediate_size": 16, "index_n_heads": 2, "index_head_dim": 8,
-        "index_block_size": 4, "index_topk_blocks": 2, "layer_types": ["full_attention", "minimax_m3_sparse"],
+        "index_block_size": 128, "index_topk_blocks": 2, "layer_types": ["full_attention", "minimax_m3_sparse"],
     },
 }  # fmt: skip
 
