@@ -56,7 +56,7 @@ MINED, TESTED, BATCH = 24, 8, 4
 SETTINGS = [
     *(f"sampling.{turn}.max_tokens=6" for turn in ("attempt", "reflection", "retry")),
     *("evaluate.controls=true", f"evaluate.limit={TESTED}", f"mine.limit={MINED}", "mine.probe=0"),
-    *(f"batch_size={BATCH}", "judge.seconds=60", "mine.keep_truncated=true"),
+    *(f"batch_size={BATCH}", "judge.seconds=60", "mine.keep_truncated=true", "mine.order=head"),
 ]
 RAY = ("engine=ray", "engine_options.cpus=1", "engine_options.patience=1")
 

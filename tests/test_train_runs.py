@@ -27,7 +27,7 @@ LEARNING: dict[str, Any] = {"steps": 60}
 
 
 def trained(path: Path, config: Config, *, model: LlamaForCausalLM | None = None, task: Task | None = None) -> Run:
-    model = model or doors.beginner(steps=0)
+    model = model or doors.beginner()
     with Run.open(path, config.record()) as run:
         train(run, doors.protocol(config, task), doors.failures(), model=model, tokenizer=doors.tokenizer())
     return run
