@@ -34,7 +34,7 @@ from r3core.estimate.memory import (
     weights,
 )
 from r3core.estimate.rounding import share_moved
-from r3core.estimate.speed import CARDS, Seconds, card_of, seconds_of
+from r3core.estimate.speed import CARDS, Seconds, bytes_a_token, card_of, seconds_of
 from r3core.generation.engines import load
 from r3core.plugins import get_task
 from r3core.train import training_dtype
@@ -473,6 +473,21 @@ def test_the_time_grows_with_what_is_asked() -> None:
     assert step(train={"retries": 2}) > step()
     assert step(sampling={"retry": {"max_tokens": 64}}) < step()
     assert step(grpo={"use_vllm": True}) < step()
+
+
+def test_mining_is_timed_in_the_saved_dtype_and_training_casts_its_weights_for_each_token() -> None:
+    counted = shape_of(Qwen2Config(**LARGE))
+    plans = [plan_of(settings(train={"dtype": dtype}), counted) for dtype in ("float32", "bfloat16")]
+    wide, narrow = (seconds_of(settings(), counted, chosen, CARDS["A100"]) for chosen in plans)
+    assert wide.mining == narrow.mining
+    assert wide.generating > narrow.generating
+    copied = 2 * (counted.linear + counted.head)
+    assert [bytes_a_token(counted, chosen) for chosen in plans] == [
+        4 * counted.parameters + 2 * copied,
+        2 * counted.parameters,
+    ]
+    gathered = plan_of(settings(), counted, processes=8, sharded=True)
+    assert bytes_a_token(counted, gathered) == 2 * counted.parameters
 
 
 def test_a_forecast_is_believed_more_than_the_arithmetic() -> None:
