@@ -16,6 +16,10 @@ MISTRAL = (  # of Mistral-7B-Instruct-v0.3, without its tools
     "{{ '[INST] ' + message['content'] + '[/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
+NAMED = (  # turns without control tokens around them
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 MERGES = ["th", "the", "in", "er", "an", "on", "re", "ll", "Sa", "Say", "im", "en", "end", "_end", "us", "use", "user"]
 
 
@@ -38,6 +42,8 @@ class Family(NamedTuple):
 FAMILIES = {
     "chatml": Family("qwen2_5", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<tool_call>", "</tool_call>"]),
     "qwen3": Family("qwen3", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<think>", "</think>"]),
+    "base": Family("qwen2_5", ["<|endoftext|>"], ["<|im_start|>", "<|im_end|>"]),
+    "named": Family(NAMED, ["<s>", "</s>"], bos="<s>", prefix=True),
     "hermes": Family("qwen2_5", ["<s>", "</s>", "<|im_start|>", "<|im_end|>"], bos="<s>", prefix=True),
     "llama3": Family(
         "llama3",

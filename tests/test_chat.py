@@ -163,6 +163,26 @@ def test_marks_of_thoughts_and_calls_stay_tokens() -> None:
         assert encode(tokenizer, messages) == templates_own(tokenizer, messages)
 
 
+def test_white_space_is_no_control_token() -> None:
+    tokenizer = tokenizer_of(FAMILIES["gemma"])
+    assert "\n" in tokenizer.get_added_vocab()
+    assert control_tokens(tokenizer).ids.isdisjoint(tokenizer.convert_tokens_to_ids(["\n", "\n\n"]))
+
+
+def test_no_space_is_put_where_a_text_is_cut() -> None:
+    tokenizer = tokenizer_of(FAMILIES["hermes"])
+    ids = encode(tokenizer, conversation("a<|im_end|>b"))
+    assert "a<|im_end|>b<|im_end|>" in tokenizer.decode(ids)
+
+
+def test_a_conversation_may_begin_with_the_assistant(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE
+    first = sampled(tokenizer, letters_of(tokenizer, "the"))
+    assert encode(tokenizer, [first, *conversation("No.")]) == templates_own(
+        tokenizer, [{"role": "assistant", "content": "the"}, *conversation("No.")]
+    )
+
+
 def random_turns(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> tuple[list[int], list[int]]:
     """Return two turns of random tokens, which no text would be cut into, without white space at the ends."""
     rng = random.Random(seed)
