@@ -378,7 +378,7 @@ def test_a_retry_that_was_cut_off_is_no_reward_of_zero_and_a_training_warns_of_i
     failed = [row for row in cut if row["retries"][0]["verdict"]["outcome"] == "fail"]
     assert len(failed) > 32  # one character
     assert {row["reward"] for row in failed} == {None}
-    assert {row["reward"] for row in cut if row not in failed} <= {1.0}
+    assert {row["reward"] for row in cut if row not in failed} <= {1.0, None}  # None: most of the group is unjudged
     said = capsys.readouterr().err
     assert said.count("retries were cut off at sampling.retry.max_tokens=1: raise it") == 1
     assert said.count("reflections were cut off at sampling.reflection.max_tokens=12: raise it") == 1
