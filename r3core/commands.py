@@ -47,6 +47,7 @@ def run(asked: Asked) -> None:
     _check_machine(config)
     with _stages(task, config) as stages:
         stages.certify()
+        stages.check_model()
         stages.mine()
         stages.train()
         stages.evaluate()

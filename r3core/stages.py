@@ -21,11 +21,12 @@ from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.fleet import Fleet, options_of
 from r3core.forecast import forecast
+from r3core.generation.cached import check_training
 from r3core.generation.chat import encode
 from r3core.generation.engines import Engines, check_engine, load, saved_dtype
-from r3core.generation.local import load_tokenizer
+from r3core.generation.local import TransformersGenerator, load_tokenizer
 from r3core.kept import KeptCompletions
-from r3core.launch import launch_training, launches, rank
+from r3core.launch import launch_training, launches, rank, world_size
 from r3core.mine import Failure, mine, read_failures, write_failures
 from r3core.mistakes import load_examples
 from r3core.protocol import Make, Protocol, here
@@ -90,6 +91,14 @@ class Stages:
         elif certificate.broken:
             print(f"warning: trained on an untrusted verifier: {certificate.summary()}", file=sys.stderr)
 
+    def check_model(self) -> None:
+        """Raise UsageError when TRL could not train the model, before it mines; only where this process loads it."""
+        if self.config.engine == "transformers" and self.run.done("mine") is None:
+            name = model_of(self.config, self.task)
+            generator = self.engines.open(name)
+            assert isinstance(generator, TransformersGenerator)
+            check_training(generator.model, generator.tokenizer, name=name)
+
     def mine(self) -> list[Failure]:
         """Return the run's failures: mined, or taken from the set that the configuration names."""
         if self.run.done("mine") is not None:
@@ -122,6 +131,8 @@ class Stages:
         from r3core.train import train, training_dtype
 
         model, tokenizer = load(self.config, name, dtype=training_dtype(self.config))
+        if world_size() == 1:  # several processes hold parts of it; the run has checked it before
+            check_training(model, tokenizer, name=name)
         failures = read_failures(self.run.path / "failures")[0]
         dtype = saved_dtype(self.config, name)
         facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer, saved_dtype=dtype)
