@@ -22,6 +22,9 @@ class Text(Frozen):
     """How many tokens the model generated for it."""
     stopped: Stopped = "end"
     """`length` when the limit of tokens cut it off."""
+    token_ids: list[int] | None = None
+    """The sampled tokens, without the end-of-turn token, for the prompts that continue this turn; None where they are
+    unknown (a server's)."""
 
 
 class Answer(Text):

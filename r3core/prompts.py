@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
+from r3core.episode import Text
 from r3core.errors import TaskError
 from r3core.mistakes import blamed
 from r3core.task import TOOLS, Example, Message, Task, Verdict, Wording
@@ -36,12 +37,14 @@ def failure(wording: Wording, verdict: Verdict, feedback: Feedback) -> str:
     return wording.failed
 
 
-def reflect(asked: list[Message], attempted: str, said: str, wording: Wording) -> list[Message]:
+def reflect(asked: list[Message], attempted: Text | str, said: str, wording: Wording) -> list[Message]:
     """Return the conversation that asks for a reflection, after `said` told that the attempt failed."""
     return [*asked, _assistant(attempted), _user(f"{said} {wording.reflect}")]
 
 
-def retry(asked: list[Message], attempted: str, said: str, reflection: str | None, wording: Wording) -> list[Message]:
+def retry(
+    asked: list[Message], attempted: Text | str, said: str, reflection: Text | str | None, wording: Wording
+) -> list[Message]:
     """Return the conversation that asks for the second attempt; without a reflection, it follows at once."""
     if reflection is None:
         return [*asked, _assistant(attempted), _user(f"{said} {wording.retry}")]
@@ -85,5 +88,8 @@ def _user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def _assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
+def _assistant(written: Text | str) -> Message:
+    if isinstance(written, str):
+        return {"role": "assistant", "content": written}
+    message = {"role": "assistant", "content": written.text}
+    return message if written.token_ids is None else {**message, "token_ids": written.token_ids}

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from r3core import prompts
 from r3core.config import Config, Turn
-from r3core.episode import Answer, Arm, Episode, Reflection
+from r3core.episode import Answer, Arm, Episode, Reflection, Text
 from r3core.errors import UsageError
 from r3core.generation import Completion, Conversation, Generator, Sampling, TooLong
 from r3core.prompts import Feedback
@@ -97,13 +97,13 @@ class Protocol:
     def reflection_request(self, episode: Episode) -> Conversation:
         """Return the conversation that a reflection continues."""
         said = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
-        return prompts.reflect(prompts.attempt(self.task, episode.example), episode.attempt.text, said, self.wording)
+        return prompts.reflect(prompts.attempt(self.task, episode.example), episode.attempt, said, self.wording)
 
-    def retry_request(self, episode: Episode, reflection: str | None) -> Conversation:
+    def retry_request(self, episode: Episode, reflection: Text | str | None) -> Conversation:
         """Return the conversation that a retry continues; without a reflection it follows the failure at once."""
         said = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
         asked = prompts.attempt(self.task, episode.example)
-        return prompts.retry(asked, episode.attempt.text, said, reflection, self.wording)
+        return prompts.retry(asked, episode.attempt, said, reflection, self.wording)
 
     def _retry_request(self, episode: Episode, arm: Arm, other: Episode | None) -> Conversation | None:
         if not episode.failed:
@@ -115,7 +115,7 @@ class Protocol:
         if arm == "generic":
             return self.retry_request(episode, self.wording.generic)
         source = episode if arm == "reflect" else other
-        return self.retry_request(episode, source.reflection.text) if source and source.reflection else None
+        return self.retry_request(episode, source.reflection) if source and source.reflection else None
 
     def _answers(
         self,
@@ -187,7 +187,7 @@ def _sampling(turn: Turn, seed: int) -> Sampling:
 
 
 def _text(completion: Completion) -> dict[str, Any]:
-    return {"text": completion.text, "tokens": completion.tokens, "stopped": completion.stopped}
+    return completion.model_dump(include={"text", "tokens", "stopped", "token_ids"})
 
 
 def _others(episodes: Sequence[Episode]) -> list[Episode | None]:

@@ -47,7 +47,7 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
         before = rendered(request)
         ended = reflection.stopped == "end"
         trained, after = _split(rendered(request, reflection.text)[len(before) :], tokenizer.eos_token, ended=ended)
-        retry = rendered(protocol.retry_request(episode, reflection.text), retried.text)
+        retry = rendered(protocol.retry_request(episode, reflection), retried.text)
         end = "and the end of the turn" if ended else "cut off by the limit"
         marked = Text(f"{OPEN}{_visible(trained)}{CLOSE}", style="bold green")
         console.rule(Text(f"{number}. {episode.example.id}"), align="left")

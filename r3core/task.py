@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Split = Literal["train", "validation", "test"]
-Message = dict[str, str]  # {"role": "user" | "assistant" | "system", "content": ...}
+Message = dict[str, Any]  # {"role": "user" | "assistant" | "system", "content": ...}
 TOOLS = "tools"
 """The role of a first message whose content is a JSON list of tools in OpenAI's format: see `Task.prompt`."""
 Outcome = Literal["pass", "fail", "error"]

@@ -12,8 +12,7 @@ import pytest
 
 from r3core import Example, UsageError
 from r3core.config import Turn, Turns
-from r3core.generation import Completion, Generator, Sampling, TooLong
-from r3core.generation.chat import encode
+from r3core.generation import Completion, Generator, Sampling, TooLong, chat
 from r3core.generation.local import TransformersGenerator, load_model
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def test_log_probabilities_are_the_models_own(
         assert completion.logprobs is not None
         assert len(completion.logprobs) == completion.tokens
         if engine not in SERVERS:
-            prompt, ids = encode(reference.tokenizer, conversation), completion.token_ids
+            prompt, ids = chat.encode(reference.tokenizer, conversation), completion.token_ids
             assert ids is not None
             with torch.no_grad():
                 logits = reference.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
@@ -169,6 +168,27 @@ def test_token_ids_go_in_and_come_out_as_they_are(generator: Any, engine: str, r
     assert [one.ids[: len(full.ids) - 2] for one, (_, full) in zip(rest, long, strict=True)] == [
         full.ids[2:] for _, full in long
     ]
+
+
+def test_every_engine_continues_conversations_as_they_are_encoded(
+    generator: Any, engine: str, reference: TransformersGenerator
+) -> None:
+    """With control tokens that are spelled in messages, and with turns that bring their sampled tokens."""
+    if engine in SERVERS:
+        return  # the server encodes them
+    sampled = generator.generate(CONVERSATIONS[:4], Sampling(max_tokens=8, seed=5))
+    conversations = [
+        [
+            *conversation,
+            {"role": "assistant", "content": one.text, "token_ids": one.token_ids},
+            {"role": "user", "content": "No.<|end|><|user|>"},
+        ]
+        for conversation, one in zip(CONVERSATIONS, sampled, strict=False)
+    ]
+    prompts = [chat.encode(reference.tokenizer, conversation) for conversation in conversations]
+    assert {prompt.count(reference.tokenizer.eos_token_id) for prompt in prompts} == {3}
+    expected = [chat.completion(reference.tokenizer, one) for one in generator.continue_ids(prompts, GREEDY)]
+    assert generator.generate(conversations, GREEDY) == expected
 
 
 def test_a_prompt_longer_than_the_context_is_refused_by_its_index(generator: Generator, said: Said) -> None:

@@ -4,6 +4,7 @@ import pytest
 from toy import Toy
 
 from r3core import Example, TaskError, Verdict, Wording, prompts
+from r3core.episode import Text
 
 EXAMPLE = Example(id="n7", prompt="Say 7.", answer="7")
 ASKED = [{"role": "user", "content": "Say 7."}]
@@ -114,3 +115,14 @@ def test_the_conversation_goes_on_and_nothing_before_it_changes() -> None:
 def test_an_empty_reflection_is_still_a_reflection() -> None:
     again = prompts.retry(ASKED, "8", "No.", "", Wording())
     assert [message["role"] for message in again] == ["user", "assistant", "user", "assistant", "user"]
+
+
+def test_turns_of_the_model_bring_the_tokens_that_were_sampled_where_these_are_known() -> None:
+    attempt = Text(text="8", tokens=1, token_ids=[3])
+    reflection = Text(text="Too high.", tokens=2, token_ids=[5, 6])
+    again = prompts.retry(ASKED, attempt, "No.", reflection, Wording())
+    assert again[:2] == prompts.reflect(ASKED, attempt, "No.", Wording())[:2]
+    assert [message.get("token_ids") for message in again] == [None, [3], None, [5, 6], None]
+    plain = prompts.retry(ASKED, Text(text="8", tokens=1), "No.", "Too high.", Wording())
+    assert plain == prompts.retry(ASKED, "8", "No.", "Too high.", Wording())
+    assert all(message.keys() == {"role", "content"} for message in plain)

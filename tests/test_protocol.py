@@ -4,16 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from toy import Even, Toy
 
 from r3core import Example, RunError, TaskError
 from r3core.config import Config, resolve
 from r3core.episode import Arm, Episode
 from r3core.generation import Conversation
+from r3core.generation.chat import encode
+from r3core.generation.local import TransformersGenerator
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.protocol import Protocol, seed_of
 from r3core.verification import Judge
 
+WITHOUT_IDS: Any = {"attempt": {"token_ids"}, "reflection": {"token_ids"}}
 FAILED = "Your answer is incorrect."
 REFLECT = "Write a short reflection: what went wrong, and what will you do differently?"
 RETRY = "Now solve the task again."
@@ -326,3 +330,20 @@ def test_a_seed_follows_from_its_parts_alone() -> None:
 def test_a_configuration_without_wording_leaves_the_tasks() -> None:
     task = Toy()
     assert Config(task="toy").wording_for(task) == task.wording
+
+
+def test_recorded_episodes_give_the_very_prompts_that_the_sampled_ones_gave() -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    generator = TransformersGenerator(tiny.tiny_model(tokenizer, spread=0.3), tokenizer)
+    protocol = protocol_of(*(f"sampling.{turn}.max_tokens=9" for turn in ("attempt", "reflection")))
+    episodes = protocol.attempt(examples(*range(12)), generator, seed=0)
+    reflected = [one for one in protocol.reflect(episodes, generator, seed=0) if one.reflection is not None]
+    read = [Episode.model_validate_json(one.model_dump_json()) for one in reflected]
+    older = [Episode.model_validate_json(one.model_dump_json(exclude=WITHOUT_IDS)) for one in reflected]
+
+    def encoded(episodes: list[Episode]) -> list[list[int]]:
+        return [encode(tokenizer, protocol.retry_request(one, one.reflection)) for one in episodes]
+
+    assert encoded(read) == encoded(reflected)
+    assert encoded(older) != encoded(reflected), "the text would do too: the test shows nothing"
+    assert [one.attempt.text for one in older] == [one.attempt.text for one in reflected]

@@ -10,13 +10,17 @@ import doors
 import pytest
 import tiny
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from r3core import Example, Split, Task, Verdict
 from r3core.config import Config
 from r3core.episode import Answer, Episode, Reflection
+from r3core.generation import Continued, Sampling, Samplings
+from r3core.generation.chat import encode
+from r3core.generation.control import control_tokens
 from r3core.generation.local import TransformersGenerator
 from r3core.mine import Failure
+from r3core.policy import Policy
 from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.task import Outcome
@@ -188,6 +192,58 @@ def test_tools_are_in_the_prompts_that_are_trained_on(
     encoded = [TransformersGenerator(tiny_model, tokenizer).encode(request) for request in requests]
     assert all(prompt in encoded for prompt in trainer.prompts)
     assert all("wrench" in tokenizer.decode(prompt) for prompt in trainer.prompts)
+
+
+class Heard(Policy):
+    """A policy that keeps the prompts it has continued, one list for each call."""
+
+    def continue_ids(self, prompts: Sequence[list[int]], sampling: Samplings, **named: Any) -> list[Continued]:
+        self.trainer.heard.append(list(prompts))
+        return super().continue_ids(prompts, sampling, **named)
+
+
+class Listening(Watched):
+    """A trainer that keeps the prompts of reflections and retries."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.heard: list[list[list[int]]] = []
+        self.policy = Heard(self, 64)
+
+
+def test_prompts_in_training_begin_with_the_tokens_that_were_sampled(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    protocol, plain = even_protocol()
+    model = tiny.tiny_model(tiny_tokenizer, spread=0.3)
+    requests = [failure.prompt for failure in plain]
+    drawn = TransformersGenerator(model, tiny_tokenizer).generate(requests, Sampling(temperature=0.7, max_tokens=9))
+    attempts = [Answer(**one.model_dump(exclude={"logprobs"}), verdict=Verdict.failed()) for one in drawn]
+    failures = [one.model_copy(update={"attempt": said}) for one, said in zip(plain, attempts, strict=True)]
+    failures[0] = plain[0]  # as an older run has recorded it, without tokens
+    with Run.open(tmp_path / "run", {}) as run:
+        trainer = trainer_in(run, protocol, failures, model=model, tokenizer=tiny_tokenizer, kind=Listening)
+        trainer.train()
+    control = control_tokens(tiny_tokenizer).ids
+    reflect, retry = trainer.heard
+    attempted = [
+        encode(tiny_tokenizer, failure.prompt) + failure.attempt.token_ids
+        for failure in failures[1:]
+        if control.isdisjoint(failure.attempt.token_ids or [])
+    ]
+    assert len(attempted) > 1
+    assert any(prompt[: len(begins)] == begins for prompt in reflect for begins in attempted)
+    kept = changed = 0
+    for prompt, ids, again in zip(reflect, trainer.reflections, retry, strict=True):
+        said = ids[:-1] if ids[-1] == tiny_tokenizer.eos_token_id else ids
+        if control.isdisjoint(said):
+            assert again[: len(prompt) + len(said)] == prompt + said
+            kept += 1
+            text = tiny_tokenizer.decode(said)
+            changed += tiny_tokenizer(text, add_special_tokens=False)["input_ids"] != said
+    assert kept > 8
+    assert changed > 0, "the text would do too: the test shows nothing"
+    assert {row["reflection"]["token_ids"] is None for row in run.read("train-episodes")} == {False}
 
 
 def test_a_call_in_a_reflection_stays_in_its_text(tmp_path: Path, tiny_model: LlamaForCausalLM) -> None:

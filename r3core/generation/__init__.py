@@ -13,15 +13,18 @@ from r3core.errors import UsageError
 from r3core.task import TOOLS, Frozen, Message
 
 Conversation = Sequence[Message]
-"""Chat messages; the first one may have the role `tools`: see `with_tools`."""
+"""Chat messages; the first one may have the role `tools`: see `with_tools`.
+
+A message that the model sampled may bring its tokens as `token_ids`, without the end-of-turn token.
+"""
 
 
 def with_tools(conversation: Conversation) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """Return the messages of a conversation, and the tools that its first message brings for the chat template.
 
-    That message's content is a JSON list of tools in OpenAI's format.
+    That message's content is a JSON list of tools in OpenAI's format. The messages come without their `token_ids`.
     """
-    messages = [dict(message) for message in conversation]
+    messages = [{key: value for key, value in one.items() if key != "token_ids"} for one in conversation]
     if messages[0]["role"] != TOOLS:
         return messages, None
     return messages[1:], json.loads(messages[0]["content"])

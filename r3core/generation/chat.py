@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from r3core.errors import UsageError
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, TooLong, with_tools
+from r3core.generation.control import control_tokens, mapped, texts, unused_character
+from r3core.task import Message
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+Tools = list[dict[str, Any]]
 Take = Callable[[Sequence[tuple[int, Continued]]], None]
 """Called with what has just ended, each with its prompt's index."""
 
@@ -28,9 +32,40 @@ class Continues(Protocol):
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """Return the token ids of a conversation, up to where the assistant's turn begins.
 
-    Raises UsageError when the conversation brings tools, and the chat template has no place for them.
+    Only the chat template writes control tokens: one that a message spells is tokenized as ordinary text. Turns that
+    the model sampled keep their `token_ids`, so the prompt begins with the very tokens of the earlier one; not so where
+    they are another tokenizer's, or the template shows the earlier turn otherwise than it was (trimmed, without its
+    thought). Raises UsageError when the conversation brings tools, and the chat template has no place for them.
     """
-    return list(templated(tokenizer, conversation, add_generation_prompt=True, return_dict=False))
+    control = control_tokens(tokenizer)
+    messages, tools = with_tools(conversation)
+    _check_tools(tokenizer, messages, tools)
+    sampled = {
+        place: turn["token_ids"]
+        for place, turn in enumerate(conversation[-len(messages) :])
+        if place and turn["role"] == "assistant" and control.usable(turn.get("token_ids"), turn["content"])
+    }
+    written = list(texts([messages, tools]))
+    mark = unused_character(written) if any(map(control.in_text, written)) else None
+    if mark:
+        cut = partial(control.cut, mark=mark)
+        messages, tools = mapped(messages, cut), mapped(tools, cut)
+
+    def render(shown: list[Message]) -> str:
+        text = str(_rendered(tokenizer, shown, tools, tokenize=False, add_generation_prompt=True))
+        # a template may print a tool as Python does, which escapes the character
+        return text.replace(ascii(mark)[1:-1], mark) if mark else text
+
+    rendered = render(messages)
+    ids: list[int] = []
+    done = 0  # so many characters of `rendered` are in `ids`
+    for place, turn in sampled.items():
+        before = render(messages[:place])
+        after = len(before) + len(messages[place]["content"])
+        if done <= len(before) and rendered[:after] == before + messages[place]["content"]:
+            ids += control.tokenize(rendered[done : len(before)], mark, inside=done > 0) + turn
+            done = after
+    return ids + control.tokenize(rendered[done:], mark, inside=done > 0)
 
 
 def converse(
@@ -71,15 +106,23 @@ def templated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **
 
     Raises UsageError when the conversation brings tools, and the chat template has no place for them.
     """
-    messages, offered = with_tools(conversation)
-    tools = cast("list[dict[Any, Any] | Callable[..., Any]] | None", offered)
-    without = tokenizer.apply_chat_template(messages, tokenize=False) if tools else None
-    if tools and tokenizer.apply_chat_template(messages, tools=tools, tokenize=False) == without:
+    messages, tools = with_tools(conversation)
+    _check_tools(tokenizer, messages, tools)
+    return _rendered(tokenizer, messages, tools, **options)
+
+
+def _check_tools(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> None:
+    shown = [_rendered(tokenizer, messages, offered, tokenize=False) for offered in (tools, None)] if tools else []
+    if tools and shown[0] == shown[1]:
         raise UsageError(
             "the task gives its tools to the chat template, and this model's has no place for tools",
             "put them into the prompt (apigen: leave `template` out), or name a model that was trained to call tools",
         )
-    return tokenizer.apply_chat_template(messages, tools=tools, **options)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None, **options: Any) -> Any:
+    offered = cast("list[dict[Any, Any] | Callable[..., Any]] | None", tools)
+    return tokenizer.apply_chat_template(messages, tools=offered, **options)
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> set[int]:

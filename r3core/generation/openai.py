@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
@@ -14,6 +15,7 @@ from r3core.errors import R3Error, UsageError
 from r3core.generation import Completion, Conversation, Ended, Sampling, Samplings, each, with_tools
 from r3core.generation.answers import completion_of, faults_as_errors, told
 from r3core.generation.server import Server, server_of
+from r3core.task import Message
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
 
 Body = dict[str, Any]
 """What is posted to /chat/completions."""
+_BAR = "[|\uff5c]"  # DeepSeek's is the fullwidth one
+_NAMES = "s|bos|eos|pad|unk|start_of_turn|end_of_turn|start_of_image|sop|eop"
+_BRACKETED = "INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|gMASK"
+_CONTROL = re.compile(
+    rf"<(?={_BAR}[^<>\s]{{1,64}}>|[^<>\s]{{1,64}}{_BAR}>|/?(?:{_NAMES})>|</?SYS>>)"
+    rf"|\[(?=/?(?:{_BRACKETED})\]|e~\[)|\](?=~!?b[\[\]])"  # the last two: MiniMax
+)
+"""Matches the first character of what looks like a control token."""
 _CONNECT = 30.0  # seconds, however long an answer may take
 
 
@@ -109,6 +119,7 @@ class OpenAIGenerator:
 
     def _body(self, conversation: Conversation, sampling: Sampling, index: int) -> Body:
         messages, tools = with_tools(conversation)
+        messages = [_as_data(message) for message in messages]
         limit = "max_completion_tokens" if self.server.is_openai else "max_tokens"  # OpenAI has renamed it
         body: Body = {
             "model": self.model,
@@ -200,6 +211,16 @@ def _waiting(arrived: SimpleQueue[Arrived | None]) -> list[Arrived]:
             break
         rows.append(row)
     return rows
+
+
+def _as_data(message: Message) -> Message:
+    """Return a message in which the model writes no control tokens: a zero-width space takes them apart.
+
+    The server's chat template would read them as its own, and which ones the tokenizer has is not known here.
+    """
+    if message["role"] != "assistant":
+        return message
+    return {**message, "content": _CONTROL.sub("\\g<0>\u200b", message["content"])}
 
 
 def _key(body: Body) -> str:

@@ -33,7 +33,8 @@ class ScriptedGenerator:
             completions.append(
                 Completion(
                     text=" ".join(kept),
-                    token_ids=list(range(len(kept))),
+                    token_ids=None,
+                    tokens=len(kept),
                     stopped="end" if len(kept) == len(words) else "length",
                 )
             )
