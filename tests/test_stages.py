@@ -387,3 +387,16 @@ def test_a_run_trains_a_16_bit_model_in_32_bits_and_saves_it_in_16(
     assert facts is not None
     assert facts["weights_changed"] == in_the_files < 0.01, "three steps are less than bfloat16 can tell"
     assert "of the weights in" in capsys.readouterr().err
+
+
+def test_a_model_that_trl_cannot_train_is_refused_before_mining(tiny_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 1024, "initializer_range": 0.5}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **ends)).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    config = Config(task="even", model=str(tmp_path / "gpt2"), output_dir=tmp_path / "run")
+    with Stages.open(Even(), config) as stages, pytest.raises(UsageError, match="cannot be trained here"):
+        stages.check_model()
