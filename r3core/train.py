@@ -33,6 +33,7 @@ from r3core.config import Config
 from r3core.episode import Episode, Reflection
 from r3core.errors import RunError, UsageError
 from r3core.generation import Continued, Conversation, Sampling
+from r3core.generation.cached import mend_time_steps
 from r3core.generation.chat import completion, encode, fault_of_length
 from r3core.generation.local import context_of
 from r3core.grpo import check_training, checkpoint_steps
@@ -89,6 +90,8 @@ class ReflectionTrainer(GRPOTrainer):
                 train_dataset=rows,
                 peft_config=None if protocol.config.lora is None else lora_of(protocol.config.lora),
             )
+        if self.ref_model is not None:
+            mend_time_steps(self.ref_model)  # TRL has loaded it
         self.policy = Policy(self, protocol.config.batch_size)
         stochastic = "stochastic_round" in (args.optim_args or "")  # such an optimizer moves 16-bit weights on average
         if not stochastic and (lost := lost_updates(model, args.learning_rate)):
