@@ -230,8 +230,13 @@ class Stages:
         if provenance["verifier_hash"] != verifier_hash(self.task):
             print(f"warning: the verifier has changed since `{source}` was made", file=sys.stderr)
             print(f"hint: r3 rescore {source} --output-dir NEW judges them again", file=sys.stderr)
+        if not self.config.mine.keep_truncated:
+            whole = [failure for failure in failures if failure.attempt.stopped != "length"]
+            if cut := len(failures) - len(whole):
+                print(f"left out: {cut:,} failures whose attempt was cut off (mine.keep_truncated)", file=sys.stderr)
+            failures = whole
         if not failures:
-            raise UsageError(f"`{source}` is an empty set of failures")
+            raise UsageError(f"`{source}` has no failures to train on")
         write_failures(self.run.path / "failures", failures, provenance)
         self.run.finish("mine", {"failures": len(failures), "from": str(source)})
         return failures

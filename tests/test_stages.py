@@ -287,6 +287,20 @@ def test_a_verifier_that_changed_since_mining_is_warned_of(
     assert "warning: the verifier has changed" in capsys.readouterr().err
 
 
+def test_adopted_failures_whose_attempt_was_cut_off_are_left_out(
+    undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = undisturbed[0]
+    whole = [one for one in read_failures(source)[0] if one.attempt.stopped == "end"]
+    cut = len(read_failures(source)[0]) - len(whole)
+    assert cut > 0
+    assert whole
+    settings = (f"mine.failures={source}", "mine.probe=0", "mine.keep_truncated=false")
+    with opened(tmp_path / "run", tiny_folder, *settings) as stages:
+        assert stages.mine() == whole
+    assert f"left out: {cut:,} failures whose attempt was cut off" in capsys.readouterr().err
+
+
 def test_failures_that_do_not_fit_are_refused(
     undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path, tiny_folder: Path
 ) -> None:
@@ -294,7 +308,7 @@ def test_failures_that_do_not_fit_are_refused(
     empty = changed_set(undisturbed[0], tmp_path / "empty", rows=False)
     for source, message in (
         (other, "holds failures of task `countdown`, not of"),
-        (empty, "is an empty set of failures"),
+        (empty, "has no failures to train on"),
         (tmp_path / "nowhere", "holds no set of failures"),
     ):
         directory = tmp_path / f"run-{source.name}"
