@@ -108,14 +108,23 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def wide_beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same shape that ends its turns, so that its retries are judged."""
+    folder = tmp_path_factory.mktemp("models") / "beginner"
+    doors.beginner(width=64).save_pretrained(folder)
+    doors.tokenizer().save_pretrained(folder)
+    return folder
+
+
 def in_four_bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     named = model.named_parameters()
     return {name.split("model.")[-1].replace(".base_layer", ""): one for name, one in named if one.dtype == torch.uint8}
 
 
-def test_only_the_adapter_of_a_base_in_four_bits_is_trained(tmp_path: Path, wide: Path) -> None:
+def test_only_the_adapter_of_a_base_in_four_bits_is_trained(tmp_path: Path, wide_beginner: Path) -> None:
     config = doors.config(steps=3, learning_rate=1e-2, lora={"r": 4}, train={"merge": False})
-    model, tokenizer = load_model(wide, quantization="4bit")
+    model, tokenizer = load_model(wide_beginner, quantization="4bit")
     before = {name: one.clone() for name, one in in_four_bits(model).items()}
     assert len(before) == 2 * 7, "the linear layers of both blocks"
     protocol = doors.protocol(config, Long())
@@ -132,7 +141,7 @@ def test_only_the_adapter_of_a_base_in_four_bits_is_trained(tmp_path: Path, wide
 
 
 class Long(doors.Doors):
-    """Say something long: what a model that knows nothing does now and then."""
+    """Say something long: what a beginner does now and then."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
         return len(response) > 3
