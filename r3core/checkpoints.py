@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r3core.adapter import merged
 from r3core.config import Config
 from r3core.errors import UsageError
 from r3core.launch import rank
+
+if TYPE_CHECKING:
+    import torch
 
 _COMPLETE = "complete"  # the file in a checkpoint that was written to its end, with the processes that wrote it
 ALONE = "1 process"
@@ -56,8 +61,7 @@ def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any) -> Non
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     if config.lora is None:
-        cast: dict[int, Any] = {}  # tied weights stay one tensor
-        weights = {name: cast.setdefault(weight.data_ptr(), weight.to(dtype)) for name, weight in weights.items()}
+        weights = _in_dtype(weights, dtype, wide=_kept_in_32_bits(model))
     model.save_pretrained(partial, state_dict=weights)
     if config.lora is None:
         model.config.dtype = dtype
@@ -67,11 +71,53 @@ def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any) -> Non
     partial.rename(folder)
 
 
-def changed_share(before: Any, after: Any) -> float:
-    """Return the share of weights that differ between two models of one architecture, as their files hold them."""
-    changed, total = 0, 0
-    weights = dict(after.named_parameters())
-    for name, old in before.named_parameters():
-        changed += int((old != weights[name]).sum())
-        total += old.numel()
-    return changed / total
+def _in_dtype(weights: dict[str, Any], dtype: Any, *, wide: tuple[str, ...]) -> dict[str, Any]:
+    """Return weights in a dtype, but for those that are no floating-point numbers or stay in 32 bits (`wide`).
+
+    Tied weights stay one tensor.
+    """
+    cast: dict[tuple[Any, ...], Any] = {}
+    result = {}
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not any(part in name for part in wide):
+            key = (weight.data_ptr(), weight.shape) if weight.numel() else (name,)
+            weight = cast.setdefault(key, weight.to(dtype))
+        result[name] = weight
+    return result
+
+
+def _kept_in_32_bits(model: Any) -> tuple[str, ...]:
+    """Return parts of the names of weights that transformers keeps in 32 bits whatever the dtype of the model."""
+    kinds = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    return tuple(part for kind in kinds for part in getattr(model, kind, None) or ())
+
+
+def changed_share(before: Path, after: Path) -> float | None:
+    """Return the share of weights that differ between two folders of safetensors; None where they cannot be compared.
+
+    One tensor of each is in memory at a time. A weight of `before` is compared in the dtype that it has in `after`.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        old, new = _tensors(before), _tensors(after)
+        changed = total = 0
+        for name in old.keys() & new.keys():
+            one, other = old[name](), new[name]()
+            if one.shape == other.shape:
+                changed += int((one.to(other.dtype) != other).sum())
+                total += one.numel()
+    except (OSError, SafetensorError):
+        return None
+    return changed / total if total else None
+
+
+def _tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """Return what reads each tensor in the safetensors files of a folder."""
+    from safetensors import safe_open
+
+    readers: dict[str, Callable[[], torch.Tensor]] = {}
+    for path in folder.glob("*.safetensors"):
+        file: Any = safe_open(path, framework="pt")
+        readers |= {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118
+    return readers

@@ -36,8 +36,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "vllm_mode": ("colocate", "server"),
 }
 """The values of text options that TRL 1.16 checks in its trainer only, after mining; a contract test compares them."""
-_TRUNCATING: dict[str, float | None] = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
-"""Sampling options that change the probabilities of the sampled tokens, with the value that turns each off."""
+_TRUNCATING: dict[str, tuple[float | None, ...]] = {
+    "top_p": (1.0, None),
+    "top_k": (0, -1, None),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (1.0, None),
+}
+"""Sampling options that change the probabilities of the sampled tokens, with the values that turn each off."""
 
 
 def check_grpo(grpo: Mapping[str, Any]) -> None:
@@ -121,13 +126,14 @@ def _check_truncation(options: Mapping[str, Any]) -> None:
     """
     if not options.get("use_vllm") or options.get("vllm_importance_sampling_correction") is False:
         return
+    given = {**options, **(options.get("generation_kwargs") or {})}
     for name, off in _TRUNCATING.items():
-        value = options.get(name, off)
-        if value not in (off, None):
+        value = given.get(name, off[0])
+        if value not in off:
             raise ConfigError(
                 f"with vLLM, reflections cannot be sampled with {name}={value} in training: TRL's importance ratio "
                 "compares truncated probabilities with whole ones, and scales the loss towards 0",
-                f"leave {name} out (--set grpo.{name}={'null' if off is None else f'{off:g}'})",
+                f"leave {name} out (--set grpo.{name}={'null' if off[0] is None else f'{off[0]:g}'})",
                 "or give up the correction: --set grpo.vllm_importance_sampling_correction=false",
             )
 

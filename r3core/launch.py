@@ -135,10 +135,11 @@ def check_here(config: Config, *, gpus: int | None = None) -> None:
     if world_size() > 1:
         return
     world = world_of(config)
-    if world.processes == 1 and gpus > 1 and not _on_cpu(config):
+    if world.processes == 1 and gpus > 1 and not _on_cpu(config) and not _names_gpus(config):
+        all_of_them = f"--processes {gpus} trains on all of them{_same_batch(config, gpus)}"
         raise UsageError(
             f"{gpus} GPUs are visible, and one process is to train: TRL does not train on several GPUs in one process",
-            f"--processes {gpus} trains on all of them{_same_batch(config, gpus)}",
+            *([] if config.accelerate_config else [all_of_them]),
             "CUDA_VISIBLE_DEVICES=0 in front of the command takes one",
         )
     if not launches(config):
@@ -162,6 +163,12 @@ def _on_cpu(config: Config) -> bool:
     """Tell whether accelerate's configuration, or TRL's own option, keeps the training off the GPUs."""
     file = config.accelerate_config
     return bool(config.grpo.get("use_cpu")) or (file is not None and bool(_read(file).use_cpu))
+
+
+def _names_gpus(config: Config) -> bool:
+    """Tell whether accelerate's configuration chooses GPUs: then its launcher shows the process no others."""
+    file = config.accelerate_config
+    return file is not None and str(_read(file).gpu_ids or "all") != "all"
 
 
 def _same_batch(config: Config, processes: int) -> str:

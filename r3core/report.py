@@ -91,7 +91,8 @@ def _problems(result: Result, config: Config) -> str:
 
 
 def _cut_off(side: Scores) -> str:
-    return ", ".join(f"{PLURAL[turn]} {100 * rate.rate:.1f}%" for turn, rate in truncated(side).items())
+    known = [(PLURAL[turn], rate.rate) for turn, rate in truncated(side).items() if rate.total]
+    return ", ".join(f"{turns} {100 * rate:.1f}%" for turns, rate in known) or "not counted"
 
 
 def _sides(result: Result) -> dict[str, Scores]:

@@ -30,3 +30,9 @@ def reward_of(group: Sequence[Episode], *, reward_leaks: bool = True) -> float |
     if not known or (not reward_leaks and leaked is None):
         return None
     return 0.0 if leaked and not reward_leaks else sum(known) / len(known)
+
+
+def is_broken(group: Sequence[Episode]) -> bool:
+    """Return whether the verifier could not judge any retry of a reflection that it was asked about."""
+    asked = [retry for retry in (episode.retries["reflect"] for episode in group) if retry.stopped != "overlong"]
+    return any(retry.verdict.outcome == "error" for retry in asked)

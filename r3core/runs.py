@@ -145,9 +145,7 @@ class Run(RunRecord):
         rows = self.read(name)
         kept = [row for row in rows if not unwanted(row)]
         if len(kept) < len(rows):
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(b"".join(to_json(row) + b"\n" for row in kept))
-            os.replace(partial, path)
+            _replace(path, b"".join(to_json(row) + b"\n" for row in kept))
 
     def extend(
         self,
@@ -177,12 +175,7 @@ class Run(RunRecord):
         """Put a value into `NAME.json`, and return its path; a reader finds the old value or the new one."""
         path = self.path / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
-            file.write(to_json(value, indent=2, inf_nan_mode="null") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        _replace(path, to_json(value, indent=2, inf_nan_mode="null") + b"\n")
         return path
 
     def finish(self, stage: str, facts: Mapping[str, Any]) -> None:
@@ -307,6 +300,16 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except ValueError:
         raise RunError(f"line {number} of {path} is not JSON", "remove the line, or start a new run") from None
     return row
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put a content into a file, on disk when this returns; a reader finds the old one or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def _drop_torn_row(path: Path) -> None:

@@ -23,7 +23,7 @@ from r3core.fleet import Fleet, options_of
 from r3core.forecast import forecast
 from r3core.generation.cached import check_training
 from r3core.generation.chat import encode
-from r3core.generation.engines import Engines, check_engine, load, saved_dtype
+from r3core.generation.engines import Engines, check_engine, folder_of, load, saved_dtype
 from r3core.generation.local import TransformersGenerator, load_tokenizer
 from r3core.kept import KeptCompletions
 from r3core.launch import launch_training, launches, rank, world_size
@@ -130,29 +130,28 @@ class Stages:
             return folder
         from r3core.train import train, training_dtype
 
-        model, tokenizer = load(self.config, name, dtype=training_dtype(self.config))
-        if world_size() == 1:  # several processes hold parts of it; the run has checked it before
+        served = bool(self.config.grpo_options().get("use_vllm"))  # then transformers' cache is not used
+        model, tokenizer = load(self.config, name, dtype=training_dtype(self.config), generates=not served)
+        if world_size() == 1:  # several processes may hold parts of it; `r3 run` has checked it before it mined
             check_training(model, tokenizer, name=name)
         failures = read_failures(self.run.path / "failures")[0]
-        dtype = saved_dtype(self.config, name)
+        dtype = saved_dtype(self.config, name) if self.config.lora is None else None
         facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer, saved_dtype=dtype)
         if rank() == 0:
-            if self.config.lora is None:
-                facts["weights_changed"] = self._changed(name, folder)
+            if self.config.lora is None and (changed := self._changed(name, folder)) is not None:
+                facts["weights_changed"] = changed
             origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
             (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
         self.run.finish("train", facts)
         return folder
 
-    def _changed(self, base: str, folder: Path) -> float:
+    def _changed(self, base: str, folder: Path) -> float | None:
         """Return the share of weights that training changed in the files of the model; warns when hardly any did."""
-        before, after = (load(self.config, str(model), on_cpu=True)[0] for model in (base, folder))
-        share = changed_share(before, after)
-        dtype = str(after.dtype).removeprefix("torch.")
-        if share < 0.01:
+        share = changed_share(folder_of(base, self.config.revision), folder)
+        if share is not None and share < 0.01:
             print(
-                f"warning: {1 - share:.1%} of the weights in `{folder}` are those of `{base}`: in {dtype} the "
-                "changes of this training are rounded away\n"
+                f"warning: {1 - share:.1%} of the weights in `{folder}` are those of `{base}`: the changes of this "
+                "training are smaller than the dtype they are saved in can tell\n"
                 "hint: train for more steps, raise grpo.learning_rate, or set dtype=float32 to keep them",
                 file=sys.stderr,
             )

@@ -151,7 +151,7 @@ def expected_signal(rewards: Sequence[Sequence[float]], group: int, confidence: 
         return Share(rate=0.0, low=0.0, high=1.0)
     levels = sorted({reward for row in probed for reward in row})
     if len(levels) == 1:
-        return Share(rate=0.0, low=0.0, high=signal([wilson(0, len(probed), confidence).high], group))
+        return Share(rate=0.0, low=0.0, high=signal([min(0.5, wilson(0, len(probed), confidence).high)], group))
     counts = np.array([[row.count(level) for level in levels] for row in probed], dtype=float)  # [failures, levels]
     alike = np.full((1, len(probed)), 1 / len(probed))
     low, high = _quantiles(_mixed(_resampled_weights(len(probed)), counts, group), confidence)

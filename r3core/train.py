@@ -41,7 +41,7 @@ from r3core.launch import first_alone, losses_told, rank, started
 from r3core.mine import Failure
 from r3core.policy import Policy, engine_given
 from r3core.protocol import Protocol, seed_of, with_leak
-from r3core.reward import judged, reward_of
+from r3core.reward import is_broken, judged, reward_of
 from r3core.runs import Run
 from r3core.screen import progress_bar
 from r3core.truncation import Watch
@@ -94,8 +94,8 @@ class ReflectionTrainer(GRPOTrainer):
             mend_time_steps(self.ref_model)  # TRL has loaded it
         self.policy = Policy(self, protocol.config.batch_size)
         stochastic = "stochastic_round" in (args.optim_args or "")  # such an optimizer moves 16-bit weights on average
-        if not stochastic and (lost := lost_updates(model, args.learning_rate)):
-            print(lost, file=sys.stderr)
+        if rank() == 0 and not stochastic and not _has_masters(protocol.config):
+            print(lost_updates(model, args.learning_rate), end="", file=sys.stderr)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Begin FSDP on CPUs too: accelerate 1.15 leaves it out there, and trains whole copies without a word."""
@@ -168,7 +168,8 @@ class ReflectionTrainer(GRPOTrainer):
         retried = [with_leak(episode, leak) for episode, leak in zip(retried, leaked, strict=True)]
         groups = [retried[i : i + config.retries] for i in range(0, len(retried), config.retries)]
         rewards = [reward_of(group, reward_leaks=config.reward_leaks) for group in groups]
-        rewards = self._without_broken_groups(rewards, failure)
+        broken = [reward is None and is_broken(group) for reward, group in zip(rewards, groups, strict=True)]
+        rewards = self._without_broken_groups(rewards, failure, broken)
         if config.shuffle_rewards:
             rewards = self._shuffled(rewards)
         self.generation_seconds += perf_counter() - began - (self.protocol.judge.seconds - judged_before)
@@ -177,9 +178,11 @@ class ReflectionTrainer(GRPOTrainer):
         self._record(*map(list, zip(*everywhere, strict=True)), log_metric=log_metric)
         return rewards
 
-    def _without_broken_groups(self, rewards: list[float | None], failure: list[int]) -> list[float | None]:
+    def _without_broken_groups(
+        self, rewards: list[float | None], failure: list[int], broken: list[bool]
+    ) -> list[float | None]:
         """Return this process's part of `without_broken_groups`; a group may span processes."""
-        everywhere = gather_object(list(zip(rewards, failure, strict=True)))
+        everywhere = gather_object(list(zip(rewards, failure, broken, strict=True)))
         max_share = self.protocol.config.judge.max_group_errors
         kept = without_broken_groups(*map(list, zip(*everywhere, strict=True)), max_share=max_share)
         start = self.accelerator.process_index * len(rewards)
@@ -348,7 +351,8 @@ def train(
             trainer.restore(last)
         save_model(trainer, protocol.config, run.path / "model", dtype=trainer.saved_dtype)
         trainer.accelerator.wait_for_everyone()  # with vLLM's engine, the connection between the processes closes too
-    return {"steps": args.max_steps, "failures": len(failures)}
+    left_out = len(failures) - len(trainer.failures)
+    return {"steps": args.max_steps, "failures": len(trainer.failures), **({"left_out": left_out} if left_out else {})}
 
 
 def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
@@ -394,24 +398,29 @@ def training_dtype(config: Config) -> str:
     """Return the dtype to load the model in for training, a value of `Config.dtype`.
 
     When all weights are trained, it is float32: near |w| = 0.02, bfloat16 values lie 1.2e-4 apart, and an AdamW step of
-    the usual 5e-7 is rounded away. Autocast still computes in 16 bits on a GPU. LoRA's adapters are 32-bit by
-    themselves; FSDP2 and DeepSpeed keep 32-bit master weights under mixed precision.
+    the usual 5e-7 is rounded away. Autocast still computes in 16 bits on a GPU. peft makes LoRA's adapters in 32 bits
+    (in 16 on a base of 4 bits); FSDP2 and DeepSpeed keep 32-bit master weights under mixed precision.
     """
     if config.lora is not None:
         return config.dtype
     if config.train.dtype != "float32":
         return config.train.dtype
+    return config.dtype if _has_masters(config) else "float32"
+
+
+def _has_masters(config: Config) -> bool:
+    """Return whether FSDP2 or DeepSpeed will keep 32-bit copies of the trained weights."""
     options = config.grpo_options()
     default = torch.cuda.is_available() and not options.get("fp16")
     mixed = options.get("fp16") or (default if options.get("bf16") is None else options["bf16"])
-    return config.dtype if started().sharded and mixed else "float32"
+    return started().sharded and bool(mixed)
 
 
-def lost_updates(model: PreTrainedModel, learning_rate: float) -> str | None:
+def lost_updates(model: PreTrainedModel, learning_rate: float) -> str:
     """Return a warning when a good part of the trained weights cannot take an update of the learning rate's size.
 
     AdamW moves a weight by about the learning rate; in 16 bits most weights stay the same after so small an addition.
-    None when that holds for less than 5% of the weights.
+    Empty when that holds for less than 5% of the weights.
     """
     total, lost, dtype = 0, 0, None
     for weight in model.parameters():
@@ -420,11 +429,13 @@ def lost_updates(model: PreTrainedModel, learning_rate: float) -> str | None:
             dtype = str(weight.dtype).removeprefix("torch.")
         total += weight.numel() if weight.requires_grad else 0
     if lost <= 0.05 * total:
-        return None
+        return ""
+    adapter = any(not weight.requires_grad for weight in model.parameters())
+    instead = "" if adapter else "leave train.dtype at float32, train an adapter (--lora r=16), or "
     return (
         f"warning: {lost / total:.0%} of the trained weights are in {dtype}, where an update of the size of the "
         f"learning rate ({learning_rate:g}) is rounded away: they will hardly change\n"
-        "hint: leave train.dtype at float32, train an adapter (--lora r=16), or raise grpo.learning_rate"
+        f"hint: {instead}raise grpo.learning_rate\n"
     )
 
 
@@ -473,19 +484,20 @@ def dataset_of(protocol: Protocol, failures: Sequence[Failure], least: int) -> D
 
 
 def without_broken_groups(
-    rewards: Sequence[float | None], failure: Sequence[int], *, max_share: float
+    rewards: Sequence[float | None], failure: Sequence[int], broken: Sequence[bool], *, max_share: float
 ) -> list[float | None]:
-    """Return the rewards, all None in each group of which a larger share than `max_share` is None.
+    """Return the rewards, all None in each group of which a larger share than `max_share` is broken.
 
-    TRL gives a None row the advantage 0 and a failing row a negative one. In a group that is mostly unjudged, the few
-    verdicts that are left would push failing rows down in favour of rows that broke the verifier.
-    `failure` tells which rows form a group: they stand next to each other.
+    TRL gives a None row the advantage 0 and a failing row a negative one. In a group of which the verifier judged
+    little, the few verdicts that are left would push failing rows down in favour of rows that broke the verifier.
+    `failure` tells which rows form a group: they stand next to each other. `broken` marks rows whose None is the
+    verifier's; a retry that was cut off is None too, and does not count here.
     """
     kept: list[float | None] = []
-    for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
-        group = [reward for _, reward in rows]
-        broken = group.count(None) > max_share * len(group)
-        kept += [None] * len(group) if broken else group
+    for _, rows in groupby(zip(failure, rewards, broken, strict=True), key=lambda row: row[0]):
+        group = list(rows)
+        unjudged = sum(one for _, _, one in group) > max_share * len(group)
+        kept += [None if unjudged else reward for _, reward, _ in group]
     return kept
 
 

@@ -312,6 +312,15 @@ def test_time_steps_are_not_raised_in_one_pass_alone(family: str) -> None:
         check_cache(model, TOKENIZER, name="tiny")
 
 
+def test_a_model_of_damaged_weights_is_told_from_one_of_a_wrong_architecture() -> None:
+    model = model_of("llama")
+    next(model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(
+        UsageError, match="`tiny` gives NaN for ordinary text: its weights are damaged, or the training"
+    ):
+        check_cache(model, TOKENIZER, name="tiny")
+
+
 @pytest.mark.parametrize("family", [*ABSOLUTE, "rwkv", "xlstm"])
 def test_models_that_padding_confuses_are_not_trained(family: str) -> None:
     model = model_of(family)

@@ -184,6 +184,8 @@ def test_presets_fit_the_configuration_and_trl(preset: str) -> None:
         ({"top_k": 20}, "cannot be sampled with top_k=20 in training"),
         ({"min_p": 0.1}, "cannot be sampled with min_p=0.1 in training"),
         ({"repetition_penalty": 1.1}, "cannot be sampled with repetition_penalty=1.1 in training"),
+        ({"generation_kwargs": {"top_p": 0.9}}, "cannot be sampled with top_p=0.9 in training"),
+        ({"top_k": -1, "min_p": 0.0, "generation_kwargs": {"seed": 1}}, None),
         ({"top_p": 0.9, "vllm_importance_sampling_correction": False}, None),
         ({"top_p": 1.0, "top_k": 0, "min_p": None}, None),
         ({"top_p": 0.9, "use_vllm": False}, None),

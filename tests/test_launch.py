@@ -494,6 +494,17 @@ def test_several_gpus_need_as_many_processes() -> None:
     assert error.value.hints[0].endswith("--set grpo.gradient_accumulation_steps=4")
 
 
+def test_a_file_that_chooses_its_gpu_trains_beside_others(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    config = Config(task="toy", accelerate_config=file)
+    file.write_text(yaml.safe_dump(example("1-gpu") | {"gpu_ids": "0"}), encoding="utf-8")
+    check_here(config, gpus=8)
+    file.write_text(yaml.safe_dump(example("1-gpu")), encoding="utf-8")
+    with pytest.raises(UsageError, match="8 GPUs are visible") as error:
+        check_here(config, gpus=8)
+    assert error.value.hints == ("CUDA_VISIBLE_DEVICES=0 in front of the command takes one",)
+
+
 def test_only_the_training_is_done_by_several_processes(
     base: Path, tmp_path: Path, r3: R3, monkeypatch: pytest.MonkeyPatch
 ) -> None:

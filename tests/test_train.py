@@ -23,7 +23,7 @@ from r3core.generation.local import TransformersGenerator
 from r3core.mine import Failure
 from r3core.policy import Policy
 from r3core.protocol import Protocol
-from r3core.reward import reward_of
+from r3core.reward import is_broken, reward_of
 from r3core.runs import Run
 from r3core.task import Outcome
 from r3core.train import ReflectionTrainer, arguments, measures, without_broken_groups
@@ -336,8 +336,19 @@ def test_a_group_with_too_many_unjudged_reflections_teaches_nothing(
     reward = {"+": 1.0, "-": 0.0, "?": None}
     failure = [index for index, group in enumerate(written.split()) for _ in group]
     rewards = [reward[mark] for mark in written.replace(" ", "")]
-    kept = without_broken_groups(rewards, failure, max_share=max_share)
+    broken = [reward is None for reward in rewards]
+    kept = without_broken_groups(rewards, failure, broken, max_share=max_share)
     assert kept == [reward[mark] for mark in expected.replace(" ", "")]
+
+
+def test_retries_that_were_cut_off_break_no_group() -> None:
+    rewards = [1.0, 0.0, None, None]
+    assert without_broken_groups(rewards, [0] * 4, [False] * 4, max_share=0.25) == rewards
+    [episode] = reflected("-", stopped="length")
+    assert not is_broken(cut_off([episode]))
+    assert is_broken(reflected("?"))
+    overlong = episode.retries["reflect"].model_copy(update={"stopped": "overlong", "verdict": Verdict.error("long")})
+    assert not is_broken([episode.model_copy(update={"retries": {"reflect": overlong}})])
 
 
 def test_what_is_logged_of_a_batch() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from r3core.errors import UsageError
@@ -113,7 +114,12 @@ def check_cache(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
         raise
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
         raise _unfit(name, model, f"fails there with {type(error).__name__}: {error}", "generated from") from error
-    if not distance <= _tolerated(model):  # NaN is not either
+    if isnan(distance):
+        raise UsageError(
+            f"`{name}` gives NaN for ordinary text: its weights are damaged, or the training that made it has diverged",
+            "after a training: lower grpo.learning_rate, and train again",
+        )
+    if distance > _tolerated(model):
         raise _unfit(
             name, model, f"gives other probabilities there than in one pass {_far(distance)}", "generated from"
         )

@@ -69,19 +69,39 @@ def saved_dtype(config: Config, model: str) -> torch.dtype:
     import torch
     from transformers import AutoConfig
 
+    from r3core.generation.local import base_of
+
     if config.dtype != "auto":
         return cast(torch.dtype, getattr(torch, config.dtype))
-    read = AutoConfig.from_pretrained(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    read = AutoConfig.from_pretrained(
+        base_of(model), revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
     saved = read.dtype or read.get_text_config().dtype
     return saved if isinstance(saved, torch.dtype) else torch.float32
 
 
+def folder_of(model: str, revision: str | None) -> Path:
+    """Return the folder with a model's files, in the cache of the Hub where it is no folder itself.
+
+    A model that is not there gives a folder that does not exist.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError):
+        return Path(model)
+
+
 def load(
-    config: Config, model: str, *, dtype: str | None = None, on_cpu: bool = False
+    config: Config, model: str, *, dtype: str | None = None, generates: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a model and its tokenizer, loaded as a configuration says; UsageError when they cannot be loaded.
 
-    `dtype` is used instead of the configuration's; `on_cpu` keeps the model off the GPU.
+    `dtype` is used instead of the configuration's; `generates` tells that transformers will generate with the model.
     """
     from r3core.generation.local import load_model
 
@@ -89,7 +109,7 @@ def load(
         model,
         revision=config.revision,
         dtype=dtype or config.dtype,
-        on_cpu=on_cpu,
+        generates=generates,
         trust_remote_code=config.trust_remote_code,
         quantization=config.quantization,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,6 +192,12 @@ class _Written:
         return Continued(ids, bool(ids) and ids[-1] in self.ends, logprobs if len(logprobs) == len(ids) else None)
 
 
+def base_of(model: str | Path) -> str:
+    """Return the model that an adapter in a folder belongs to; the model itself where there is no adapter."""
+    file = Path(model, f"{ADAPTER}.json")
+    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]) if file.exists() else str(model)
+
+
 def context_of(config: PretrainedConfig) -> int | None:
     """Return the longest sequence of a model in tokens; None where its configuration names none."""
     # a composite configuration (Gemma 3 with images, say) has it in the part for text
@@ -205,7 +212,7 @@ def load_model(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     quantization: str | None = None,
-    on_cpu: bool = False,
+    generates: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model and the tokenizer of a local folder or of the hub; UsageError when they cannot be had.
 
@@ -233,11 +240,11 @@ def load_model(
             module, "support_avx512bf16_for_cpu"
         ):  # weights that bitsandbytes has packed for it pass no gradient
             module.support_avx512bf16_for_cpu = False
-    if torch.cuda.is_available() and not on_cpu and not quantization and world_size() == 1:
+    if torch.cuda.is_available() and not quantization and world_size() == 1:
         # in 4 bits it is on the GPU already; among several processes it is divided first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
     mend_time_steps(model)
-    if world_size() == 1:  # the processes of a training load what one process has mined with before
+    if generates and world_size() == 1:  # the processes of a training load what one process has mined with before
         check_cache(model, tokenizer, name=str(name))
     return model, tokenizer
 

@@ -120,7 +120,7 @@ class OpenAIGenerator:
 
     def _body(self, conversation: Conversation, sampling: Sampling, index: int) -> Body:
         messages, tools = with_tools(conversation)
-        messages = [_as_data(message) for message in messages]
+        messages = _as_data(messages)
         limit = "max_completion_tokens" if self.server.is_openai else "max_tokens"  # OpenAI has renamed it
         body: Body = {
             "model": self.model,
@@ -218,14 +218,16 @@ def _waiting(arrived: SimpleQueue[Arrived | None]) -> list[Arrived]:
     return rows
 
 
-def _as_data(message: Message) -> Message:
-    """Return a message in which the model writes no control tokens: a zero-width space takes them apart.
+def _as_data(messages: Sequence[Message]) -> list[Message]:
+    """Return messages in which the model writes no control tokens: a zero-width space takes them apart.
 
-    The server's chat template would read them as its own, and which ones the tokenizer has is not known here.
+    The server's chat template would read them as its own, and which ones the tokenizer has is not known here. From the
+    first turn of the model on, all turns may hold its text: a verifier's reason may quote it.
     """
-    if message["role"] != "assistant":
-        return message
-    return {**message, "content": _CONTROL.sub("\\g<0>\u200b", message["content"])}
+    roles = [message["role"] for message in messages]
+    first = roles.index("assistant") if "assistant" in roles else len(messages)
+    apart = [{**one, "content": _CONTROL.sub("\\g<0>\u200b", one["content"])} for one in messages[first:]]
+    return [*messages[:first], *apart]
 
 
 def _key(body: Body) -> str:
