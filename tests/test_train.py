@@ -231,7 +231,7 @@ def test_prompts_in_training_begin_with_the_tokens_that_were_sampled(
     model = tiny.tiny_model(tiny_tokenizer, spread=0.3)
     requests = [failure.prompt for failure in plain]
     drawn = TransformersGenerator(model, tiny_tokenizer).generate(requests, Sampling(temperature=0.7, max_tokens=9))
-    attempts = [Answer(**one.model_dump(exclude={"logprobs"}), verdict=Verdict.failed()) for one in drawn]
+    attempts = [Answer(**one.model_dump(exclude={"logprobs", "fault"}), verdict=Verdict.failed()) for one in drawn]
     failures = [one.model_copy(update={"attempt": said}) for one, said in zip(plain, attempts, strict=True)]
     failures[0] = plain[0]  # as an older run has recorded it, without tokens
     with Run.open(tmp_path / "run", {}) as run:
