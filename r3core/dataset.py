@@ -17,7 +17,7 @@ from r3core.task import Example, Frozen, Task
 
 MOST_READ = 1_000_000
 """A random sample is taken from at most this many problems, so that a split may be endless."""
-_SLOW = 10.0  # seconds of reading after which a user is told what takes so long
+_SLOW = 10.0  # seconds of reading after which a line on stderr names what takes long
 
 
 class Taken(Frozen):
@@ -31,7 +31,7 @@ class Taken(Frozen):
     """Whether these are all problems of the split."""
 
     def describe(self, suffix: str = "") -> str:
-        """Return the choice in words, for example `a random sample of 500 of 1,200 problems` and `suffix`."""
+        """Return the choice explained, for example `a random sample of 500 of 1,200 problems` and `suffix`."""
         if self.whole and self.taken == self.read:
             return f"all {self.taken:,} problems"
         if self.order == "head":

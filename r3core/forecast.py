@@ -1,4 +1,4 @@
-"""The forecast after mining: what training on a set of failures may bring and cost, from a few reflections."""
+"""The forecast after mining: what training on a failure dataset may bring and cost, from a few reflections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REFLECTIONS = 4  # on each probed failure
 
 
 class Forecast(Frozen):
-    """What training on a set of failures may be expected to bring and to cost; every share has a 95% interval."""
+    """What training on a failure dataset may be expected to bring and to cost; every share has a 95% interval."""
 
     failures: int
     """The failures that training will have."""

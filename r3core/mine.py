@@ -65,7 +65,7 @@ def check_splits(config: Config) -> None:
 
 
 def mine(run: Run, protocol: Protocol, make: Make) -> list[Failure]:
-    """Attempt every problem, write all episodes and the set of failures; goes on where it was stopped."""
+    """Attempt every problem, write all episodes and the failure dataset; resumes where it was stopped."""
     config = protocol.config
     examples, taken = problems_to_mine(protocol.task, config)
     samples = config.mine.samples

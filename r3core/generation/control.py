@@ -24,7 +24,7 @@ class ControlTokens:
     """The control tokens of a tokenizer, and tokenization that reads none of them out of a message.
 
     A control token is a special token, or any other added token that the chat template writes around messages (the
-    roles of DeepSeek are such). Marks of thoughts are none: models write them into their turns.
+    roles of DeepSeek are such). Thinking marks are not among them: models write them into their turns.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
