@@ -156,7 +156,7 @@ def checkpoint_steps(options: Mapping[str, Any], world_size: int = 1) -> int:
 
 
 def explain_checkpoints(options: Mapping[str, Any], world_size: int) -> list[str]:
-    """Return when checkpoints are written, explained; ConfigError when they would fall into the middle of a generation."""
+    """Return when checkpoints are written; ConfigError when that would be in the middle of a generation."""
     strategy = str(options.get("save_strategy", "steps"))
     if strategy not in ("steps", "no"):
         raise ConfigError(
