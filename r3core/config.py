@@ -145,7 +145,7 @@ class Limits(Section):
     max_errors: float = Field(default=0.05, ge=0, le=1)
     """When a larger share of the answers cannot be judged, the run stops."""
     max_group_errors: float = Field(default=0.25, ge=0, le=1)
-    """When the verifier broke on a larger share of a group's reflections, the group teaches nothing; 1 sets no bound."""
+    """When the verifier broke on a larger share of a group, the group teaches nothing; 1 sets no bound."""
 
     def alone(self) -> Limits:
         """Return the same limits for a judge with one worker."""
