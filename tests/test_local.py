@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from r3core import UsageError
-from r3core.generation import Completion, Sampling
+from r3core.generation import Completion, Sampling, TooLong
 from r3core.generation.local import TransformersGenerator, load_model
 
 if TYPE_CHECKING:
@@ -273,17 +273,21 @@ def test_training_mode_is_given_back(generator: TransformersGenerator) -> None:
     assert modes[0] is False
     assert generator.model.training
     with pytest.raises(UsageError):
-        generator.generate([[{"role": "user", "content": "a" * 3000}]], GREEDY)
+        generator.continue_ids([[1] * 3000], GREEDY)
     assert generator.model.training
 
 
 def test_a_prompt_that_does_not_fit_is_named(generator: TransformersGenerator) -> None:
     long = [{"role": "user", "content": "abc" * 700}]
-    with pytest.raises(UsageError) as raised:
-        generator.generate([*CONVERSATIONS, long], GREEDY)
-    assert "a prompt of 2103 tokens and 12 new ones exceed the model's context of 2048: 'abcabc" in str(raised.value)
+    *_, out = generator.generate([*CONVERSATIONS, long], GREEDY)
+    assert (out.stopped, out.tokens) == ("overlong", 0)
+    assert out.fault == "a prompt of 2103 tokens and 12 new ones exceed the model's context of 2048"
+    with pytest.raises(TooLong, match="exceed the model's context of 2048: 'abcabc") as raised:
+        generator.continue_ids([generator.encode(long)], GREEDY)
+    assert raised.value.index == 0
     assert "max_tokens" in str(raised.value)
-    generator.generate([[{"role": "user", "content": "a" * (2048 - 12 - 3)}]], GREEDY)  # exactly full
+    [full] = generator.generate([[{"role": "user", "content": "a" * (2048 - 12 - 3)}]], GREEDY)
+    assert full.stopped != "overlong", "it is exactly full"
 
 
 def test_a_saved_model_is_loaded(generator: TransformersGenerator, tmp_path: Path) -> None:

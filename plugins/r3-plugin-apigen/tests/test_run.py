@@ -16,6 +16,7 @@ from r3core.protocol import Protocol
 from r3core.verification import Judge
 
 SMALL = [
+    "mine.keep_truncated=true",  # a random model ends no turn
     *("mine.limit=6", "mine.samples=1", "mine.probe=0", "evaluate.limit=3", "evaluate.controls=false"),
     *("grpo.max_steps=1", "grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1"),
     *("grpo.num_generations=2", "sampling.attempt.max_tokens=6", "sampling.reflection.max_tokens=6"),
