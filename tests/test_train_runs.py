@@ -201,6 +201,7 @@ def test_a_training_killed_amid_a_generation_resumes_where_one_begins(options: d
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert sorted(one.name for one in (path / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert [row["step"] for row in RunRecord(path).read("train")] == [1, 2, 3, 4, 5]
+    assert "note: a checkpoint every 2 steps: a generation is used up only there" in process.stderr
 
     run = trained(path, config, model=doors.beginner())
     assert [row["step"] for row in run.read("train")] == list(range(1, 11))
