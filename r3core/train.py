@@ -327,7 +327,8 @@ def train(
     """
     args = arguments(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
     run.note_resolved(resolved(args))
-    if rank() == 0 and args.save_steps != protocol.config.grpo.get("save_steps", 1) >= 1:
+    asked = protocol.config.grpo.get("save_steps", 1)
+    if rank() == 0 and args.save_strategy != "no" and args.save_steps != asked >= 1:
         print(
             f"note: a checkpoint every {args.save_steps:g} steps: a generation is used up only there", file=sys.stderr
         )
