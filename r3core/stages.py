@@ -128,7 +128,8 @@ class Stages:
             with self.run.lent():
                 launch_training(self.config, self.run.path)
             return folder
-        from r3core.train import train, training_dtype
+        from r3core.precision import training_dtype
+        from r3core.train import train
 
         served = bool(self.config.grpo_options().get("use_vllm"))  # then transformers' cache is not used
         model, tokenizer = load(self.config, name, dtype=training_dtype(self.config), generates=not served)

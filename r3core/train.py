@@ -13,7 +13,6 @@ import random
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, redirect_stdout
-from itertools import groupby
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ from trl.trainer.utils import RepeatSampler
 from r3core.adapter import lora_of
 from r3core.checkpoints import ALONE, last_checkpoint, mark_complete, save_model
 from r3core.config import Config
-from r3core.episode import Episode, Reflection
+from r3core.episode import Episode
 from r3core.errors import RunError, UsageError
 from r3core.generation import Continued, Conversation, Sampling
 from r3core.generation.cached import mend_time_steps
@@ -40,8 +39,9 @@ from r3core.grpo import check_training, checkpoint_steps
 from r3core.launch import first_alone, losses_told, rank, started
 from r3core.mine import Failure
 from r3core.policy import Policy, engine_given
+from r3core.precision import has_masters, lost_updates
 from r3core.protocol import Protocol, seed_of, with_leak
-from r3core.reward import is_broken, judged, reward_of
+from r3core.reward import is_broken, measures, reward_of, without_broken_groups
 from r3core.runs import Run
 from r3core.screen import progress_bar
 from r3core.truncation import Watch
@@ -94,7 +94,7 @@ class ReflectionTrainer(GRPOTrainer):
             mend_time_steps(self.ref_model)  # TRL has loaded it
         self.policy = Policy(self, protocol.config.batch_size)
         stochastic = "stochastic_round" in (args.optim_args or "")  # such an optimizer moves 16-bit weights on average
-        if rank() == 0 and not stochastic and not _has_masters(protocol.config):
+        if rank() == 0 and not stochastic and not has_masters(protocol.config):
             print(lost_updates(model, args.learning_rate), end="", file=sys.stderr)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -399,51 +399,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "`model_init_kwargs` will be ignored" not in said and "All reward functions returned None" not in said
 
 
-def training_dtype(config: Config) -> str:
-    """Return the dtype to load the model in for training, a value of `Config.dtype`.
-
-    When all weights are trained, it is float32: near |w| = 0.02, bfloat16 values lie 1.2e-4 apart, and an AdamW step of
-    the usual 5e-7 is rounded away. Autocast still computes in 16 bits on a GPU. peft makes LoRA's adapters in 32 bits
-    (in 16 on a base of 4 bits); FSDP2 and DeepSpeed keep 32-bit master weights under mixed precision.
-    """
-    if config.lora is not None:
-        return config.dtype
-    if config.train.dtype != "float32":
-        return config.train.dtype
-    return config.dtype if _has_masters(config) else "float32"
-
-
-def _has_masters(config: Config) -> bool:
-    """Return whether FSDP2 or DeepSpeed will keep 32-bit copies of the trained weights."""
-    options = config.grpo_options()
-    default = torch.cuda.is_available() and not options.get("fp16")
-    mixed = options.get("fp16") or (default if options.get("bf16") is None else options["bf16"])
-    return started().sharded and bool(mixed)
-
-
-def lost_updates(model: PreTrainedModel, learning_rate: float) -> str:
-    """Return a warning when a good part of the trained weights cannot take an update of the learning rate's size.
-
-    AdamW moves a weight by about the learning rate; in 16 bits most weights stay the same after so small an addition.
-    Empty when that holds for less than 5% of the weights.
-    """
-    total, lost, dtype = 0, 0, None
-    for weight in model.parameters():
-        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
-            lost += int((weight.detach() + learning_rate == weight).sum())
-            dtype = str(weight.dtype).removeprefix("torch.")
-        total += weight.numel() if weight.requires_grad else 0
-    if lost <= 0.05 * total:
-        return ""
-    adapter = any(not weight.requires_grad for weight in model.parameters())
-    instead = "" if adapter else "leave train.dtype at float32, train an adapter (--lora r=16), or "
-    return (
-        f"warning: {lost / total:.0%} of the trained weights are in {dtype}, where an update of the size of the "
-        f"learning rate ({learning_rate:g}) is rounded away: they will hardly change\n"
-        f"hint: {instead}raise grpo.learning_rate\n"
-    )
-
-
 def fitting(
     protocol: Protocol,
     failures: Sequence[Failure],
@@ -486,50 +441,6 @@ def dataset_of(protocol: Protocol, failures: Sequence[Failure], least: int) -> D
         )
     requests = [list(protocol.reflection_request(failure.episode())) for failure in failures]
     return Dataset.from_dict({"prompt": requests, "failure": list(range(len(failures)))})
-
-
-def without_broken_groups(
-    rewards: Sequence[float | None], failure: Sequence[int], broken: Sequence[bool], *, max_share: float
-) -> list[float | None]:
-    """Return the rewards, all None in each group of which a larger share than `max_share` is broken.
-
-    TRL gives a None row the advantage 0 and a failing row a negative one. In a group of which the verifier judged
-    little, the few verdicts that are left would push failing rows down in favour of rows that broke the verifier.
-    `failure` tells which rows form a group: they stand next to each other. `broken` marks rows whose None is the
-    verifier's; a retry that was cut off is None too, and does not count here.
-    """
-    kept: list[float | None] = []
-    for _, rows in groupby(zip(failure, rewards, broken, strict=True), key=lambda row: row[0]):
-        group = list(rows)
-        unjudged = sum(one for _, _, one in group) > max_share * len(group)
-        kept += [None if unjudged else reward for _, reward, _ in group]
-    return kept
-
-
-def measures(
-    rewards: Sequence[float | None], failure: Sequence[int], groups: Sequence[Sequence[Episode]]
-) -> dict[str, float]:
-    """Return what is logged of one batch beside TRL's own metrics; `failure` tells which rows form a group."""
-    kinds = []
-    unjudged = 0
-    for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
-        given = {reward for _, reward in rows if reward is not None}
-        if given:
-            only = {frozenset([1.0]): "all_right", frozenset([0.0]): "all_wrong"}.get(frozenset(given), "all_equal")
-            kinds.append("mixed" if len(given) > 1 else only)
-        else:
-            unjudged += 1
-    reflections: list[Reflection] = [group[0].reflection for group in groups if group[0].reflection]
-    tested = [reflection.leaked for reflection in reflections if reflection.leaked is not None]
-    retries = [episode.retries["reflect"] for group in groups for episode in group]
-    shares = {f"groups/{kind}": kinds.count(kind) / max(1, len(kinds)) for kind in ("mixed", "all_right", "all_wrong")}
-    return shares | {
-        "groups/unjudged": unjudged / (unjudged + len(kinds)),  # of all groups; the other kinds are shares of the rest
-        "reflections/leak_rate": sum(tested) / max(1, len(tested)),
-        "reflections/truncated": sum(r.stopped == "length" for r in reflections) / max(1, len(reflections)),
-        "retries/truncated": sum(retry.stopped == "length" for retry in retries) / len(retries),
-        "retries/unjudged": sum(judged(retry) is None for retry in retries) / len(retries),
-    }
 
 
 def _vllm_for(args: GRPOConfig, config: Config, model: PreTrainedModel) -> AbstractContextManager[None]:

@@ -37,7 +37,7 @@ from r3core.estimate.rounding import share_moved
 from r3core.estimate.speed import CARDS, Seconds, bytes_a_token, card_of, seconds_of
 from r3core.generation.engines import load
 from r3core.plugins import get_task
-from r3core.train import training_dtype
+from r3core.precision import training_dtype
 
 GIB = 2**30
 TASK = f"{Path(__file__).with_name('toy.py')}:Even"

@@ -23,10 +23,10 @@ from r3core.generation.local import TransformersGenerator
 from r3core.mine import Failure
 from r3core.policy import Policy
 from r3core.protocol import Protocol
-from r3core.reward import is_broken, reward_of
+from r3core.reward import is_broken, measures, reward_of, without_broken_groups
 from r3core.runs import Run
 from r3core.task import Outcome
-from r3core.train import ReflectionTrainer, arguments, measures, without_broken_groups
+from r3core.train import ReflectionTrainer, arguments
 from r3core.verification import Judge
 
 TEMPERATURE = 0.7

@@ -20,8 +20,9 @@ from r3core import Example, RunError, Task
 from r3core.checkpoints import last_checkpoint
 from r3core.config import Config, Limits
 from r3core.generation.local import TransformersGenerator
+from r3core.precision import lost_updates, training_dtype
 from r3core.runs import Run, RunRecord
-from r3core.train import lost_updates, train, training_dtype
+from r3core.train import train
 
 LEARNING: dict[str, Any] = {"steps": 60}
 
