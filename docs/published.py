@@ -91,7 +91,7 @@ def seeds(task: str) -> str:
             _table(head, rows),
             f"The first try, of which no token was rewarded, changed by {'; '.join(first)}.",
             f"Mean over the {len(runs)} seeds, with the 95% t interval ({len(runs) - 1} degrees of freedom): second "
-            f"try {second}, first try {tried}. It tells of chance in training and sampling, not in the problems, which "
+            f"try {second}, first try {tried}. It covers chance in training and sampling, not in the problems, which "
             "are the same for every seed.",
         ]
     )

@@ -185,7 +185,7 @@ class Protocol:
     ) -> list[Completion]:
         """Return a completion per conversation; each is handed over to be judged while others are being written.
 
-        `unjudged` says what stands for the verdict on a conversation that did not fit the model's context. Raises
+        `unjudged` returns what stands for the verdict on a conversation that did not fit the model's context. Raises
         RunError when too large a share of them does not.
         """
 

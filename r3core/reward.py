@@ -34,7 +34,7 @@ def reward_of(group: Sequence[Episode], *, reward_leaks: bool = True) -> float |
 
 
 def is_broken(group: Sequence[Episode]) -> bool:
-    """Return whether the verifier could not judge any retry of a reflection that it was asked about."""
+    """Return whether the verifier could not judge any retry of a reflection that it received."""
     asked = [retry for retry in (episode.retries["reflect"] for episode in group) if retry.stopped != "overlong"]
     return any(retry.verdict.outcome == "error" for retry in asked)
 
@@ -46,7 +46,7 @@ def without_broken_groups(
 
     TRL gives a None row the advantage 0 and a failing row a negative one. In a group of which the verifier judged
     little, the few verdicts that are left would push failing rows down in favour of rows that broke the verifier.
-    `failure` tells which rows form a group: they stand next to each other. `broken` marks rows whose None is the
+    `failure` identifies the group of each row: rows of a group stand next to each other. `broken` marks rows whose None is the
     verifier's; a retry that was cut off is None too, and does not count here.
     """
     kept: list[float | None] = []
@@ -60,7 +60,7 @@ def without_broken_groups(
 def measures(
     rewards: Sequence[float | None], failure: Sequence[int], groups: Sequence[Sequence[Episode]]
 ) -> dict[str, float]:
-    """Return what is logged of one batch beside TRL's own metrics; `failure` tells which rows form a group."""
+    """Return what is logged of one batch beside TRL's own metrics; `failure` identifies the group of each row."""
     kinds = []
     unjudged = 0
     for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
