@@ -46,8 +46,8 @@ def without_broken_groups(
 
     TRL gives a None row the advantage 0 and a failing row a negative one. In a group of which the verifier judged
     little, the few verdicts that are left would push failing rows down in favour of rows that broke the verifier.
-    `failure` identifies the group of each row: rows of a group stand next to each other. `broken` marks rows whose None is the
-    verifier's; a retry that was cut off is None too, and does not count here.
+    `failure` identifies the group of each row: rows of a group stand next to each other. `broken` marks rows whose None
+    is the verifier's; a retry that was cut off is None too, and does not count here.
     """
     kept: list[float | None] = []
     for _, rows in groupby(zip(failure, rewards, broken, strict=True), key=lambda row: row[0]):
