@@ -223,18 +223,23 @@ def test_an_example_that_is_too_long_is_neither_right_nor_wrong(generator: Gener
 
 
 def test_what_follows_a_request_to_reflect_that_is_too_long(generator: Generator) -> None:
-    turns = Turns(reflection=Turn(max_tokens=engines.CONTEXT), retry=Turn(max_tokens=8))
-    settings = doors.config(steps=1).model_copy(update={"sampling": turns, "max_overlong": 1.0})
+    short = Turn(max_tokens=8)
+    settings = doors.config(steps=1).model_copy(
+        update={"sampling": Turns(attempt=short, reflection=short, retry=short), "max_overlong": 1.0}
+    )
     protocol = doors.protocol(settings)
+    attempt = doors.failures()[0].attempt.model_copy(update={"text": "long " * engines.CONTEXT, "token_ids": None})
     with protocol.judge:
-        [episode] = protocol.reflect([doors.failures()[0].episode()], generator, seed=0)
+        [episode] = protocol.reflect(
+            [doors.failures()[0].episode().model_copy(update={"attempt": attempt})], generator, seed=0
+        )
         assert episode.reflection is not None
         assert (episode.reflection.stopped, episode.reflection.leaked) == ("overlong", None)
         [episode] = protocol.retry([episode], generator, seed=0)
-        [episode] = protocol.retry([episode], generator, seed=0, arm="none")
+        [episode] = protocol.retry([episode], generator, seed=0, arm="resample")
     assert episode.retries["reflect"].stopped == "overlong"
     assert episode.retries["reflect"].verdict.outcome == "error"
-    assert episode.retries["none"].stopped != "overlong", "it needs no reflection"
+    assert episode.retries["resample"].stopped != "overlong", "the task alone fits"
 
 
 def test_a_completion_may_be_empty(generator: Generator, reference: TransformersGenerator, said: Said) -> None:

@@ -27,11 +27,13 @@ def main(path: Path, block: int, *, cached: bool) -> None:
     """Train five steps in a directory, with vLLM's cache of prefixes in blocks of so many tokens."""
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
     saved = tiny.tiny_tokenizer()
-    tiny.tiny_model(saved, context=1024, spread=0.2, head_dim=64).save_pretrained(path / "base")
+    model = tiny.tiny_model(saved, context=1024, spread=0.2, head_dim=64)
+    model.generation_config.eos_token_id = list(range(0, len(saved), 7))  # so that most retries end, and are judged
+    model.save_pretrained(path / "base")
     saved.save_pretrained(path / "base")
     config = doors.config(steps=5, use_vllm=True, vllm_mode="colocate", vllm_max_model_length=1024)
     options = {"block_size": block, "enable_prefix_caching": cached}
-    sampling = config.sampling.model_copy(update={"retry": Turn(max_tokens=4)})
+    sampling = config.sampling.model_copy(update={"retry": Turn(max_tokens=16)})
     config = config.model_copy(update={"engine": "vllm", "engine_options": options, "sampling": sampling})
     failures = [
         failure.model_copy(update={"prompt": [{"role": "user", "content": f"{number:02}" + "so it goes " * 25}]})
