@@ -145,7 +145,7 @@ def checkpoint_steps(options: Mapping[str, Any], world_size: int = 1) -> int:
     training that resumes in the middle of one would generate again, and become another training. `save_steps` below
     1 is a share of `max_steps`, as in transformers; r3's default is 1.
     """
-    given = _with_defaults({"save_steps": 1} | dict(options))
+    given = with_defaults({"save_steps": 1} | dict(options))
     micro = given["per_device_train_batch_size"] * world_size
     passes = _generation_batch(given, micro) // micro * given["num_iterations"]
     period = passes // gcd(passes, given["gradient_accumulation_steps"])
@@ -187,7 +187,7 @@ def explain_batch(grpo: Mapping[str, Any], world_size: int = 1) -> list[str]:
 
     The arithmetic is that of GRPOConfig in TRL 1.16; a generation batch holds whole groups only.
     """
-    given = _with_defaults(grpo)
+    given = with_defaults(grpo)
     device, accumulation, group, reuse = (
         _count(given, key)
         for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "num_iterations")
@@ -218,7 +218,8 @@ def explain_batch(grpo: Mapping[str, Any], world_size: int = 1) -> list[str]:
     return [*lines, f"{used}, {failures:g} a step"]
 
 
-def _with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the defaults of GRPOConfig where nothing is set."""
     from trl.trainer.grpo_config import GRPOConfig
 
     return {key: field.default for key, field in GRPOConfig.__dataclass_fields__.items()} | dict(options)

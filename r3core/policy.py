@@ -39,10 +39,7 @@ class Policy:
         """The longest sequence in tokens, prompt and completion together; None where the model names none."""
         if self.vllm is not None:
             return self.vllm.context
-        limits = [context_of(self.trainer.model.config)]
-        if self.trainer.use_vllm:
-            limits.append(self.trainer.args.vllm_max_model_length)
-        return min((limit for limit in limits if limit is not None), default=None)
+        return context_in_training(self.trainer.model, self.trainer.args)
 
     def generate(
         self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
@@ -129,6 +126,12 @@ class Policy:
             _whole(model, divide_again=trainer.accelerator),
         ):
             yield TransformersGenerator(model, trainer.processing_class, batch_size=self.batch_size)
+
+
+def context_in_training(model: Any, args: Any) -> int | None:
+    """Return the longest sequence of a model that is trained with TRL's arguments; None where none is named."""
+    limits = [context_of(model.config), args.vllm_max_model_length if args.use_vllm else None]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @contextmanager

@@ -34,11 +34,10 @@ from r3core.errors import RunError, UsageError
 from r3core.generation import Continued, Conversation, Sampling
 from r3core.generation.cached import mend_time_steps
 from r3core.generation.chat import completion, encode, fault_of_length
-from r3core.generation.local import context_of
 from r3core.grpo import check_training, checkpoint_steps
 from r3core.launch import first_alone, losses_told, rank, started
 from r3core.mine import Failure
-from r3core.policy import Policy, engine_given
+from r3core.policy import Policy, context_in_training, engine_given
 from r3core.precision import has_masters, lost_updates
 from r3core.protocol import Protocol, seed_of, with_leak
 from r3core.reward import is_broken, measures, reward_of, without_broken_groups
@@ -72,8 +71,7 @@ class ReflectionTrainer(GRPOTrainer):
     ) -> None:
         self.run = run
         self.protocol = protocol
-        limits = [context_of(model.config), args.vllm_max_model_length if args.use_vllm else None]
-        context = min((limit for limit in limits if limit is not None), default=None)
+        context = context_in_training(model, args)
         failures = self.failures = fitting(protocol, failures, tokenizer, context=context, args=args)
         self.generation_seconds = 0.0
         self.watch = Watch(protocol.config)

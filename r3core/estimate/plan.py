@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import Any
 
 from r3core.config import Config
 from r3core.estimate.shape import Shape
+from r3core.grpo import with_defaults
 from r3core.task import Frozen
 
 PROMPT = 300
@@ -91,7 +91,7 @@ def plan_of(
 
     GRPOConfig of TRL 1.16 turns on gradient checkpointing, and bf16 unless fp16 is set; r3 turns bf16 off on a CPU.
     """
-    given = _with_defaults(config.grpo_options())
+    given = with_defaults(config.grpo_options())
     turns = config.sampling
     reflection = given["max_completion_length"] or turns.reflection.max_tokens
     lengths = turns.attempt.max_tokens + reflection + turns.retry.max_tokens
@@ -134,9 +134,3 @@ def plan_of(
         sharded=sharded and processes > 1,
         cuda=cuda,
     )
-
-
-def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    from trl.trainer.grpo_config import GRPOConfig
-
-    return {key: field.default for key, field in GRPOConfig.__dataclass_fields__.items()} | options

@@ -192,10 +192,17 @@ class _Written:
         return Continued(ids, bool(ids) and ids[-1] in self.ends, logprobs if len(logprobs) == len(ids) else None)
 
 
+def adapter_in(folder: str | Path) -> dict[str, Any] | None:
+    """Return the configuration of the adapter in a folder, None when there is none."""
+    path = Path(folder, f"{ADAPTER}.json")
+    read: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read
+
+
 def base_of(model: str | Path) -> str:
     """Return the model that an adapter in a folder belongs to; the model itself where there is no adapter."""
-    file = Path(model, f"{ADAPTER}.json")
-    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]) if file.exists() else str(model)
+    adapter = adapter_in(model)
+    return str(adapter["base_model_name_or_path"]) if adapter else str(model)
 
 
 def context_of(config: PretrainedConfig) -> int | None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from r3core.config import Config
 from r3core.errors import ConfigError, UsageError, did_you_mean
 from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
-from r3core.generation.local import ADAPTER
+from r3core.generation.local import adapter_in, base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,8 +58,8 @@ class VllmGenerator:
 
         vllm = import_vllm()
         options = options_of(config.engine_options)
-        adapter = _adapter_in(model)
-        base = str(adapter["base_model_name_or_path"]) if adapter else model
+        adapter = adapter_in(model)
+        base = base_of(model)
         if adapter:
             if adapter["r"] > _RANKS[-1]:
                 raise UsageError(f"vLLM takes adapters of a rank up to {_RANKS[-1]}; `{model}` has {adapter['r']}")
@@ -203,13 +201,6 @@ def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
     if current_platform.is_cpu():  # where a prompt cut in two and its seed end in "CPU Generator does not use offset"
         ours["enable_chunked_prefill"] = False
     return ours | dict(given)
-
-
-def _adapter_in(folder: str) -> dict[str, Any] | None:
-    """Return what a folder says of the adapter in it, None when there is none."""
-    path = Path(folder, f"{ADAPTER}.json")
-    read: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return read
 
 
 def _dtype_of(model: str, config: Config) -> str:
