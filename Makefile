@@ -25,7 +25,7 @@ test: $(DEVELOP)
 
 # The engine itself, on the CPU. vLLM's own imports warn of this and that, so that warnings are no errors here.
 test-vllm: $(VLLM)
-	.venv-vllm/bin/python -m pytest -W default --engines vllm,served tests/with_vllm tests/test_engines.py
+	.venv-vllm/bin/python -m pytest -W default --engines vllm,served tests/with_vllm tests/test_engine_contract.py
 
 # Training in two processes again, divided by ZeRO-3 on the CPU. It needs a C++ compiler.
 test-deepspeed: $(DEEPSPEED)

@@ -24,11 +24,11 @@ from typing import Any
 
 from r3core import Example, get_task
 from r3core.config import Config, model_of
-from r3core.generation import Generator
 from r3core.generation.chat import encode
-from r3core.generation.engines import open_engine
+from r3core.generation.engine import Generator
+from r3core.generation.models import open_engine
 from r3core.protocol import Protocol
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 PROBLEMS = 512
 SAMPLES = 2

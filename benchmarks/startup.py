@@ -17,7 +17,7 @@ LIMIT = 2.5
 """The most that a quick command may take, in times of the bare app."""
 
 BARE = "import typer\napp = typer.Typer()\n@app.command()\ndef hello() -> None: print('hello')\napp()"
-R3 = "from r3core.cli import main\nmain()"
+R3 = "from r3core.cli.main import main\nmain()"
 BASELINES = {"bare typer app --help": [BARE, "--help"], "bare typer app": [BARE]}
 COMMANDS = {"r3 --help": [R3, "--help"], "r3 tasks": [R3, "tasks"]}
 

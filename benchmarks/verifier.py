@@ -24,7 +24,7 @@ from typing import Any
 
 from r3_plugin_countdown.task import Countdown
 from r3core import Example
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 PROBLEMS = 250
 ROUNDS = 11

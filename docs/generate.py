@@ -28,15 +28,17 @@ import r3_plugin_apigen.corpus as apigen
 import r3_plugin_countdown.corpus as countdown
 from r3_plugin_apigen.task import Apigen
 from r3_plugin_countdown.task import Countdown
-from r3core.cli import app
+from r3core.cli.main import app
 from r3core.config import PRESETS, SOURCES, Config, Section, resolve
-from r3core.estimate import Memory, Plan, Shape, clock, memory_of, plan_of, shape_of
-from r3core.estimate.memory import PHASES
+from r3core.estimate import clock
+from r3core.estimate.memory import PHASES, Memory, memory_of
+from r3core.estimate.plan import Plan, plan_of
+from r3core.estimate.shape import Shape, shape_of
 from r3core.estimate.speed import CARDS as DEVICES
 from r3core.estimate.speed import seconds_of
 from r3core.generation.server import Server
-from r3core.grpo import OWNED
-from r3core.options import type_text
+from r3core.plugins.options import type_text
+from r3core.training.grpo_options import OWNED
 
 _GREEDY = " ".join(f"--set sampling.{turn}.temperature=0" for turn in ("attempt", "reflection", "retry"))
 _SEED_0 = "r3 run --task countdown --seed 0 --set evaluate.cross=false --set"

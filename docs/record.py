@@ -16,7 +16,7 @@ from typing import Any
 from r3core import Task, get_task
 from r3core.report import shares_of_a_step
 from r3core.runs import RunRecord
-from r3core.verification import verifier_hash
+from r3core.verification.judge import verifier_hash
 
 RUNS = Path(__file__).resolve().parent / "runs"
 _PLATFORM = re.compile(r"(?P<system>\w+)-.*?(?P<machine>x86_64|aarch64|arm64)(?:.*-with-(?P<libc>.+))?")
@@ -26,7 +26,7 @@ _FIRST_STEPS = 2
 def record(folder: Path) -> dict[str, Any]:
     """Return what is published of the run in a folder: no path and no name of a machine is in it.
 
-    Stages that the run did not have, such as the mining of an `r3 eval`, are null.
+    Pipeline that the run did not have, such as the mining of an `r3 eval`, are null.
     """
     run = RunRecord(folder)
     config, result = run.read_json("config"), run.read_json("result")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from r3core.check import assert_certified, check_task
     from r3core.errors import BusyError, ConfigError, R3Error, RunError, TaskError, UsageError
     from r3core.hookspecs import hookimpl
-    from r3core.plugins import get_task
+    from r3core.plugins.discovery import get_task
     from r3core.task import Demo, Example, Message, Split, Task, Verdict, Wording
 
     __version__: str
@@ -19,7 +19,7 @@ _HOMES = {
     "check": ("assert_certified", "check_task"),
     "errors": ("BusyError", "ConfigError", "R3Error", "RunError", "TaskError", "UsageError"),
     "hookspecs": ("hookimpl",),
-    "plugins": ("get_task",),
+    "plugins.discovery": ("get_task",),
     "task": ("Demo", "Example", "Message", "Split", "Task", "Verdict", "Wording"),
 }  # module -> what is public of it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import nsmallest
 from itertools import islice
 from time import monotonic
@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 from r3core.config import Config, Evaluate, Mine
 from r3core.errors import TaskError
-from r3core.mistakes import load_examples
-from r3core.task import Example, Frozen, Task
+from r3core.plugins.diagnostics import blamed
+from r3core.task import Example, Frozen, Split, Task
 
 MOST_READ = 1_000_000
 """A random sample is taken from at most this many problems, so that a split may be endless."""
@@ -103,3 +103,23 @@ class _Counted(Iterator[Example]):
             self.slow_at = None
             print(f"reading {self.what} takes long: {self.count:,} problems so far; {self.hint}", file=sys.stderr)
         return example
+
+
+def load_examples(task: Task, split: Split) -> Iterator[Example]:
+    """Yield the problems of a split; TaskError when `load` breaks, yields anything else, or one id twice."""
+    call = f"`load({split!r})`"
+    seen: set[str] = set()
+    with blamed(task, call):
+        loaded: Any = task.load(split)
+        if isinstance(loaded, (str, bytes, Mapping, Example)) or not isinstance(loaded, Iterable):
+            said = f"task `{task.name}`: {call} returned {loaded!r:.100}"
+            raise TaskError(said, "yield Examples, or return a list of them; an empty one where a split has none")
+        for example in loaded:
+            if not isinstance(example, Example):
+                said = f"task `{task.name}`: {call} yielded {example!r:.100}"
+                raise TaskError(said, "yield Examples: `Example(id=..., prompt=...)`")
+            if example.id in seen:
+                said = f"task `{task.name}`: two problems of the split `{split}` have the id {example.id!r}"
+                raise TaskError(said, "let the id follow from the problem, or number the problems")
+            seen.add(example.id)
+            yield example

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from r3core.config import Config
+from r3core.console import progress_bar
 from r3core.dataset import Taken
 from r3core.episode import CONTROLS, Answer, Arm, Episode
-from r3core.generation import Generator
-from r3core.mistakes import blamed
-from r3core.protocol import Make, Protocol, Work, seed_of
+from r3core.executor import Make, Work
+from r3core.generation.engine import Generator
+from r3core.plugins.diagnostics import blamed
+from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, values_of
-from r3core.screen import progress_bar
 from r3core.stats import Difference, Rate, clustered, paired, wilson
 from r3core.task import Example, Frozen, Task
 from r3core.truncation import Turned, warn_if_truncated

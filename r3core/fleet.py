@@ -21,12 +21,13 @@ from pydantic import Field, ValidationError
 from r3core.config import Config, Section, explained
 from r3core.episode import Episode
 from r3core.errors import ConfigError, R3Error, RunError, UsageError, did_you_mean
-from r3core.generation.engines import open_engine
-from r3core.pool import loader, portable
-from r3core.protocol import Make, Protocol, Work
+from r3core.executor import Make, Work
+from r3core.generation.models import open_engine
+from r3core.protocol import Protocol
 from r3core.task import Task
-from r3core.verification import Judge, verifier_hash
-from r3core.worker import sources
+from r3core.verification.judge import Judge, verifier_hash
+from r3core.verification.pool import loader, portable
+from r3core.verification.worker import sources
 
 _MOST_LOSSES = 3  # pipelines that may break one after the other without a single batch
 _CONNECT = 20.0  # seconds to find out whether a cluster is there

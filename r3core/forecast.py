@@ -11,9 +11,10 @@ from typing import Any
 from r3core import stats
 from r3core.config import Config
 from r3core.episode import Episode
-from r3core.generation import Generator
-from r3core.mine import Failure
-from r3core.protocol import Make, Protocol, seed_of
+from r3core.executor import Make
+from r3core.failures import Failure
+from r3core.generation.engine import Generator
+from r3core.protocol import Protocol, seed_of
 from r3core.reward import judged, reward_of
 from r3core.runs import Run
 from r3core.stats import Rate, Share

@@ -7,7 +7,7 @@ from typing import Literal
 
 from r3core.episode import Text
 from r3core.errors import TaskError
-from r3core.mistakes import blamed
+from r3core.plugins.diagnostics import blamed
 from r3core.task import TOOLS, Example, Message, Task, Verdict, Wording
 
 Feedback = Literal["binary", "reason"]

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from r3core import prompts
 from r3core.config import Config, Turn
 from r3core.episode import Answer, Arm, Episode, Reflection, Text
 from r3core.errors import RunError
-from r3core.generation import Completion, Conversation, Generator, Sampling
+from r3core.generation.engine import Completion, Conversation, Generator, Sampling
 from r3core.prompts import Feedback
 from r3core.task import Example, Task, Verdict, Wording
-from r3core.verification import Batch, Judge
+from r3core.verification.judge import Batch, Judge
 
 T = TypeVar("T")
 
@@ -199,28 +199,6 @@ class Protocol:
         written = generator.generate(conversations, sampling, ended=ended) if conversations else []
         self.lengths.count(examples, written, limit=self.config.max_overlong)
         return written
-
-
-Work: TypeAlias = Callable[[Protocol, Generator, int, Sequence[Any]], list[Episode]]
-"""Makes the episodes of one batch, which has a number. A function of a module, or a `partial` of one: it is sent to
-other machines."""
-Make: TypeAlias = Callable[[Work, Iterable[tuple[int, Sequence[Any]]]], Iterator[list[Episode]]]
-"""Has work done on one batch after the other by one model, and yields what came of them in the same order."""
-Load: TypeAlias = Callable[[], Generator]
-"""Loads a model when it is needed, so that two large ones need not be in memory at once."""
-
-
-def here(protocol: Protocol, load: Load) -> Make:
-    """Return what has work done in this process; it loads the model for the first batch."""
-
-    def make(work: Work, batches: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[list[Episode]]:
-        generator: Generator | None = None
-        for number, batch in batches:
-            if generator is None:
-                generator = load()
-            yield work(protocol, generator, number, batch)
-
-    return make
 
 
 def with_leak(episode: Episode, leaked: bool | None) -> Episode:

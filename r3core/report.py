@@ -7,13 +7,13 @@ from typing import Any, TextIO
 
 from r3core.check.certificate import Certificate
 from r3core.config import Config
+from r3core.console import visible
 from r3core.evaluate import Result, Scores, truncated
 from r3core.forecast import Forecast, group_size
-from r3core.launch import world_of
 from r3core.rescore import Rescored, Verifier
 from r3core.runs import RunRecord
-from r3core.screen import visible
 from r3core.stats import Difference, Rate, Share
+from r3core.training.launch import world_of
 from r3core.truncation import PLURAL
 
 HEADINGS = ("", "base", "trained", "trained - base")

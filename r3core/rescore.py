@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 from pydantic import ConfigDict, ValidationError
 
 from r3core.config import Limits
+from r3core.console import progress_bar
 from r3core.episode import Answer, Episode, Reflection
 from r3core.errors import RunError, TaskError, UsageError
 from r3core.evaluate import Scores, scores
-from r3core.mine import Failure, read_failures
-from r3core.plugins import get_task
+from r3core.failures import Failure, read_failures, write_failures
+from r3core.plugins.discovery import get_task
 from r3core.protocol import with_leak
 from r3core.runs import RunRecord, each_value
-from r3core.screen import progress_bar
 from r3core.task import Example, Frozen, Task, Verdict
-from r3core.verification import Judge, verifier_hash
+from r3core.verification.judge import Judge, verifier_hash
 
 _ROWS = 512  # judged at a time; a row may hold a whole episode
 _TOLD = 3  # changed verdicts of each kind in each file; the others are counted
@@ -277,3 +277,26 @@ def _outcome(verdict: Verdict | bool | None) -> str:
 def _lines(path: Path) -> int:
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def rescore_failures(
+    task: Task, failures: Sequence[Failure], provenance: dict[str, Any], *, output: Path | None
+) -> dict[str, Any]:
+    """Judge failures by the verifier as it is now, and return what changed; what still fails is written to `output`."""
+    with Judge(task, Limits(max_errors=1.0)) as judge:
+        verdicts = judge.judge([(failure.episode().example, failure.attempt.text) for failure in failures])
+    changed = [
+        {"id": failure.id, "answer": failure.attempt.text, "now": verdict.outcome, "reason": verdict.reason}
+        for failure, verdict in zip(failures, verdicts, strict=True)
+        if verdict.outcome != "fail"
+    ]
+    if output is not None:
+        still = [
+            failure.model_copy(update={"attempt": failure.attempt.model_copy(update={"verdict": verdict})})
+            for failure, verdict in zip(failures, verdicts, strict=True)
+            if verdict.outcome == "fail"
+        ]
+        judged_by = {"verifier_version": task.version, "verifier_hash": verifier_hash(task)}
+        counts = provenance["counts"] | {"failures": len(still), "no longer failures": len(changed)}
+        write_failures(output, still, provenance | judged_by | {"counts": counts})
+    return {"judged": len(failures), "unchanged": len(failures) - len(changed), "changed": changed}

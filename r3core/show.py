@@ -6,17 +6,17 @@ import sys
 from functools import partial
 
 from r3core.config import Config, local_model
+from r3core.console import visible
 from r3core.dataset import problems_to_mine
 from r3core.episode import Episode
 from r3core.errors import RunError
-from r3core.generation import Conversation
 from r3core.generation.chat import templated
-from r3core.generation.engines import load
-from r3core.generation.local import TransformersGenerator
+from r3core.generation.engine import Conversation
+from r3core.generation.models import load
+from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol, seed_of
-from r3core.screen import visible
 from r3core.task import Task
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 _visible = partial(visible, keep="\n")
 OPEN, CLOSE = "⟦", "⟧"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the engines be named that the contract is held against."""
-    parser.addoption("--engines", default="transformers,openai", help="engines to test, of those in tests/engines.py")
+    parser.addoption("--engines", default="transformers,openai", help="engines to test, see tests/support/engines.py")
     parser.addoption("--backends", default="fsdp2", help="what divides a training in tests/test_launch.py")
 
 

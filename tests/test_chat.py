@@ -12,9 +12,9 @@ import pytest
 import tiny
 from chats import FAMILIES, tokenizer_of
 
-from r3core.generation import Continued
 from r3core.generation.chat import completion, encode, templated
-from r3core.generation.control import control_tokens
+from r3core.generation.control_tokens import control_tokens
+from r3core.generation.engine import Continued
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,15 +15,15 @@ from gallery import Sound
 
 from r3core import Example, RunError, Split, Task, TaskError, assert_certified
 from r3core.check import certified, data, demand
-from r3core.check.answers import check_fixtures, check_references
 from r3core.check.certificate import Finding
+from r3core.check.context import Checking, plain
 from r3core.check.data import check_data
 from r3core.check.fixtures import add_fixtures
 from r3core.check.probes import Frame
-from r3core.check.refusals import check_probes
-from r3core.check.session import Checking, plain
+from r3core.check.references import check_fixtures, check_references
+from r3core.check.run_probes import check_probes
 from r3core.config import Limits
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 ALONE = Limits(workers=1, max_errors=1)
 BARE = Frame("", "")

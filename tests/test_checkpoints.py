@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from r3core.checkpoints import _in_dtype, changed_share
+from r3core.training.checkpoints import _in_dtype, changed_share
 
 
 def test_only_floating_point_weights_take_the_dtype() -> None:

@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 import r3core
-from r3core import TaskError, __version__, cli
+from r3core import TaskError, __version__
+from r3core.cli import main as cli
 
 HEAVY = {"torch", "transformers", "trl", "datasets", "sympy", "scipy", "omegaconf"}
 
@@ -53,7 +54,7 @@ def test_help_starts_without_pydantic() -> None:
         "import atexit, sys\n"
         "sys.argv = ['r3', '--help']\n"
         "atexit.register(lambda: print('pydantic' in sys.modules, file=sys.stderr))\n"
-        "from r3core.cli import main\n"
+        "from r3core.cli.main import main\n"
         "main()\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -87,7 +88,7 @@ def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
         "import atexit, sys\n"
         f"sys.argv = ['r3', *{arguments!r}]\n"
         f"atexit.register(lambda: print('HEAVY', sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr))\n"
-        "from r3core.cli import main\n"
+        "from r3core.cli.main import main\n"
         "main()\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

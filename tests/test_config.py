@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from r3core import ConfigError, Demo, Example, Split, Task, TaskError, Wording
-from r3core.asked import Asked
+from r3core.cli.arguments import Asked
 from r3core.config import PRESETS, SOURCES, Config, Phrases, chosen_task, known_keys, model_of, resolve
-from r3core.grpo import OWNED, check_grpo, check_training, checkpoint_steps, explain_batch
+from r3core.training.grpo_options import OWNED, check_grpo, check_training, checkpoint_steps, explain_batch
 
 
 class Toy(Task):

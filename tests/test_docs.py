@@ -16,12 +16,12 @@ import typer.main
 from typer.testing import CliRunner
 
 from r3core import TaskError, get_task
-from r3core.cli import app
+from r3core.cli.main import app
 from r3core.config import chosen_task, resolve
 from r3core.errors import R3Error
-from r3core.grpo import check_grpo, explain_batch
-from r3core.plugins import discover
+from r3core.plugins.discovery import discover
 from r3core.runs import RunRecord
+from r3core.training.grpo_options import check_grpo, explain_batch
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md")])

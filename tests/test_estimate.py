@@ -19,9 +19,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from r3core.adapter import check_adapter
 from r3core.config import Config, resolve
-from r3core.estimate import Machine, Plan, Shape, advice, explain, memory_of, plan_of, read_config, shape_of
+from r3core.estimate import Machine, advice, explain
 from r3core.estimate.memory import (
     activations,
     cache,
@@ -29,18 +28,22 @@ from r3core.estimate.memory import (
     generation_copy,
     gradients,
     log_probabilities,
+    memory_of,
     reference,
     states,
     weights,
 )
+from r3core.estimate.plan import Plan, plan_of
 from r3core.estimate.rounding import share_moved
+from r3core.estimate.shape import Shape, read_config, shape_of
 from r3core.estimate.speed import CARDS, Seconds, bytes_a_token, card_of, seconds_of
-from r3core.generation.engines import load
-from r3core.plugins import get_task
-from r3core.precision import training_dtype
+from r3core.generation.models import load
+from r3core.plugins.discovery import get_task
+from r3core.training.lora import check_adapter
+from r3core.training.precision import training_dtype
 
 GIB = 2**30
-TASK = f"{Path(__file__).with_name('toy.py')}:Even"
+TASK = f"{Path(__file__).with_name('support') / 'toy.py'}:Even"
 SMALL = {
     "vocab_size": 151936,
     "hidden_size": 1536,

@@ -11,12 +11,13 @@ from r3core import Example, Verdict
 from r3core.config import resolve
 from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
 from r3core.evaluate import Result, compare, evaluate, fix_rate, scores, solved
-from r3core.generation import Conversation
+from r3core.executor import here
+from r3core.generation.engine import Conversation
 from r3core.generation.scripted import ScriptedGenerator
-from r3core.protocol import Protocol, here
+from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.stats import clustered, paired, wilson
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 RATE = {"passed", "total", "rate", "low", "high"}
 VERDICTS = {"p": Verdict.passed(), "f": Verdict.failed("no"), "e": Verdict.error("broken")}

@@ -11,7 +11,7 @@ import pluggy
 import pytest
 
 from r3core import Example, Split, Task, TaskError, Verdict, assert_certified, get_task, hookspecs
-from r3core.plugins import GROUP
+from r3core.plugins.discovery import GROUP
 from r3core.task import Outcome
 
 ROOT = Path(__file__).parent.parent

@@ -19,12 +19,13 @@ from toy import Toy
 from r3core import ConfigError, RunError, Task, UsageError, get_task
 from r3core.config import MACHINES, Config, resolve
 from r3core.evaluate import reflected
+from r3core.executor import here
 from r3core.fleet import Actor, Fleet, FleetOptions, Job, options_of, room_for
 from r3core.mine import attempted
-from r3core.pool import loader
-from r3core.protocol import Protocol, here
-from r3core.stages import Stages
-from r3core.verification import Judge, verifier_hash
+from r3core.pipeline import Pipeline
+from r3core.protocol import Protocol
+from r3core.verification.judge import Judge, verifier_hash
+from r3core.verification.pool import loader
 
 # Ray Data warns of options of its own whenever it makes or copies its set of options: nobody has set them.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -102,7 +103,7 @@ def asked(spec: str, model: Path, folder: Path, *overrides: str) -> tuple[Task, 
 
 def mined(spec: str, model: Path, folder: Path, *overrides: str) -> bytes:
     """Mine, and return the rows."""
-    with Stages.open(*asked(spec, model, folder, *overrides)) as stages:
+    with Pipeline.open(*asked(spec, model, folder, *overrides)) as stages:
         stages.mine()
     return (folder / "run/mine.jsonl").read_bytes()
 
@@ -157,7 +158,7 @@ def test_only_what_is_missing_is_made_and_the_file_of_the_task_is_sent_along(
     folder = tmp_path / "resumed"
     task, config = asked(spec, tiny_folder, folder, *RAY, f"engine_options.address={cluster.address}")
     kept = whole.splitlines(keepends=True)[: 3 * BATCH + 1]
-    with Stages.open(task, config) as stages:
+    with Pipeline.open(task, config) as stages:
         (folder / "run/mine.jsonl").write_bytes(b"".join(kept) + b'{"torn')
         stages.mine()
     assert (folder / "run/mine.jsonl").read_bytes() == whole
@@ -217,7 +218,7 @@ def test_failures_on_the_cluster_are_told_like_those_of_this_process(
 def test_the_stages_of_the_cross_table_can_be_sent(cluster: Any, spec: str, tiny_folder: Path, tmp_path: Path) -> None:
     task, config = asked(spec, tiny_folder, tmp_path, *RAY, f"engine_options.address={cluster.address}")
     _, alone = asked(spec, tiny_folder, tmp_path)
-    from r3core.generation.engines import open_engine
+    from r3core.generation.models import open_engine
 
     with Judge(task, config.judge) as judge:
         make = here(Protocol(task, judge, alone), lambda: open_engine(alone, str(tiny_folder)))

@@ -13,14 +13,15 @@ from toy import Toy
 from r3core import Verdict
 from r3core.config import resolve
 from r3core.episode import Answer
+from r3core.executor import here
+from r3core.failures import Failure
 from r3core.forecast import Forecast, forecast
-from r3core.generation import Conversation
+from r3core.generation.engine import Conversation
 from r3core.generation.scripted import ScriptedGenerator
-from r3core.mine import Failure
-from r3core.protocol import Protocol, here
+from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.stats import clustered, expected_signal, mean_reward
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 Told = Callable[..., Forecast]
 

@@ -24,11 +24,11 @@ import yaml
 from command import R3, runner
 
 from r3core import RunError, UsageError
-from r3core.checkpoints import last_checkpoint
 from r3core.config import Config
 from r3core.errors import ConfigError
-from r3core.launch import World, _ended, check_here, world_of
 from r3core.runs import Follower, Run, RunRecord
+from r3core.training.checkpoints import last_checkpoint
+from r3core.training.launch import World, _ended, check_here, world_of
 
 TASK = f"{doors.__file__}:Halls"
 SETTINGS: dict[str, Any] = {

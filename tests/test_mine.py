@@ -10,20 +10,15 @@ from toy import Toy
 from r3core import Example, RunError, UsageError, Verdict
 from r3core.config import resolve
 from r3core.episode import Answer, Episode, Stopped
-from r3core.generation import Conversation
+from r3core.executor import Make, here
+from r3core.failures import Failure, read_failures, write_failures
+from r3core.generation.engine import Conversation
 from r3core.generation.scripted import ScriptedGenerator
-from r3core.mine import (
-    Failure,
-    card,
-    mine,
-    read_failures,
-    rescore_failures,
-    select,
-    write_failures,
-)
-from r3core.protocol import Make, Protocol, here
+from r3core.mine import card, mine, select
+from r3core.protocol import Protocol
+from r3core.rescore import rescore_failures
 from r3core.runs import Run
-from r3core.verification import Judge, verifier_hash
+from r3core.verification.judge import Judge, verifier_hash
 
 Start = Callable[..., tuple[Run, Protocol]]
 

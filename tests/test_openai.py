@@ -24,10 +24,10 @@ from starlette.responses import JSONResponse, Response
 
 from r3core import ConfigError, RunError, UsageError
 from r3core.config import Config
-from r3core.generation import Completion, Sampling
-from r3core.generation.engines import open_engine
-from r3core.generation.local import TransformersGenerator
+from r3core.generation.engine import Completion, Sampling
+from r3core.generation.models import open_engine
 from r3core.generation.openai import OpenAIGenerator
+from r3core.generation.transformers import TransformersGenerator
 from r3core.kept import KeptCompletions
 from r3core.runs import Run
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 KEY = "sk-a-key-that-nobody-should-see"
-TASK = f"{Path(__file__).with_name('toy.py')}:Even"
+TASK = f"{Path(__file__).with_name('support') / 'toy.py'}:Even"
 SAMPLING = Sampling(max_tokens=5, seed=3)
 CONVERSATIONS = [[{"role": "user", "content": f"Say {number}."}] for number in range(12)]
 
@@ -560,7 +560,7 @@ def test_after_a_kill_only_what_is_missing_is_asked_for(r3: R3, behind: Server, 
     needed = Counter(behind.bodies())
     behind.asked.clear()
     behind.hold_after = behind.answered + 11  # in the midst of the second turn
-    program = [sys.executable, "-c", "from r3core.cli import main; main()", "eval", *arguments]
+    program = [sys.executable, "-c", "from r3core.cli.main import main; main()", "eval", *arguments]
     with subprocess.Popen(program, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}) as process:
         rows, until = tmp_path / "run/requests.jsonl", monotonic() + 60
         while not (behind.held.wait(0.02) and rows.exists() and rows.read_bytes().count(b"\n") == 11):

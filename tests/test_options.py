@@ -6,7 +6,7 @@ import pytest
 from pydantic import ConfigDict, Field, model_validator
 
 from r3core import Example, Split, Task, TaskError
-from r3core.options import Option, options_of, set_options, type_text
+from r3core.plugins.options import Option, options_of, set_options, type_text
 
 
 class Apples(Task):

@@ -9,8 +9,8 @@ from typing import Any
 import doors
 import pytest
 
-from r3core.generation import Continued, Sampling
-from r3core.policy import Policy
+from r3core.generation.engine import Continued, Sampling
+from r3core.training.policy import Policy
 
 PROMPTS = [[1, 2], [1, 2], [3, 4], [3, 4]]
 

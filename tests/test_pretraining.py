@@ -11,8 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from r3core.generation import Sampling
-from r3core.generation.local import TransformersGenerator, load_model
+from r3core.generation.engine import Sampling
+from r3core.generation.models import load_model
+from r3core.generation.transformers import TransformersGenerator
 from r3core.pretraining import (
     IGNORED,
     LOG,

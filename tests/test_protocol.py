@@ -10,12 +10,12 @@ from toy import Even, Toy
 from r3core import Example, RunError, TaskError
 from r3core.config import Config, resolve
 from r3core.episode import Arm, Episode
-from r3core.generation import Conversation
 from r3core.generation.chat import encode
-from r3core.generation.local import TransformersGenerator
+from r3core.generation.engine import Conversation
 from r3core.generation.scripted import ScriptedGenerator
+from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol, seed_of
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 WITHOUT_IDS: Any = {"attempt": {"token_ids"}, "reflection": {"token_ids"}}
 FAILED = "Your answer is incorrect."

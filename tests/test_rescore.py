@@ -11,13 +11,13 @@ from toy import Toy
 
 from r3core import Example, RunError, TaskError, UsageError, Verdict
 from r3core.episode import Answer, Episode, Reflection
-from r3core.mine import Failure, write_failures
+from r3core.failures import Failure, write_failures
 from r3core.report import print_rescored
 from r3core.rescore import Evaluated, Rescored, Tally, is_run, rescore_run
 from r3core.runs import Run
-from r3core.verification import verifier_hash
+from r3core.verification.judge import verifier_hash
 
-TOY = Path(__file__).with_name("toy.py")
+TOY = Path(__file__).with_name("support") / "toy.py"
 TASK = f"{TOY}:Toy"
 VERDICTS = {"pass": Verdict.passed(), "fail": Verdict.failed("it was wrong"), "error": Verdict.error("it broke")}
 

@@ -17,7 +17,7 @@ from record import digest_of_weights, record
 
 from r3core import get_task
 from r3core.config import resolve
-from r3core.stages import Stages
+from r3core.pipeline import Pipeline
 
 RECORDED = sorted(path.stem for path in published.RUNS.glob("*.json"))
 RATES_WITHIN = 0.01  # other processors round otherwise, and then a token may be sampled otherwise
@@ -77,7 +77,7 @@ def rerun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Mine, evaluate the base and train two steps as countdown-0 did, and return the record of it."""
     folder = tmp_path_factory.mktemp("runs") / "countdown-0"
     config = resolved("countdown-0", "grpo.max_steps=2", "mine.probe=0", output_dir=folder)
-    with Stages.open(get_task("countdown"), config) as stages:
+    with Pipeline.open(get_task("countdown"), config) as stages:
         stages.mine()
         stages.compare(None)
         stages.train()

@@ -12,10 +12,10 @@ from zipfile import ZipFile
 import pytest
 
 from r3core import Example, Task, UsageError, get_task
-from r3core.scaffold import Made, make_file, make_package
+from r3core.plugins.scaffold import Made, make_file, make_package
 
 ROOT = Path(__file__).parent.parent
-R3 = ("-c", "from r3core.cli import main; main()")
+R3 = ("-c", "from r3core.cli.main import main; main()")
 
 
 @pytest.fixture

@@ -16,18 +16,19 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from r3core import Example, Split, Task, Verdict
 from r3core.config import Config
 from r3core.episode import Answer, Episode, Reflection
-from r3core.generation import Continued, Sampling, Samplings
+from r3core.failures import Failure
 from r3core.generation.chat import encode
-from r3core.generation.control import control_tokens
-from r3core.generation.local import TransformersGenerator
-from r3core.mine import Failure
-from r3core.policy import Policy
+from r3core.generation.control_tokens import control_tokens
+from r3core.generation.engine import Continued, Sampling, Samplings
+from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol
 from r3core.reward import is_broken, measures, reward_of, without_broken_groups
 from r3core.runs import Run
 from r3core.task import Outcome
-from r3core.train import ReflectionTrainer, arguments
-from r3core.verification import Judge
+from r3core.train import arguments
+from r3core.training.policy import Policy
+from r3core.training.trainer import ReflectionTrainer
+from r3core.verification.judge import Judge
 
 TEMPERATURE = 0.7
 OUTCOMES: dict[str, Outcome] = {"+": "pass", "-": "fail", "?": "error"}

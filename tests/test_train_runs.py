@@ -17,12 +17,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from r3core import Example, RunError, Task
-from r3core.checkpoints import last_checkpoint
 from r3core.config import Config, Limits
-from r3core.generation.local import TransformersGenerator
-from r3core.precision import lost_updates, training_dtype
+from r3core.generation.transformers import TransformersGenerator
 from r3core.runs import Run, RunRecord
 from r3core.train import train
+from r3core.training.checkpoints import last_checkpoint
+from r3core.training.precision import lost_updates, training_dtype
 
 LEARNING: dict[str, Any] = {"steps": 60}
 

@@ -15,8 +15,9 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from r3core.config import PRESETS
-from r3core.grpo import OWNED
-from r3core.train import ReflectionTrainer, arguments
+from r3core.train import arguments
+from r3core.training.grpo_options import OWNED
+from r3core.training.trainer import ReflectionTrainer
 
 PROMPT = [{"role": "user", "content": "Left?"}]
 

@@ -7,19 +7,19 @@ import sys
 from io import StringIO
 from time import perf_counter
 
-from r3core.check.answers import check_fixtures, check_references
 from r3core.check.certificate import GROUPS, Certificate, Finding, keep, kept, print_certificate, state_of
+from r3core.check.context import Checking
 from r3core.check.data import check_data
 from r3core.check.fixtures import fixtures_hash
 from r3core.check.probes import NAMES, frame_of
-from r3core.check.refusals import check_probes
-from r3core.check.session import Checking
+from r3core.check.references import check_fixtures, check_references
+from r3core.check.run_probes import check_probes
 from r3core.check.stability import check_every_text
 from r3core.config import Limits
 from r3core.errors import RunError, TaskError, did_you_mean
 from r3core.runs import environment
 from r3core.task import Task
-from r3core.verification import Judge, verifier_hash
+from r3core.verification.judge import Judge, verifier_hash
 
 
 def check_task(task: Task, *, seed: int = 0, limits: Limits | None = None) -> Certificate:

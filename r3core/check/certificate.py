@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 from pydantic import JsonValue, ValidationError
 
 from r3core.check.fixtures import Fixture, fixtures_hash
+from r3core.console import visible
 from r3core.runs import environment
-from r3core.screen import visible
 from r3core.stats import Rate
 from r3core.task import Frozen, Task
-from r3core.verification import verifier_hash
+from r3core.verification.judge import verifier_hash
 
 if TYPE_CHECKING:
     from r3core.config import Limits

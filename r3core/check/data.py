@@ -11,12 +11,12 @@ from typing import cast, get_args
 
 from pydantic import JsonValue
 
-from r3core import worker
-from r3core.check.session import Checking, plain, text_of
+from r3core.check.context import Checking, plain, text_of
+from r3core.dataset import load_examples
 from r3core.errors import TaskError
-from r3core.mistakes import load_examples
-from r3core.pool import portable
 from r3core.task import Example, Split
+from r3core.verification import worker
+from r3core.verification.pool import portable
 
 LOADED = 5_000
 """At most so many problems of each split are looked at."""

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from r3core.check.context import SEEDS, SHOWN, Checking, Judged, counterexample
+from r3core.check.fuzz import Strange, search
 from r3core.check.probes import Frame
-from r3core.check.session import SEEDS, SHOWN, Checking, Judged, counterexample
-from r3core.check.texts import Strange, search
-from r3core.pool import portable
 from r3core.task import Example, Verdict
-from r3core.verification import Batch, Judge
+from r3core.verification.judge import Batch, Judge
+from r3core.verification.pool import portable
 
 _AGAIN = 400  # responses that are judged once more, at most half of them with the verdict pass
 _TEXTS = 1_000  # made by hypothesis

@@ -6,8 +6,8 @@ from math import ceil
 
 from r3core.config import Config
 from r3core.estimate.shape import Shape
-from r3core.grpo import with_defaults
 from r3core.task import Frozen
+from r3core.training.grpo_options import with_defaults
 
 PROMPT = 300
 """Tokens assumed for a problem together with the sentences that r3 says."""

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from r3core.errors import R3Error, RunError, UsageError
-from r3core.generation import Completion
+from r3core.generation.engine import Completion
 from r3core.generation.server import KEY, Server
 
 if TYPE_CHECKING:

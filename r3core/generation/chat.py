@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from r3core.errors import UsageError
-from r3core.generation import (
+from r3core.generation.control_tokens import control_tokens, mapped, texts, unused_character
+from r3core.generation.engine import (
     Completion,
     Continued,
     Conversation,
@@ -19,7 +20,6 @@ from r3core.generation import (
     overlong,
     with_tools,
 )
-from r3core.generation.control import control_tokens, mapped, texts, unused_character
 from r3core.task import Message
 
 if TYPE_CHECKING:

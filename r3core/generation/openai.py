@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from r3core.config import Config
 from r3core.errors import R3Error, UsageError
-from r3core.generation import Completion, Conversation, Ended, Sampling, Samplings, each, overlong, with_tools
 from r3core.generation.answers import completion_of, faults_as_errors, told, too_long
+from r3core.generation.engine import Completion, Conversation, Ended, Sampling, Samplings, each, overlong, with_tools
 from r3core.generation.server import Server, server_of
 from r3core.task import Message
 

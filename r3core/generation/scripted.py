@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from r3core.generation import Completion, Conversation, Ended, Samplings, each
+from r3core.generation.engine import Completion, Conversation, Ended, Samplings, each
 
 
 class ScriptedGenerator:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from r3core.config import Config
 from r3core.errors import ConfigError, UsageError, did_you_mean
-from r3core.generation import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
-from r3core.generation.local import adapter_in, base_of
+from r3core.generation.engine import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
+from r3core.generation.models import adapter_in, base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ class VllmGenerator:
     @classmethod
     def load(cls, model: str, config: Config) -> Self:
         """Start the engine on a folder or a model of the hub; UsageError when it cannot be had, or vLLM is missing."""
-        from r3core.generation.local import load_tokenizer
+        from r3core.generation.models import load_tokenizer
 
         vllm = import_vllm()
         options = options_of(config.engine_options)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from r3core.adapter import lora_of
 from r3core.config import Config
-from r3core.generation import Sampling
-from r3core.generation.local import TransformersGenerator, load_model
+from r3core.generation.engine import Sampling
+from r3core.generation.models import load_model
+from r3core.generation.transformers import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator
+from r3core.training.lora import lora_of
 
 
 def test_vllm_generates_with_an_adapter_on_its_base(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from engines import vllm_server
 from safetensors.torch import save_file
 from trl.generation.vllm_client import VLLMClient
 
-from r3core.generation.local import load_model
+from r3core.generation.models import load_model
 from r3core.runs import Run
 from r3core.train import train
 

@@ -13,7 +13,7 @@ import doors
 import pytest
 
 from r3core.config import Config
-from r3core.generation.local import load_model
+from r3core.generation.models import load_model
 from r3core.runs import Run
 from r3core.train import train
 

@@ -21,7 +21,7 @@ from r3core.config import Config
 from r3core.episode import Answer, Episode
 from r3core.pretraining import text_of
 from r3core.protocol import Protocol
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 TASK = Apigen()
 MODEL = TASK.demo.model
@@ -260,7 +260,7 @@ def test_the_model_is_small_and_vllm_takes_its_heads(model):
 
 def test_the_model_calls_some_tools_it_has_not_seen(model, tokenizer):
     from r3core.config import resolve
-    from r3core.generation.local import TransformersGenerator
+    from r3core.generation.transformers import TransformersGenerator
 
     config = resolve(TASK, overrides=["sampling.attempt.temperature=0"])
     problems = [problem for problem, _ in zip(TASK.load("validation"), range(32), strict=False)]

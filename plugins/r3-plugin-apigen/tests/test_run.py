@@ -8,12 +8,13 @@ import pytest
 import tiny
 from tokenizers import AddedToken
 
-from r3core.generation import Continued
+from r3core.failures import read_failures
 from r3core.generation.chat import completion
-from r3core.generation.local import TransformersGenerator, load_model
-from r3core.mine import read_failures
+from r3core.generation.engine import Continued
+from r3core.generation.models import load_model
+from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 SMALL = [
     "mine.keep_truncated=true",  # a random model ends no turn

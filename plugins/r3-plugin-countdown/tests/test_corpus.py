@@ -18,7 +18,7 @@ from r3core.config import Config
 from r3core.episode import Answer, Episode
 from r3core.pretraining import IGNORED, Piece, encode, text_of
 from r3core.protocol import Protocol
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 TASK = Countdown()
 MODEL = TASK.demo.model
@@ -200,7 +200,7 @@ def test_the_model_is_small_and_vllm_takes_its_heads(model):
 
 def test_the_model_solves_some_problems(model, tokenizer):
     from r3core.config import resolve
-    from r3core.generation.local import TransformersGenerator
+    from r3core.generation.transformers import TransformersGenerator
 
     config = resolve(TASK, overrides=["sampling.attempt.temperature=0"])
     problems = [problem for problem, _ in zip(TASK.load("validation"), range(32), strict=False)]
@@ -239,16 +239,16 @@ class Reworded(Countdown):
     ],
 )
 def test_changes_of_what_the_built_in_model_knows_are_told(task, values, changed):
-    from r3core.stages import unfamiliar
+    from r3core.pipeline import unfamiliar
 
     assert unfamiliar(task, Config(task=task.name, **values)) == changed
 
 
 def test_a_run_with_changed_prompts_is_warned(tmp_path, capsys):
-    from r3core.stages import Stages
+    from r3core.pipeline import Pipeline
 
     config = Config(task="countdown", output_dir=tmp_path / "run", feedback="reason")
-    with Stages.open(TASK, config):
+    with Pipeline.open(TASK, config):
         pass
     assert capsys.readouterr().err == (
         "warning: the built-in model knows only what it was made for: `feedback` is reason\n"

@@ -7,10 +7,11 @@ import pytest
 from r3_plugin_countdown.task import Countdown
 from r3core.config import resolve
 from r3core.generation.chat import encode
-from r3core.generation.control import control_tokens
-from r3core.generation.local import TransformersGenerator, load_model
+from r3core.generation.control_tokens import control_tokens
+from r3core.generation.models import load_model
+from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol
-from r3core.verification import Judge
+from r3core.verification.judge import Judge
 
 TASK = Countdown()
 HOT = ["sampling.attempt.temperature=1.5", "sampling.reflection.temperature=1.5"]

@@ -1,0 +1,37 @@
+"""What is shown on a screen: progress bars where a person watches, and model text that cannot steer the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from r3core.distributed import rank
+
+
+@contextmanager
+def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show a bar for the block; what it yields is called with the number of things that have just been done."""
+    if not sys.stderr.isatty() or rank() > 0:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total, completed=done)
+        yield lambda count: progress.advance(task, count)
+
+
+def visible(text: str, *, longest: int | None = None, keep: str = "") -> str:
+    """Return a text with control characters and the like spelled out, but those in `keep`, and cut when too long."""
+    cut = text if longest is None or len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in cut)

@@ -1,0 +1,289 @@
+"""A run: mine, train, evaluate, report, one after the other or each for itself, on one run directory."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from r3core import report
+from r3core.check import certified, demand
+from r3core.check.certificate import Certificate
+from r3core.config import Config, local_model, model_of
+from r3core.dataset import load_examples, problems_to_evaluate
+from r3core.distributed import rank, world_size
+from r3core.episode import Answer, Episode
+from r3core.errors import ConfigError, RunError, UsageError
+from r3core.evaluate import Result, evaluate
+from r3core.executor import Make, here
+from r3core.failures import Failure, read_failures, write_failures
+from r3core.fleet import Fleet, options_of
+from r3core.forecast import forecast
+from r3core.generation.cache import check_training
+from r3core.generation.chat import encode
+from r3core.generation.models import Engines, check_engine, folder_of, load, load_tokenizer, saved_dtype
+from r3core.generation.transformers import TransformersGenerator
+from r3core.kept import KeptCompletions
+from r3core.mine import mine
+from r3core.protocol import Protocol
+from r3core.runs import Follower, Run, values_of
+from r3core.task import Task, Verdict
+from r3core.training.checkpoints import changed_share
+from r3core.training.launch import launch_training, launches
+from r3core.verification.judge import Judge, verifier_hash
+
+ORIGIN = "r3.json"
+"""The file in a trained model's folder that says what it was trained from."""
+
+
+class Pipeline:
+    """The stages of one run. Each goes on where it was stopped, and is over at once when it was finished."""
+
+    def __init__(self, run: Run, judge: Judge, config: Config) -> None:
+        self.run = run
+        self.task = judge.task
+        self.config = config
+        self.protocol = Protocol(judge.task, judge, config)
+        self.engines = Engines(config, kept=KeptCompletions(run) if config.engine == "openai" else None)
+        self.fleet = Fleet(config) if config.engine == "ray" else None
+
+    @classmethod
+    @contextmanager
+    def open(cls, task: Task, config: Config, *, trained: Path | None = None) -> Iterator[Pipeline]:
+        """Lock the run directory of a configuration for the block; `trained` names a model from elsewhere."""
+        model_of(config, task)  # without a model no directory is made
+        check_engine(config)
+        if trained is not None and config.engine == "openai":
+            raise ConfigError(
+                f"a server cannot compare `{trained}` with what it was trained from: it is asked for one model",
+                "leave --engine openai out, or evaluate the trained model alone, under a name of the server's",
+            )
+        if config.engine == "ray":
+            options_of(config)  # nor with options that a fleet does not have
+        if changed := unfamiliar(task, config):
+            print(f"warning: the built-in model knows only what it was made for: {', '.join(changed)}", file=sys.stderr)
+            print("hint: name another model with --model", file=sys.stderr)
+        record = config.record() | ({"trained": str(trained)} if trained else {})
+        opened = Follower(config.directory) if rank() > 0 else Run.open(config.directory, record)
+        with opened as run, Judge(task, config.judge) as judge:
+            stages = cls(run, judge, config)
+            try:
+                yield stages
+            finally:
+                stages.close()
+
+    def close(self) -> None:
+        """Let go of the model in memory, and of the cluster."""
+        self.engines.close()
+        if self.fleet is not None:
+            self.fleet.close()
+
+    def certify(self) -> None:
+        """Put the verifier's certificate into the run; RunError when it does not pass and the run insists on it."""
+        if self.run.done("train") is not None:
+            return
+        certificate = certified(self.task, self.config.judge)
+        self.run.write_json("certificate", certificate)
+        if not self.config.uncertified:
+            demand(certificate, self.config.task)
+        elif certificate.broken:
+            print(f"warning: trained on an untrusted verifier: {certificate.summary()}", file=sys.stderr)
+
+    def check_model(self) -> None:
+        """Raise UsageError when TRL could not train the model, before it mines; only where this process loads it."""
+        if self.config.engine == "transformers" and self.run.done("mine") is None:
+            name = model_of(self.config, self.task)
+            generator = self.engines.open(name)
+            assert isinstance(generator, TransformersGenerator)
+            check_training(generator.model, generator.tokenizer, name=name)
+
+    def mine(self) -> list[Failure]:
+        """Return the run's failures: mined, or taken from the set that the configuration names."""
+        if self.run.done("mine") is not None:
+            failures = read_failures(self.run.path / "failures")[0]
+        elif self.config.mine.failures is not None:
+            failures = self._adopt(self.config.mine.failures)
+        else:
+            self._check_template()
+            failures = mine(self.run, self.protocol, self._base())
+        if self.config.mine.probe and self.run.read_json("forecast") is None:
+            self._forecast(failures)
+        return failures
+
+    def train(self) -> Path:
+        """Return the folder of the trained model, after training on the run's failures."""
+        folder = self.run.path / "model"
+        if self.run.done("train") is not None:
+            return folder
+        if self.run.done("mine") is None:
+            raise UsageError(
+                f"there are no failures in `{self.run.path}` yet", "run `r3 mine` first, or name a set with --failures"
+            )
+        name = local_model(self.config, self.task, done="trained")
+        self.close()
+        if launches(self.config):
+            self.protocol.judge.close()
+            with self.run.lent():
+                launch_training(self.config, self.run.path)
+            return folder
+        from r3core.train import train
+        from r3core.training.precision import training_dtype
+
+        served = bool(self.config.grpo_options().get("use_vllm"))  # then transformers' cache is not used
+        model, tokenizer = load(self.config, name, dtype=training_dtype(self.config), generates=not served)
+        if world_size() == 1:  # several processes may hold parts of it; `r3 run` has checked it before it mined
+            check_training(model, tokenizer, name=name)
+        failures = read_failures(self.run.path / "failures")[0]
+        dtype = saved_dtype(self.config, name) if self.config.lora is None else None
+        facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer, saved_dtype=dtype)
+        if rank() == 0:
+            if self.config.lora is None and (changed := self._changed(name, folder)) is not None:
+                facts["weights_changed"] = changed
+            origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
+            (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        self.run.finish("train", facts)
+        return folder
+
+    def _changed(self, base: str, folder: Path) -> float | None:
+        """Return the share of weights that training changed in the files of the model; warns when hardly any did."""
+        share = changed_share(folder_of(base, self.config.revision), folder)
+        if share is not None and share < 0.01:
+            print(
+                f"warning: {1 - share:.1%} of the weights in `{folder}` are those of `{base}`: the changes of this "
+                "training are smaller than the dtype they are saved in can tell\n"
+                "hint: train for more steps, raise grpo.learning_rate, or set dtype=float32 to keep them",
+                file=sys.stderr,
+            )
+        return share
+
+    def evaluate(self) -> Result:
+        """Return the comparison of base and trained model, or the base's scores where nothing was trained."""
+        return self.compare(self.run.path / "model" if self.run.done("train") is not None else None)
+
+    def compare(self, trained: Path | None) -> Result:
+        """Return the comparison of the base model with a trained one, or the base's scores alone."""
+        done = self.run.done("evaluate")
+        if done is not None and done.get("trained") == (trained is not None):
+            return self._result()
+        return self._compare(trained)
+
+    def report(self) -> Result:
+        """Write the model card and return the result; RunError when the run was not evaluated."""
+        if self.run.done("evaluate") is None:
+            raise RunError(f"`{self.run.path}` was not evaluated yet", "run `r3 eval` first")
+        result = self._result()
+        if result.trained is not None and (self.run.path / "model").is_dir():
+            stored = self.run.read_json("certificate")
+            certificate = values_of(Certificate, [stored], "certificate")[0] if stored else None
+            card = report.model_card(result, self.config, certificate)
+            (self.run.path / "model" / "README.md").write_text(card, encoding="utf-8")
+            if certificate is not None:
+                (self.run.path / "model" / "certificate.json").write_text(certificate.text(), encoding="utf-8")
+        return result
+
+    def _check_template(self) -> None:
+        """Raise UsageError when the model's chat template does not take the conversations of the run, before mining."""
+        if "openai" in (self.config.engine, self.config.engine_options.get("engine")):
+            return  # the server has the template
+        tokenizer = load_tokenizer(
+            model_of(self.config, self.task),
+            revision=self.config.revision,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+        example = next(iter(load_examples(self.task, self.config.mine.split)), None)
+        if example is None:
+            return  # mining says so
+        failed = Answer(text="1", tokens=1, verdict=Verdict.failed("it is wrong"))
+        episode = Episode(example=example, attempt=failed)
+        for request in (
+            self.protocol.attempt_request(example),
+            self.protocol.reflection_request(episode),
+            self.protocol.retry_request(episode, None),
+            self.protocol.retry_request(episode, "1"),
+        ):
+            encode(tokenizer, request)
+
+    def _result(self) -> Result:
+        return values_of(Result, [self.run.read_json("result")], "result")[0]
+
+    def _compare(self, trained: Path | None) -> Result:
+        examples, taken = problems_to_evaluate(self.task, self.config)
+        result = evaluate(
+            self.run,
+            self.protocol,
+            examples,
+            base=self._base(),
+            trained=self._make(trained) if trained else None,
+            problems=taken,
+        )
+        self.run.write_json("result", result)
+        self.run.finish("evaluate", {"problems": len(examples), "trained": trained is not None})
+        return result
+
+    def _adopt(self, source: Path) -> list[Failure]:
+        """Copy a set of failures into the run, with its provenance; warns when its verdicts may be out of date."""
+        failures, provenance = read_failures(source)
+        if provenance["task"] != self.config.task:
+            raise UsageError(f"`{source}` holds failures of task `{provenance['task']}`, not of `{self.config.task}`")
+        if provenance["verifier_hash"] != verifier_hash(self.task):
+            print(f"warning: the verifier has changed since `{source}` was made", file=sys.stderr)
+            print(f"hint: r3 rescore {source} --output-dir NEW judges them again", file=sys.stderr)
+        if not self.config.mine.keep_truncated:
+            whole = [failure for failure in failures if failure.attempt.stopped != "length"]
+            if cut := len(failures) - len(whole):
+                print(f"left out: {cut:,} failures whose attempt was cut off (mine.keep_truncated)", file=sys.stderr)
+            failures = whole
+        if not failures:
+            raise UsageError(f"`{source}` has no failures to train on")
+        write_failures(self.run.path / "failures", failures, provenance)
+        self.run.finish("mine", {"failures": len(failures), "from": str(source)})
+        return failures
+
+    def _forecast(self, failures: list[Failure]) -> None:
+        told = forecast(self.run, self.protocol, failures, self._base())
+        if told is not None:
+            report.print_forecast(told, self.config, sys.stderr)
+
+    def _base(self) -> Make:
+        return self._make(model_of(self.config, self.task))
+
+    def _make(self, model: str | Path) -> Make:
+        """Return what makes batches with a model: on the cluster, or in this process."""
+        if self.fleet is not None:
+            return self.fleet.on(self.task, model)
+        return here(self.protocol, partial(self.engines.open, model))
+
+
+def unfamiliar(task: Task, config: Config) -> list[str]:
+    """Return what a run changes of the prompts that its built-in model was trained on; nothing for another model."""
+    if config.model is not None or task.demo is None:
+        return []
+    owner = next(kind for kind in type(task).__mro__ if "demo" in vars(kind))  # the model was made for its prompts
+    changed = [f"`wording.{name}` is set" for name in config.wording.model_dump(exclude_none=True)]
+    if config.feedback != "binary":
+        changed.append(f"`feedback` is {config.feedback}")
+    for name in ("prompt", "wording"):
+        if getattr(type(task), name) is not getattr(owner, name):
+            changed.append(f"`{type(task).__name__}` has a `{name}` of its own")
+    for name in task.demo.made_for:
+        if (value := getattr(task, name)) != type(task).model_fields[name].default:
+            changed.append(f"option `{name}` is {value}")
+    return changed
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """Return what a trained model's folder says of its making; empty for a model of another kind."""
+    path = folder / ORIGIN
+    if not path.exists():
+        return {}
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        origin = None
+    if not isinstance(origin, dict) or not {"model", "revision", "task", "task_options"} <= origin.keys():
+        raise UsageError(f"`{path}` does not say what the model was trained from", "restore it, or remove it")
+    return origin

@@ -1,0 +1,1 @@
+"""Training: the GRPO trainer, what it samples from, its options, LoRA, checkpoints and processes."""

@@ -1,0 +1,1 @@
+"""Verification: a task's verifier is called in worker processes, under limits."""

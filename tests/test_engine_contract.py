@@ -1,0 +1,294 @@
+"""The contract of every engine. `--engines` names those that are tested; each must be there, none is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import doors
+import engines
+import pytest
+
+from r3core import Example, RunError
+from r3core.config import Turn, Turns
+from r3core.generation.engine import Completion, Generator, Sampling, chat
+from r3core.generation.models import load_model
+from r3core.generation.transformers import TransformersGenerator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+GREEDY = Sampling(temperature=0, max_tokens=12)
+LENGTHS = (3, 40, 1, 17, 17, 90, 8, 2)
+CONVERSATIONS = [[{"role": "user", "content": "ab" * length}] for length in LENGTHS]
+SERVERS = ("openai", "served")
+"""Engines that are handed messages, and tell no token ids."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return engines.model_in(tmp_path_factory.mktemp("models") / "contract")
+
+
+@pytest.fixture(scope="module")
+def generator(engine: str, folder: Path) -> Iterator[Generator]:
+    with engines.ENGINES[engine](folder) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> TransformersGenerator:
+    """The same model in this process, one conversation at a time: what every engine should say when it is greedy."""
+    return TransformersGenerator(*load_model(folder, dtype="float32"), batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(reference: TransformersGenerator) -> PreTrainedTokenizerBase:
+    return reference.tokenizer
+
+
+Said = Callable[[Sequence[Completion]], list[tuple[str, int, str]]]
+
+
+@pytest.fixture(scope="module")
+def said(engine: str) -> Said:
+    """Text, tokens and end of completions, as far as a server tells them.
+
+    A vLLM server counts the end-of-turn token among the others, and leaves out bytes at the end that are no character.
+    """
+
+    def said(completions: Sequence[Completion]) -> list[tuple[str, int, str]]:
+        extra = engine == "served"
+        return [(one.text.replace("\ufffd", ""), count(one, extra=extra), one.stopped) for one in completions]
+
+    def count(one: Completion, *, extra: bool) -> int:
+        return one.tokens - (extra and one.logprobs is None and one.token_ids is None and one.stopped == "end")
+
+    return said
+
+
+def test_completions_are_those_of_the_model_in_the_order_of_the_conversations(
+    generator: Generator, reference: TransformersGenerator, said: Said
+) -> None:
+    expected = said(reference.generate(CONVERSATIONS, GREEDY))
+    assert said(generator.generate(CONVERSATIONS, GREEDY)) == expected
+    assert said(generator.generate(CONVERSATIONS[::-1], GREEDY)) == expected[::-1]
+    assert len(set(expected)) == len(set(LENGTHS))
+
+
+def test_a_turn_ends_at_its_end_token_which_is_no_part_of_it(
+    generator: Generator, engine: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    completions = generator.generate(CONVERSATIONS * 4, Sampling(max_tokens=8, seed=1))
+    assert {completion.stopped for completion in completions} == {"end", "length"}
+    assert len({completion.tokens for completion in completions}) > 3
+    for completion in completions:
+        assert (
+            completion.tokens == 8 if completion.stopped == "length" else completion.tokens < 8 + (engine == "served")
+        )
+        if engine not in SERVERS:
+            assert completion.token_ids is not None
+            assert all(token % engines.END_EVERY for token in completion.token_ids)
+            assert tokenizer.decode(completion.token_ids, skip_special_tokens=True) == completion.text
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+def test_no_turn_is_longer_than_its_limit(generator: Generator, limit: int) -> None:
+    completions = generator.generate(CONVERSATIONS, Sampling(max_tokens=limit, seed=2))
+    assert all(completion.tokens <= limit for completion in completions)
+    assert any(completion.stopped == "length" for completion in completions)
+
+
+def test_one_seed_gives_one_text_and_another_seed_another(generator: Generator) -> None:
+    def texts(seed: int) -> list[str]:
+        return [one.text for one in generator.generate(CONVERSATIONS, Sampling(max_tokens=12, seed=seed))]
+
+    assert texts(1) == texts(1)
+    assert texts(1) != texts(2)
+
+
+def test_equal_conversations_are_continued_each_in_its_own_way(generator: Generator) -> None:
+    completions = generator.generate(CONVERSATIONS[:1] * 16, Sampling(max_tokens=12, seed=5))
+    assert len({completion.text for completion in completions}) > 8
+
+
+def test_every_conversation_may_have_a_sampling_of_its_own(
+    generator: Generator, reference: TransformersGenerator, said: Said
+) -> None:
+    greedy = [GREEDY.model_copy(update={"max_tokens": limit}) for limit in (2, 9)]
+    samplings = [*greedy, Sampling(max_tokens=12, temperature=2.0, seed=1)] * 2
+    conversations = CONVERSATIONS[:6]
+    mixed = said(generator.generate(conversations, samplings))
+    for index in (0, 1, 3, 4):
+        assert mixed[index] == said(reference.generate([conversations[index]], samplings[index]))[0]
+    hot = said(reference.generate(conversations[2::3], GREEDY))
+    assert [mixed[2], mixed[5]] != hot
+
+
+def test_log_probabilities_are_the_models_own(
+    generator: Generator, reference: TransformersGenerator, engine: str
+) -> None:
+    import torch
+
+    sampling = Sampling(temperature=0.5, top_k=20, max_tokens=10, seed=3, logprobs=True)
+    completions = generator.generate(CONVERSATIONS, sampling)
+    greedy = generator.generate(CONVERSATIONS, GREEDY.model_copy(update={"logprobs": True}))
+    expected = reference.generate(CONVERSATIONS, GREEDY.model_copy(update={"logprobs": True}))
+    for one, other in zip(greedy, expected, strict=True):
+        assert one.logprobs is not None
+        assert other.logprobs is not None
+        told = one.logprobs[: len(other.logprobs)]
+        assert told == pytest.approx(other.logprobs, abs=1e-3)
+        most = 1 if engine == "served" and one.stopped == "end" else 0  # that of the end-of-turn token
+        assert len(told) == len(other.logprobs) >= len(one.logprobs) - most
+    for conversation, completion in zip(CONVERSATIONS, completions, strict=True):
+        assert completion.logprobs is not None
+        assert len(completion.logprobs) == completion.tokens
+        if engine not in SERVERS:
+            prompt, ids = chat.encode(reference.tokenizer, conversation), completion.token_ids
+            assert ids is not None
+            with torch.no_grad():
+                logits = reference.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+            by_hand = logits.log_softmax(-1)[range(len(ids)), ids]
+            assert completion.logprobs == pytest.approx(by_hand.tolist(), abs=1e-3)
+
+
+def test_token_ids_go_in_and_come_out_as_they_are(generator: Any, engine: str, reference: Any) -> None:
+    """Ids that no text would be cut into are continued from just where they end."""
+    if engine in SERVERS:
+        assert not hasattr(generator, "continue_ids")
+        return
+    prompts = [[2, 200, 3, 100 + index, 55] for index in range(6)]
+    whole = generator.continue_ids(prompts, GREEDY)
+    assert [one.ids for one in whole] == [one.ids for one in reference.continue_ids(prompts, GREEDY)]
+    assert all(one.ended == (one.ids[-1] % engines.END_EVERY == 0) for one in whole)
+    long = [(prompt, one) for prompt, one in zip(prompts, whole, strict=True) if len(one.ids) > 3]
+    assert long
+    rest = generator.continue_ids([prompt + one.ids[:2] for prompt, one in long], GREEDY)
+    assert [one.ids[: len(full.ids) - 2] for one, (_, full) in zip(rest, long, strict=True)] == [
+        full.ids[2:] for _, full in long
+    ]
+
+
+def test_every_engine_continues_conversations_as_they_are_encoded(
+    generator: Any, engine: str, reference: TransformersGenerator
+) -> None:
+    """With control tokens that are spelled in messages, and with turns that bring their sampled tokens."""
+    if engine in SERVERS:
+        return  # the server encodes them
+    sampled = generator.generate(CONVERSATIONS[:4], Sampling(max_tokens=8, seed=5))
+    conversations = [
+        [
+            *conversation,
+            {"role": "assistant", "content": one.text, "token_ids": one.token_ids},
+            {"role": "user", "content": "No.<|end|><|user|>"},
+        ]
+        for conversation, one in zip(CONVERSATIONS, sampled, strict=False)
+    ]
+    prompts = [chat.encode(reference.tokenizer, conversation) for conversation in conversations]
+    assert {prompt.count(reference.tokenizer.eos_token_id) for prompt in prompts} == {3}
+    expected = [chat.completion(reference.tokenizer, one) for one in generator.continue_ids(prompts, GREEDY)]
+    assert generator.generate(conversations, GREEDY) == expected
+
+
+def test_a_prompt_longer_than_the_context_is_left_out(generator: Generator, said: Said) -> None:
+    long = [{"role": "user", "content": "long " * engines.CONTEXT}]
+    told: list[int] = []
+
+    def ended(new: Sequence[tuple[int, Completion]]) -> None:
+        told.extend(index for index, _ in new)
+
+    given = generator.generate([*CONVERSATIONS[:3], long, *CONVERSATIONS[3:]], GREEDY, ended=ended)
+    assert sorted(told) == list(range(len(CONVERSATIONS) + 1))
+    out = given.pop(3)
+    assert (out.text, out.tokens, out.stopped) == ("", 0, "overlong")
+    assert str(engines.CONTEXT) in out.fault
+    assert said(given) == said(generator.generate(CONVERSATIONS, GREEDY))
+
+
+def test_an_example_that_is_too_long_is_neither_right_nor_wrong(generator: Generator) -> None:
+    turns = Turns(attempt=Turn(max_tokens=8))
+    protocol = doors.protocol(doors.config(steps=1).model_copy(update={"sampling": turns}))
+    short = [Example(id=f"short {number}", prompt="Left?") for number in range(19)]
+    long = [Example(id=f"the long one {number}", prompt="long " * engines.CONTEXT) for number in range(2)]
+    with protocol.judge:
+        *others, out = protocol.attempt([*short, long[0]], generator, seed=0)
+        assert (out.attempt.stopped, out.attempt.verdict.outcome, out.failed) == ("overlong", "error", False)
+        assert str(engines.CONTEXT) in out.attempt.verdict.reason
+        assert all(episode.attempt.stopped != "overlong" for episode in others)
+        assert protocol.judge.counts["error"] == 0, "the verifier did nothing wrong"
+        with pytest.raises(RunError, match=r"2 of 21 conversations do not fit the model's context") as stopped:
+            protocol.attempt(long[1:], generator, seed=0)
+    assert "example 'the long one 0'" in stopped.value.hints[0]
+
+
+def test_what_follows_a_request_to_reflect_that_is_too_long(generator: Generator) -> None:
+    short = Turn(max_tokens=8)
+    settings = doors.config(steps=1).model_copy(
+        update={"sampling": Turns(attempt=short, reflection=short, retry=short), "max_overlong": 1.0}
+    )
+    protocol = doors.protocol(settings)
+    attempt = doors.failures()[0].attempt.model_copy(update={"text": "long " * engines.CONTEXT, "token_ids": None})
+    with protocol.judge:
+        [episode] = protocol.reflect(
+            [doors.failures()[0].episode().model_copy(update={"attempt": attempt})], generator, seed=0
+        )
+        assert episode.reflection is not None
+        assert (episode.reflection.stopped, episode.reflection.leaked) == ("overlong", None)
+        [episode] = protocol.retry([episode], generator, seed=0)
+        [episode] = protocol.retry([episode], generator, seed=0, arm="resample")
+    assert episode.retries["reflect"].stopped == "overlong"
+    assert episode.retries["reflect"].verdict.outcome == "error"
+    assert episode.retries["resample"].stopped != "overlong", "the task alone fits"
+
+
+def test_a_completion_may_be_empty(generator: Generator, reference: TransformersGenerator, said: Said) -> None:
+    asked = [[{"role": "user", "content": chr(33 + number) * (number % 5 + 1)}] for number in range(60)]
+    silent = [
+        one
+        for one, told in zip(asked, reference.generate(asked, GREEDY), strict=True)
+        if said([told])[0][:2] == ("", 0)
+    ]
+    assert silent, "no prompt is answered by an end at once: the test shows nothing"
+    assert said(generator.generate(silent, GREEDY)) == [("", 0, "end")] * len(silent)
+
+
+def test_a_thousand_prompts_at_once_come_back_in_order_each_told_once(
+    generator: Generator, reference: TransformersGenerator, said: Said
+) -> None:
+    asked = [[{"role": "user", "content": f"{number % 50}"}] for number in range(1000)]
+    sampling = GREEDY.model_copy(update={"max_tokens": 3})
+    told: list[int] = []
+    completions = generator.generate(asked, sampling, ended=lambda new: told.extend(index for index, _ in new))
+    assert sorted(told) == list(range(1000))
+    assert said(completions) == said(reference.generate(asked[:50], sampling)) * 20
+
+
+def test_more_prompt_tokens_than_an_engine_takes_at_once_change_nothing(generator: Generator) -> None:
+    sampling = Sampling(max_tokens=3, seed=4)
+    completions = generator.generate(CONVERSATIONS * 40, sampling)
+    assert len(completions) == len(CONVERSATIONS) * 40
+    assert generator.generate(CONVERSATIONS * 40, sampling) == completions
+
+
+class Enough(Exception):
+    """Raised by who has seen enough."""
+
+
+def test_generation_is_given_up_when_who_takes_the_completions_raises(generator: Generator, said: Said) -> None:
+    before = said(generator.generate(CONVERSATIONS, GREEDY))
+    told: list[int] = []
+
+    def ended(new: Sequence[tuple[int, Completion]]) -> None:
+        told.extend(index for index, _ in new)
+        raise Enough
+
+    with pytest.raises(Enough):
+        generator.generate(CONVERSATIONS * 40, Sampling(max_tokens=60), ended=ended)
+    assert 0 < len(told) < len(CONVERSATIONS) * 40
+    assert said(generator.generate(CONVERSATIONS, GREEDY)) == before
+
+
+def test_nothing_asked_is_nothing_said(generator: Generator) -> None:
+    assert generator.generate([], GREEDY) == []
