@@ -12,7 +12,8 @@ import pytest
 
 from r3core import Example, RunError
 from r3core.config import Turn, Turns
-from r3core.generation.engine import Completion, Generator, Sampling, chat
+from r3core.generation import chat
+from r3core.generation.engine import Completion, Generator, Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 

@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from command import R3, runner
+from programs import finished, program, settings
 
 from r3core import RunError, UsageError
 from r3core.config import Config
@@ -30,26 +31,6 @@ from r3core.runs import Follower, Run, RunRecord
 from r3core.training.checkpoints import last_checkpoint
 from r3core.training.launch import World, _ended, check_here, world_of
 
-TASK = f"{doors.__file__}:Halls"
-SETTINGS: dict[str, Any] = {
-    "task": TASK,
-    "uncertified": True,  # its splits share their problems
-    "sampling": {
-        "attempt": {"max_tokens": 4},
-        "reflection": {"max_tokens": 4},
-        "retry": {"max_tokens": 4, "temperature": 0},
-    },
-    "mine": {"probe": 0},
-    "grpo": {
-        "max_steps": 60,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "linear",
-        "per_device_train_batch_size": 32,
-        "gradient_accumulation_steps": 1,
-        "num_generations": 16,
-        "save_steps": 20,
-    },
-}
 EXAMPLES = Path(__file__).parents[1] / "examples" / "accelerate"
 
 
@@ -80,34 +61,6 @@ def example(name: str) -> dict[str, Any]:
 @pytest.fixture
 def r3(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> R3:
     return runner(monkeypatch, capfd, tmp_path)
-
-
-def settings(folder: Path, model: Path, *, task: str = TASK, **grpo: Any) -> Path:
-    file = folder / "settings.yaml"
-    changed = SETTINGS | {"task": task, "model": str(model), "grpo": SETTINGS["grpo"] | grpo}
-    file.write_text(yaml.safe_dump(changed), encoding="utf-8")
-    return file
-
-
-def program(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """Start `r3` in a process of its own."""
-    places = os.pathsep.join([str(Path(doors.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "r3core", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")

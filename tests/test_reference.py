@@ -6,7 +6,7 @@ from pathlib import Path
 
 import doors
 import pytest
-from test_launch import finished, program, settings
+from programs import finished, program, settings
 
 from r3core.runs import RunRecord
 from r3core.train import arguments
