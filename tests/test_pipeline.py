@@ -137,7 +137,7 @@ def test_a_finished_run_is_over_at_once(
     undisturbed: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
 ) -> None:
     directory, told = undisturbed
-    monkeypatch.setattr("r3core.generation.transformers.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("r3core.generation.models.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setenv("TOY_VERDICTS", str(directory.with_suffix(".verdicts")))
     before = verdicts(directory)
     with opened(directory, tiny_folder) as stages:
