@@ -33,7 +33,7 @@ from r3core.protocol import Protocol
 from r3core.runs import Follower, Run, values_of
 from r3core.task import Task, Verdict
 from r3core.training.checkpoints import changed_share
-from r3core.training.launch import launch_training, launches
+from r3core.training.launch import launch_training, needs_launcher
 from r3core.verification.judge import Judge, verifier_hash
 
 ORIGIN = "r3.json"
@@ -125,7 +125,7 @@ class Pipeline:
             )
         name = local_model(self.config, self.task, done="trained")
         self.close()
-        if launches(self.config):
+        if needs_launcher(self.config):
             self.protocol.judge.close()
             with self.run.lent():
                 launch_training(self.config, self.run.path)

@@ -29,7 +29,7 @@ from r3core.config import Config
 from r3core.errors import ConfigError
 from r3core.runs import Follower, Run, RunRecord
 from r3core.training.checkpoints import last_checkpoint
-from r3core.training.launch import World, _ended, check_here, world_of
+from r3core.training.launch import World, _failure, check_machine, world_of
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "accelerate"
 
@@ -191,20 +191,19 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def training_processes(launcher: subprocess.Popen[str]) -> dict[str, psutil.Process]:
-    return {
-        child.environ()["RANK"]: child
-        for child in psutil.Process(launcher.pid).children()
-        if "train" in child.cmdline()
-    }
+def training_processes(run: subprocess.Popen[str]) -> dict[str, psutil.Process]:
+    """Return the training processes of a run by rank; the run's launcher is between them and the run."""
+    children = psutil.Process(run.pid).children(recursive=True)
+    training = [child for child in children if "train" in child.cmdline()]
+    return {child.environ().get("RANK", "launcher"): child for child in training}
 
 
 def outcome_of(run: RunRecord) -> list[tuple[Any, ...]]:
     return [(row["step"], row["loss"], row["grad_norm"], row["reward"], row["num_tokens"]) for row in run.read("train")]
 
 
-@pytest.mark.parametrize("victim", ["0", "1", "launcher"])
-def test_a_training_goes_on_after_one_of_its_processes_was_killed(
+@pytest.mark.parametrize("victim", ["0", "1", "launcher", "run"])
+def test_a_training_resumes_after_one_of_its_processes_was_killed(
     victim: str, tmp_path: Path, base: Path, learnt: tuple[RunRecord, str, str], how: list[object]
 ) -> None:
     file = settings(tmp_path, base, task=f"{doors.__file__}:Watched")
@@ -212,22 +211,20 @@ def test_a_training_goes_on_after_one_of_its_processes_was_killed(
     process = program(*command)
     wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-20" / "complete", process)
     children = training_processes(process)
-    assert children.keys() == {"0", "1"}
-    if victim == "launcher":
+    assert children.keys() == {"0", "1", "launcher"}
+    if victim == "run":
         process.kill()
         finished(process)
-        _, alive = psutil.wait_procs(children.values(), timeout=10)
-        assert not alive, "the processes outlive the run that started them"
     else:
         children[victim].kill()
         code, _, err = finished(process)
         assert code == 1
-        assert (
-            f"error: process {int(victim) + 1} of 2 of the training was ended by SIGKILL, and the others with it" in err
-        )
-        assert "hint: the same command goes on from the last checkpoint" in err
+        which = "the launcher" if victim == "launcher" else f"process {int(victim) + 1} of 2"
+        assert f"error: {which} of the training was ended by SIGKILL, and the others with it" in err
+        assert "hint: run the same command to resume from the last checkpoint" in err
         assert "Traceback" not in err
-        assert not psutil.pid_exists(children["1" if victim == "0" else "0"].pid)
+    _, alive = psutil.wait_procs(children.values(), timeout=0 if victim in "01" else 10)
+    assert not alive, "these outlive the run that started them"
     code, _, err = finished(program(*command))
     assert code == 0, err
     run = RunRecord(tmp_path / "run")
@@ -235,6 +232,24 @@ def test_a_training_goes_on_after_one_of_its_processes_was_killed(
     assert [steps[step] for step in range(1, 61)] == outcome_of(learnt[0])
     weights = [(one.path / "model" / "model.safetensors").read_bytes() for one in (run, learnt[0])]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_leaves_no_process_behind(
+    number: signal.Signals, tmp_path: Path, base: Path, how: list[object]
+) -> None:
+    process = program("run", "--config", settings(tmp_path, base), *how, "--output-dir", tmp_path / "run")
+    wait_for(tmp_path / "run" / "train.jsonl", process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert training_processes(process).keys() == {"0", "1", "launcher"}
+    process.send_signal(number)
+    code, out, err = finished(process)
+    assert code != 0
+    assert out == ""
+    assert err.count("stopped; ") == (number == signal.SIGINT)
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, "these outlive the run that started them"
 
 
 def launcher(file: Path, *arguments: object, **changes: Any) -> subprocess.Popen[str]:
@@ -315,14 +330,14 @@ def test_weights_of_16_bits_are_saved_in_16_bits(tmp_path: Path, base: Path) -> 
     assert trained.dtype == torch.bfloat16
 
 
-def test_what_goes_wrong_in_every_process_is_told_once(tmp_path: Path, base: Path, how: list[object]) -> None:
+def test_an_error_in_every_process_is_printed_once(tmp_path: Path, base: Path, how: list[object]) -> None:
     file = settings(tmp_path, base, max_steps=5)
     command = ["run", "--config", file, "--set", "judge.max_errors=1", "--output-dir", tmp_path / "run"]
     raised = f"{doors.__file__}:Lying"
     code, _, err = finished(program(*command, "--task", raised, *how))
     assert code == 1
     assert err.count("`verify` returned") == 1
-    assert "of 2 of the training ended with exit code 2; what it said is above" in err
+    assert "of 2 of the training ended with exit code 2; its error message is above" in err
     assert "Traceback" not in err
 
 
@@ -392,14 +407,14 @@ def test_the_examples_are_for_what_their_names_say(name: str, world: World) -> N
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\nnum_processes: 2\n", "asks for FSDP 1"),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\nnum_processes: 2\n", "the configuration sets FSDP 1"),
         ("distributed_type: MULTI_CPU\nnum_processes: 2\n", "`distributed_type` cannot be MULTI_CPU; allowed: NO,"),
-        ("distributed_type: 'NO'\nnum_processes: 2\n", "is for one process, and 2 are asked for"),
-        ("compute_environment: AMAZON_SAGEMAKER\n", "is no configuration of accelerate's"),
-        ("num_processes: 2\nnum_proceses: 2\n", "is no configuration of accelerate's"),
-        ("- 2\n", "is no configuration of accelerate's"),
-        ("", "is no configuration of accelerate's"),
-        ("a: [\n", "is no configuration of accelerate's"),
+        ("distributed_type: 'NO'\nnum_processes: 2\n", "is for one process, but 2 were requested"),
+        ("compute_environment: AMAZON_SAGEMAKER\n", "is not a configuration file of accelerate"),
+        ("num_processes: 2\nnum_proceses: 2\n", "is not a configuration file of accelerate"),
+        ("- 2\n", "is not a configuration file of accelerate"),
+        ("", "is not a configuration file of accelerate"),
+        ("a: [\n", "is not a configuration file of accelerate"),
     ],
 )
 def test_a_configuration_that_cannot_be_trained_with_is_refused(text: str, said: str, tmp_path: Path) -> None:
@@ -431,18 +446,18 @@ def test_a_run_refuses_what_needs_other_gpus(base: Path, tmp_path: Path, r3: R3)
     ]
     said = r3(*command)
     assert said.code == 2
-    assert "8 processes are to train, and this machine has 0 GPUs" in said.err
+    assert "8 processes need a GPU each, and this machine has 0 GPUs" in said.err
     assert not (tmp_path / "run").exists()
     assert r3(*command, "--dry-run").code == 0, "it may be planned for"
 
 
 def test_several_gpus_need_as_many_processes() -> None:
     alone = Config(task="toy", grpo={"gradient_accumulation_steps": 32})
-    check_here(alone, gpus=1)
-    check_here(alone.model_copy(update={"processes": 8}), gpus=8)
-    check_here(alone.model_copy(update={"grpo": {"use_cpu": True}}), gpus=8)
-    with pytest.raises(UsageError, match="8 GPUs are visible, and one process is to train") as error:
-        check_here(alone, gpus=8)
+    check_machine(alone, gpus=1)
+    check_machine(alone.model_copy(update={"processes": 8}), gpus=8)
+    check_machine(alone.model_copy(update={"grpo": {"use_cpu": True}}), gpus=8)
+    with pytest.raises(UsageError, match="8 GPUs are visible, but only one process trains") as error:
+        check_machine(alone, gpus=8)
     assert "--processes 8 trains on all of them" in error.value.hints[0]
     assert error.value.hints[0].endswith("--set grpo.gradient_accumulation_steps=4")
 
@@ -451,11 +466,11 @@ def test_a_file_that_chooses_its_gpu_trains_beside_others(tmp_path: Path) -> Non
     file = tmp_path / "one.yaml"
     config = Config(task="toy", accelerate_config=file)
     file.write_text(yaml.safe_dump(example("1-gpu") | {"gpu_ids": "0"}), encoding="utf-8")
-    check_here(config, gpus=8)
+    check_machine(config, gpus=8)
     file.write_text(yaml.safe_dump(example("1-gpu")), encoding="utf-8")
     with pytest.raises(UsageError, match="8 GPUs are visible") as error:
-        check_here(config, gpus=8)
-    assert error.value.hints == ("CUDA_VISIBLE_DEVICES=0 in front of the command takes one",)
+        check_machine(config, gpus=8)
+    assert error.value.hints == ("CUDA_VISIBLE_DEVICES=0 before the command selects one GPU",)
 
 
 def test_only_the_training_is_done_by_several_processes(
@@ -464,7 +479,7 @@ def test_only_the_training_is_done_by_several_processes(
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = r3("mine", "--config", settings(tmp_path, base), "--output-dir", "run")
     assert said.code == 2
-    assert "this is one of 2 processes, and only `r3 train` works in several at once" in said.err
+    assert "this is one of 2 processes, and only `r3 train` can run in several" in said.err
 
 
 def test_a_dry_run_counts_the_processes(base: Path, tmp_path: Path, r3: R3) -> None:
@@ -479,11 +494,12 @@ def test_a_dry_run_counts_the_processes(base: Path, tmp_path: Path, r3: R3) -> N
 @pytest.mark.parametrize(
     ("codes", "said"),
     [
-        ({0: -signal.SIGTERM, 1: 2}, "process 2 of 4 of the training ended with exit code 2; what it said is above"),
+        ({0: -signal.SIGTERM, 1: 2}, "process 2 of 4 of the training ended with exit code 2; its error message is above"),
         ({0: 1, 3: -signal.SIGKILL}, "process 4 of 4 of the training was ended by SIGKILL, and the others with it"),
         ({2: -signal.SIGTERM}, "process 3 of 4 of the training was ended by SIGTERM, and the others with it"),
     ],
 )
 def test_the_process_that_ended_first_is_named(codes: dict[int, int], said: str) -> None:
-    assert isinstance(_ended(codes, 4), RunError)
-    assert str(_ended(codes, 4)).startswith(said)
+    error = _failure(codes, 4, launcher=1)
+    assert isinstance(error, RunError)
+    assert error.message == message

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from r3core.cli.arguments import Asked, Json, Overrides, TaskOptions, of_a_folder, options_given, trained_in
-from r3core.training.launch import by_a_run
+from r3core.training.launch import started_by_run
 
 if TYPE_CHECKING:
     from r3core.config import Config
@@ -73,7 +73,7 @@ def train(asked: Asked) -> None:
 
     The verifier has to pass `r3 check` first. `accelerate launch -m r3core train` does it in several processes.
     """
-    from r3core.distributed import first_alone, rank
+    from r3core.distributed import main_process_first, rank
     from r3core.report import shares_of_a_step
     from r3core.training import launch
 
@@ -82,10 +82,10 @@ def train(asked: Asked) -> None:
     if asked.dry_run:
         return _explain(task, config)
     _check_machine(config)
-    launch.join()
+    launch.join_training()
     with _shared_stages(task, config) as stages:
-        leads = rank() == 0 and not launch.by_a_run()
-        with first_alone():
+        leads = rank() == 0 and not launch.started_by_run()
+        with main_process_first():
             if leads and config.mine.failures is not None:
                 stages.mine()
             if leads and stages.run.done("mine") is not None:  # without, there is nothing to train on: said first
@@ -240,7 +240,7 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             }
             work(Asked(task, task_option or [], config, overrides or [], flags | adapter, dry_run, as_json))
         except KeyboardInterrupt:
-            if not by_a_run():
+            if not started_by_run():
                 typer.echo("stopped; the same command goes on from here", err=True)
             raise
 
@@ -249,9 +249,9 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
 
 
 def _stages(task: Task, config: Config, *, trained: Path | None = None) -> Any:
-    from r3core.training.launch import check_alone
+    from r3core.training.launch import check_one_process
 
-    check_alone()
+    check_one_process()
     return _shared_stages(task, config, trained=trained)
 
 
@@ -284,11 +284,11 @@ def _check_machine(config: Config) -> None:
     """Raise an error now when this machine has not what the training needs; a dry run may plan for another one."""
     from r3core.runs import RunRecord
     from r3core.training.grpo_options import check_vllm
-    from r3core.training.launch import check_here
+    from r3core.training.launch import check_machine
 
     if RunRecord(config.directory).done("train") is None:
         check_vllm(config.grpo_options())
-        check_here(config)
+        check_machine(config)
 
 
 def _quiet() -> None:
