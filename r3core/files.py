@@ -27,6 +27,18 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         raise
 
 
+def cut_off_torn_row(path: Path) -> None:
+    """Truncate a file of rows after its last newline: what follows was not written completely."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            file.truncate(end)
+            os.fsync(file.fileno())
+
+
 def digest(content: str | bytes, *, length: int = 64) -> str:
     """Return the first `length` hexadecimal digits of a content's SHA-256; text is hashed as UTF-8."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:length]

@@ -30,7 +30,7 @@ from r3core.generation.transformers import TransformersGenerator
 from r3core.kept import KeptCompletions
 from r3core.mine import mine
 from r3core.protocol import Protocol
-from r3core.runs import Follower, Run, values_of
+from r3core.runs import ReadOnlyRun, Run, values_of
 from r3core.task import Task, Verdict
 from r3core.training.checkpoints import changed_share
 from r3core.training.launch import launch_training, needs_launcher
@@ -68,7 +68,7 @@ class Pipeline:
             print(f"warning: the built-in model knows only what it was made for: {', '.join(changed)}", file=sys.stderr)
             print("hint: name another model with --model", file=sys.stderr)
         record = config.record() | ({"trained": str(trained)} if trained else {})
-        opened = Follower(config.directory) if rank() > 0 else Run.open(config.directory, record)
+        opened = ReadOnlyRun(config.directory) if rank() > 0 else Run.open(config.directory, record)
         with opened as run, Judge(task, config.judge) as judge:
             stages = cls(run, judge, config)
             try:
@@ -127,7 +127,7 @@ class Pipeline:
         self.close()
         if needs_launcher(self.config):
             self.protocol.judge.close()
-            with self.run.lent():
+            with self.run.unlocked():
                 launch_training(self.config, self.run.path)
             return folder
         from r3core.train import train

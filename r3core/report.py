@@ -156,7 +156,7 @@ def print_rescored(rescored: Rescored, to: TextIO) -> None:
 
     console = Console(file=to, highlight=False, markup=False, width=None if to.isatty() else 120)
     before, now = rescored.before, rescored.now
-    console.print(f"{rescored.run}: task {rescored.task}; finished: {', '.join(rescored.stages) or 'no stage yet'}")
+    console.print(f"{rescored.source}: task {rescored.task}; finished: {', '.join(rescored.stages) or 'no stage yet'}")
     console.print(f"then: {_named(before)}; now: {'the same' if before == now else _named(now)}")
     table = Table("file", "what", "judged", "changed", "then -> now")
     for tally in rescored.tallies:
@@ -175,6 +175,8 @@ def print_rescored(rescored: Rescored, to: TextIO) -> None:
             what = f"{tally.file}, {tally.kind}, {example.before} -> {example.now}, example {visible(example.id)}"
             console.print(f"{what}: {visible(example.text, longest=_LONGEST_SHOWN)}{why}")
     console.print(f"{rescored.changed:,} of {rescored.judged:,} verdicts have changed")
+    if written := rescored.written:
+        console.print(f"{written.failures:,} of {written.of:,} failures still fail; they are in {written.folder}")
 
 
 def shares_of_a_step(run: RunRecord) -> dict[str, float]:

@@ -49,7 +49,7 @@ def train(
     checkpoint after a kill.
     """
     args = arguments(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
-    run.note_resolved(resolved(args))
+    run.record_resolved(resolved(args))
     asked = protocol.config.grpo.get("save_steps", 1)
     if rank() == 0 and args.save_strategy != "no" and args.save_steps != asked >= 1:
         print(

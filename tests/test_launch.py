@@ -27,7 +27,7 @@ from programs import finished, program, settings
 from r3core import RunError, UsageError
 from r3core.config import Config
 from r3core.errors import ConfigError
-from r3core.runs import Follower, Run, RunRecord
+from r3core.runs import ReadOnlyRun, Run, RunRecord
 from r3core.training.checkpoints import last_checkpoint
 from r3core.training.launch import World, _failure, check_machine, world_of
 
@@ -352,23 +352,23 @@ def test_a_training_goes_on_with_as_many_processes_only(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) == checkpoint
 
 
-def test_a_follower_writes_nothing(tmp_path: Path) -> None:
+def test_a_read_only_run_writes_nothing(tmp_path: Path) -> None:
     with Run.open(tmp_path / "run", {"one": 1}) as run:
         run.append("rows", [{"n": 1}])
         before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-        with Follower(run.path) as follower:
-            follower.append("rows", [{"n": 2}])
-            follower.finish("train", {})
-            with follower.clock("train") as tick:
+        with ReadOnlyRun(run.path) as reader:
+            reader.append("rows", [{"n": 2}])
+            reader.finish("train", {})
+            with reader.clock("train") as tick:
                 tick()
-            assert follower.read("rows") == [{"n": 1}]
+            assert reader.read("rows") == [{"n": 1}]
         assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_directory_can_be_lent(tmp_path: Path) -> None:
+def test_other_processes_can_write_an_unlocked_run_directory(tmp_path: Path) -> None:
     with Run.open(tmp_path / "run", {"one": 1}) as run:
         run.append("rows", [{"n": 1}])
-        with run.lent(), Run.open(tmp_path / "run", {"one": 1}) as other:
+        with run.unlocked(), Run.open(tmp_path / "run", {"one": 1}) as other:
             other.append("rows", [{"n": 2}])
         run.append("rows", [{"n": 3}])
         with pytest.raises(UsageError, match="is in use by process"):
@@ -494,7 +494,10 @@ def test_a_dry_run_counts_the_processes(base: Path, tmp_path: Path, r3: R3) -> N
 @pytest.mark.parametrize(
     ("codes", "said"),
     [
-        ({0: -signal.SIGTERM, 1: 2}, "process 2 of 4 of the training ended with exit code 2; its error message is above"),
+        (
+            {0: -signal.SIGTERM, 1: 2},
+            "process 2 of 4 of the training ended with exit code 2; its error message is above",
+        ),
         ({0: 1, 3: -signal.SIGKILL}, "process 4 of 4 of the training was ended by SIGKILL, and the others with it"),
         ({2: -signal.SIGTERM}, "process 3 of 4 of the training was ended by SIGTERM, and the others with it"),
     ],

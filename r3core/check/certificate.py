@@ -12,7 +12,7 @@ from pydantic import JsonValue, ValidationError
 
 from r3core.check.fixtures import Fixture, fixtures_hash
 from r3core.console import visible
-from r3core.runs import environment
+from r3core.environment import environment
 from r3core.stats import Rate
 from r3core.task import Frozen, Task
 from r3core.verification.judge import verifier_hash

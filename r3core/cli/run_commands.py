@@ -156,26 +156,14 @@ def rescore(
 
     The run, or the set of failures, stays as it is.
     """
-    from r3core.failures import read_failures
-    from r3core.plugins.discovery import get_task
+    from r3core import rescore as rescoring
     from r3core.report import print_rescored
-    from r3core.rescore import is_run, rescore_failures, rescore_run
 
-    options = options_given(task_option or [])
-    rescored = rescore_run(source, spec=task, options=options) if is_run(source) else None
-    facts = {}
-    if rescored is None or output_dir is not None:
-        failures, provenance = read_failures(source)
-        judging = get_task(task or provenance["task"], **(provenance["task_options"] | options))
-        facts = rescore_failures(judging, failures, provenance, output=output_dir)
-    if rescored is None:
-        _print_facts(facts, as_json=as_json)
-    elif as_json:
+    rescored = rescoring.rescore(source, spec=task, options=options_given(task_option or []), output=output_dir)
+    if as_json:
         typer.echo(json.dumps(rescored.model_dump(mode="json"), indent=2))
     else:
         print_rescored(rescored, sys.stdout)
-        if output_dir is not None:
-            typer.echo(f"{facts['unchanged']:,} of {facts['judged']:,} failures still fail; they are in {output_dir}")
 
 
 def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
