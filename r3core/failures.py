@@ -89,7 +89,5 @@ def _read_provenance(path: Path) -> dict[str, Any]:
     except ValueError:
         provenance = None
     if not isinstance(provenance, dict) or not provenance.keys() >= _REQUIRED:
-        raise UsageError(
-            f"`{path}` is not the provenance of a failure dataset", "make the dataset again with `r3 mine`"
-        )
+        raise UsageError(f"`{path}` is not a failure dataset's provenance", "make the dataset again with `r3 mine`")
     return provenance

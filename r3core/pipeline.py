@@ -21,6 +21,7 @@ from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.executor import Make, here
 from r3core.failures import Failure, read_failures, write_failures
+from r3core.files import atomic_write
 from r3core.fleet import Fleet, options_of
 from r3core.forecast import forecast
 from r3core.generation.cache import check_training
@@ -144,7 +145,7 @@ class Pipeline:
             if self.config.lora is None and (changed := self._changed(name, folder)) is not None:
                 facts["weights_changed"] = changed
             origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
-            (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+            atomic_write(folder / ORIGIN, json.dumps(origin, indent=2) + "\n")
         self.run.finish("train", facts)
         return folder
 
@@ -180,9 +181,9 @@ class Pipeline:
             stored = self.run.read_json("certificate")
             certificate = values_of(Certificate, [stored], "certificate")[0] if stored else None
             card = report.model_card(result, self.config, certificate)
-            (self.run.path / "model" / "README.md").write_text(card, encoding="utf-8")
+            atomic_write(self.run.path / "model" / "README.md", card)
             if certificate is not None:
-                (self.run.path / "model" / "certificate.json").write_text(certificate.text(), encoding="utf-8")
+                atomic_write(self.run.path / "model" / "certificate.json", certificate.text())
         return result
 
     def _check_template(self) -> None:

@@ -27,13 +27,13 @@ def answer(text: str, outcome: str) -> Answer:
 
 
 def episode(
-    number: int, attempt: Answer, *, leaked: bool | None = None, said: str | None = None, **retries: Answer
+    number: int, attempt: Answer, *, leaked: bool | None = None, reflection: str | None = None, **retries: Answer
 ) -> Episode:
-    """Return an episode of a toy problem, whose right answer is its number; `said` is the reflection."""
+    """Return an episode of a toy problem, whose right answer is its number; `reflection` is its text."""
     return Episode(
         example=Example(id=f"n{number}", prompt=f"Say {number}.", answer=str(number)),
         attempt=attempt,
-        reflection=Reflection(text=said, tokens=1, leaked=leaked) if said is not None else None,
+        reflection=Reflection(text=reflection, tokens=1, leaked=leaked) if reflection is not None else None,
         retries=retries,  # type: ignore[arg-type]  # the arms are the keywords
     )
 
@@ -97,7 +97,7 @@ def test_a_verdict_with_another_reason_has_not_changed(tmp_path: Path) -> None:
 def test_every_file_and_every_kind_of_verdict_is_judged_again(tmp_path: Path) -> None:
     failed = episode(1, answer("2", "fail"))
     arms = {"none": answer("1", "pass"), "resample": answer("1", "fail"), "reflect": answer("2", "pass")}
-    tried = episode(1, answer("2", "fail"), said="say 1", leaked=False, **arms)
+    tried = episode(1, answer("2", "fail"), reflection="say 1", leaked=False, **arms)
     trained = {
         **{"step": 1, "id": "n1", "reward": 0.5, "reflection": Reflection(text="say 2", tokens=1, leaked=None)},
         "retries": [answer("1", "pass"), answer("2", "pass")],
@@ -108,7 +108,7 @@ def test_every_file_and_every_kind_of_verdict_is_judged_again(tmp_path: Path) ->
         mine=[failed],
         train_episodes=[trained],
         evaluate_base=[tried],
-        cross_trained=[episode(1, answer("2", "fail"), said="say 1", leaked=True)],
+        cross_trained=[episode(1, answer("2", "fail"), reflection="say 1", leaked=True)],
         clock=[{"stage": "mine", "seconds": 1.0}],  # holds no verdict
     )
     assert tallies(rescore(folder)) == {
@@ -129,10 +129,14 @@ def test_every_file_and_every_kind_of_verdict_is_judged_again(tmp_path: Path) ->
 def test_the_rates_of_an_evaluation_follow_the_verdicts(tmp_path: Path) -> None:
     rows = [
         episode(1, answer("1", "pass")),
-        episode(2, answer("2", "fail"), said="hm", leaked=False, reflect=answer("3", "fail")),  # now solved at once
-        episode(3, answer("4", "fail"), said="say 3", leaked=False, reflect=answer("3", "fail")),  # now by the retry
-        episode(4, answer("5", "pass")),  # now wrong, and nothing was tried after it
-        episode(5, answer("unclear", "fail"), said="hm", leaked=False, reflect=answer("4", "fail")),  # now unknown
+        episode(2, answer("2", "fail"), reflection="hm", leaked=False, reflect=answer("3", "fail")),  # passes now
+        episode(
+            3, answer("4", "fail"), reflection="say 3", leaked=False, reflect=answer("3", "fail")
+        ),  # its retry passes now
+        episode(4, answer("5", "pass")),  # fails now, and was not retried
+        episode(
+            5, answer("unclear", "fail"), reflection="hm", leaked=False, reflect=answer("4", "fail")
+        ),  # now unknown
     ]
     [evaluated] = rescore(recorded(tmp_path / "run", evaluate_base=rows, cross_trained=rows)).evaluated
     assert isinstance(evaluated, Evaluated)
@@ -323,10 +327,10 @@ def test_what_a_model_wrote_cannot_steer_the_terminal(tmp_path: Path) -> None:
     text = "\x1b[2J[bold]\u202eone\nerror: none" + "x" * 1000
     to = io.StringIO()
     print_rescored(rescore(recorded(tmp_path / "run", mine=[episode(1, answer(text, "pass"))])), to)
-    said = to.getvalue()
-    assert all(c.isprintable() or c == "\n" for c in said)
-    assert r"example n1: \x1b[2J[bold]\u202eone\nerror: none" in " ".join(said.split())
-    assert "x" * 120 not in said.replace("\n", "")
+    printed = to.getvalue()
+    assert all(c.isprintable() or c == "\n" for c in printed)
+    assert r"example n1: \x1b[2J[bold]\u202eone\nerror: none" in " ".join(printed.split())
+    assert "x" * 120 not in printed.replace("\n", "")
 
 
 def test_the_printed_report_of_a_run(tmp_path: Path) -> None:
@@ -334,11 +338,11 @@ def test_the_printed_report_of_a_run(tmp_path: Path) -> None:
     failed = [episode(3, answer("2", "fail"))]
     to = io.StringIO()
     print_rescored(rescore(recorded(tmp_path / "run", failures=failed, evaluate_base=rows)), to)
-    said = " ".join(to.getvalue().split())
-    assert "task toy; finished: no stage yet" in said
-    assert f"then: verifier version 1 ({'0' * 16}); now: verifier version 1 ({verifier_hash(Toy())})" in said
-    assert "│ evaluate-base │ attempt │ 2 │ 1 │ pass -> fail: 1 │" in said
-    assert "evaluate-base: first try 100.0 [34.2, 100.0] -> 50.0 [9.5, 90.5]; second try 100.0" in said
-    assert "1 attempts fail now that were not retried" in said
-    assert "evaluate-base, attempt, pass -> fail, example n1: 2; now: it should be 1" in said
-    assert said.endswith("1 of 3 verdicts have changed")
+    printed = " ".join(to.getvalue().split())
+    assert "task toy; finished: no stage yet" in printed
+    assert f"before: verifier version 1 ({'0' * 16}); now: verifier version 1 ({verifier_hash(Toy())})" in printed
+    assert "│ evaluate-base │ attempt │ 2 │ 1 │ pass -> fail: 1 │" in printed
+    assert "evaluate-base: first try 100.0 [34.2, 100.0] -> 50.0 [9.5, 90.5]; second try 100.0" in printed
+    assert "1 attempts that fail now were not retried" in printed
+    assert "evaluate-base, attempt, pass -> fail, example n1: 2; now: it should be 1" in printed
+    assert printed.endswith("1 of 3 verdicts have changed")
