@@ -78,8 +78,8 @@ def test_without_certificate_a_run_says_so_wherever_it_is_seen(r3: R3, copied: P
     assert json.loads((copied / "model" / "certificate.json").read_text()) == certificate
     card = " ".join((copied / "model" / "README.md").read_text().split())
     assert "## Verifier `r3 check`, fail: " in card
-    assert "the verifier did not have to pass `r3 check` (--uncertified)" in card
-    assert "did not have to pass" in " ".join(r3("report", "--output-dir", "run").out.split())
+    assert "the verifier was not required to pass `r3 check` (--uncertified)" in card
+    assert "was not required to pass" in " ".join(r3("report", "--output-dir", "run").out.split())
 
 
 def test_a_certificate_is_made_once(r3: R3, asked: list[str]) -> None:
@@ -293,7 +293,11 @@ MODEL = object()  # stands for the tiny model's folder
         (["run", "--task", TASK, "--model", MODEL, "--preset", "papr"], 2, "did you mean `paper`?"),
         (["run", "--task", TASK, "--model", MODEL, "--engine", "vlm"], 2, "`engine` cannot be 'vlm'"),
         (["run", "--task", TASK, "--model", MODEL, "--config", "no.yaml"], 2, "there is no file no.yaml"),
-        (["mine", "--task", TASK, "--model", MODEL, "--output-dir", "/dev/null/run"], 2, "cannot be the run directory"),
+        (
+            ["mine", "--task", TASK, "--model", MODEL, "--output-dir", "/dev/null/run"],
+            2,
+            "cannot be used as the run directory",
+        ),
         (["mine", "--task", TASK, "--model", MODEL, "--failures", "no"], 2, "`no` is not a failure dataset"),
         (["mine", "--task", TASK, "--model", "no/such/model"], 2, "the model `no/such/model` cannot be loaded"),
         (["mine", "--task", TASK, "--model", "../no/model"], 2, "the model `../no/model` cannot be loaded"),
@@ -409,14 +413,14 @@ def test_a_damaged_configuration_is_told_of(r3: R3, copied: Path, text: str) -> 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("mine.jsonl", "{}\n", "line 1 of mine.jsonl is no Episode"),
+        ("mine.jsonl", "{}\n", "line 1 of mine.jsonl is not a valid Episode"),
         ("mine.jsonl", "oh\n", "mine.jsonl is not JSON"),
-        ("evaluate-base.jsonl", "[]\n", "line 1 of evaluate-base.jsonl is no Episode"),
+        ("evaluate-base.jsonl", "[]\n", "line 1 of evaluate-base.jsonl is not a valid Episode"),
         ("stages/mine.json", "", "stages/mine.json` is not JSON"),
         ("failures/card.json", "", "card.json` is not a failure dataset's provenance"),
         ("failures/failures.jsonl", "{}\n", "failures.jsonl` has an invalid row"),
         ("result.json", "", "result.json` is not JSON"),
-        ("result.json", "{}", "line 1 of result.jsonl is no Result"),
+        ("result.json", "{}", "line 1 of result.jsonl is not a valid Result"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(r3: R3, copied: Path, file: str, text: str, message: str) -> None:

@@ -134,9 +134,7 @@ def check_machine(config: Config, *, gpus: int | None = None) -> None:
     if world.processes > max(1, gpus) and not on_cpu:
         available = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
         hints = ["a configuration with use_cpu: true needs no GPU"] if config.accelerate_config else []
-        raise UsageError(
-            f"{world.processes} training processes need a GPU each, and this machine has {available}", *hints
-        )
+        raise UsageError(f"{world.processes} processes need a GPU each, and this machine has {available}", *hints)
 
 
 def _on_cpu(config: Config) -> bool:
