@@ -121,41 +121,34 @@ class _Recorded(NamedTuple):
 
 
 @dataclass
-class _Count:
-    """Counts the verdicts of one kind; becomes a Tally."""
-
-    judged: int = 0
-    changed: Counter[str] = field(default_factory=Counter)
-    examples: list[Changed] = field(default_factory=list)
-
-    def add(self, recorded: _Recorded, now: Verdict | bool | None) -> None:
-        self.judged += 1
-        before, after = _outcome(recorded.verdict), _outcome(now)
-        if before == after:
-            return
-        self.changed[f"{before} -> {after}"] += 1
-        if len(self.examples) < _MAX_EXAMPLES:
-            reason = now.reason if isinstance(now, Verdict) else ""
-            changed = Changed(id=recorded.example.id, before=before, now=after, reason=reason, text=recorded.text)
-            self.examples.append(changed)
-
-
-@dataclass
 class _File:
-    """One rescored file."""
+    """One rescored file: counts by kind of verdict, and the rows that are needed again."""
 
     name: str
-    counts: dict[str, _Count] = field(default_factory=lambda: defaultdict(_Count))
+    judged: Counter[str] = field(default_factory=Counter)
+    changed: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    examples: dict[str, list[Changed]] = field(default_factory=lambda: defaultdict(list))
     before: list[Episode] = field(default_factory=list)
     """The episodes of an evaluation, from which its scores follow; empty for other files."""
     now: list[Episode] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     """Those that still fail."""
 
+    def count(self, recorded: _Recorded, now: Verdict | bool | None) -> None:
+        kind, before, after = recorded.kind, _outcome(recorded.verdict), _outcome(now)
+        self.judged[kind] += 1
+        if before == after:
+            return
+        self.changed[kind][f"{before} -> {after}"] += 1
+        if len(self.examples[kind]) < _MAX_EXAMPLES:
+            reason = now.reason if isinstance(now, Verdict) else ""
+            changed = Changed(id=recorded.example.id, before=before, now=after, reason=reason, text=recorded.text)
+            self.examples[kind].append(changed)
+
     def tallies(self) -> Iterator[Tally]:
-        for kind, count in self.counts.items():
-            changed = dict(count.changed.most_common())
-            yield Tally(file=self.name, kind=kind, judged=count.judged, changed=changed, examples=count.examples)
+        for kind, judged in self.judged.items():
+            changed = dict(self.changed[kind].most_common())
+            yield Tally(file=self.name, kind=kind, judged=judged, changed=changed, examples=self.examples[kind])
 
     def evaluated(self) -> Evaluated:
         unretried = sum(episode.failed and "reflect" not in episode.retries for episode in self.now)
@@ -178,8 +171,7 @@ def rescore(
     task, limits = _task_of(record, card, spec=spec, options=options or {})
     if not names:
         raise UsageError(f"`{source}` has not recorded any verdict yet", "wait until mining has started")
-    if output is not None:
-        read_failures(source)  # raises an error now rather than after the judging
+    dataset = read_failures(source) if output is not None else None
     with Judge(task, limits) as judge:
         files = [_rescore_file(record, name, judge) for name in names]
     now = Verifier(version=task.version, hash=verifier_hash(task))
@@ -195,17 +187,19 @@ def rescore(
         changed=sum(sum(tally.changed.values()) for tally in tallies),
         tallies=tallies,
         evaluated=[file.evaluated() for file in files if file.name.startswith(_EVALUATION)],
-        written=_write(output, failing, source=source, verifier=now) if output is not None else None,
+        written=_write(output, failing, dataset=dataset, verifier=now) if output and dataset else None,
     )
 
 
-def _write(output: Path, failing: list[Failure], *, source: Path, verifier: Verifier) -> Written:
-    """Write the failures that still fail, with their provenance and the verifier that judged them now."""
-    recorded, provenance = read_failures(source)
-    counts = {"failures": len(failing), "no longer failures": len(recorded) - len(failing)}
+def _write(
+    output: Path, failing: list[Failure], *, dataset: tuple[list[Failure], dict[str, Any]], verifier: Verifier
+) -> Written:
+    """Write the failures of a dataset that still fail, with its provenance and the verifier that judged them now."""
+    failures, provenance = dataset
+    counts = {"failures": len(failing), "no longer failures": len(failures) - len(failing)}
     judged_by = {"verifier_version": verifier.version, "verifier_hash": verifier.hash}
     write_failures(output, failing, provenance | judged_by | {"counts": provenance["counts"] | counts})
-    return Written(folder=str(output), failures=len(failing), of=len(recorded))
+    return Written(folder=str(output), failures=len(failing), of=len(failures))
 
 
 def _task_of(
@@ -244,7 +238,7 @@ def _rescore_file(record: RunRecord, name: str, judge: Judge) -> _File:
             recorded = [one for _, of_row in batch for one in of_row]
             verdicts = _judge_again(judge, recorded)
             for one, verdict in zip(recorded, verdicts, strict=True):
-                file.counts[one.kind].add(one, verdict)
+                file.count(one, verdict)
             remaining = iter(verdicts)
             for value, of_row in batch:
                 _collect(file, value, list(islice(remaining, len(of_row))))
