@@ -31,6 +31,7 @@ Value = TypeVar("Value", bound=BaseModel)
 
 _NOT_RESULTS = ("config.json", "environment.json", "sessions.jsonl", "clock.jsonl", "certificate.json")
 _RESOLVED = "grpo_resolved"
+_PATIENCE = 30.0  # seconds in which processes that were killed must free the lock
 _MAX_DIFFERENCES = 8  # listed in an error message; more are counted
 
 
@@ -123,7 +124,7 @@ class Run(RunRecord):
         try:
             yield
         finally:
-            self._lock = _locked(self.path)
+            self._lock = _locked(self.path, patience=_PATIENCE)
             self._untorn.clear()  # the other processes may have been killed
 
     def append(self, name: str, rows: Iterable[BaseModel | Mapping[str, Any]]) -> None:
@@ -264,11 +265,11 @@ def each_value(kind: type[Value], rows: Iterable[Mapping[str, Any]], name: str) 
             raise RunError(f"line {number} of {name}.jsonl is not a valid {kind.__name__}", "start a new run") from None
 
 
-def _locked(path: Path) -> FileLock:
+def _locked(path: Path, *, patience: float = 0) -> FileLock:
     lock = FileLock(path / ".lock", thread_local=False)
     holder = path / ".lock.pid"  # not the lock file itself: some versions of filelock empty it before they fail
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=patience)
     except Timeout:
         pid = holder.read_text() if holder.exists() else "unknown"
         raise BusyError(
