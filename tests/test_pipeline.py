@@ -310,7 +310,7 @@ def test_failures_that_do_not_fit_are_refused(
     for source, message in (
         (other, "holds failures of task `countdown`, not of"),
         (empty, "has no failures to train on"),
-        (tmp_path / "nowhere", "holds no set of failures"),
+        (tmp_path / "nowhere", "is not a failure dataset"),
     ):
         directory = tmp_path / f"run-{source.name}"
         with opened(directory, tiny_folder, f"mine.failures={source}") as stages:
