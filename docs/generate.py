@@ -29,7 +29,7 @@ import r3_plugin_countdown.corpus as countdown
 from r3_plugin_apigen.task import Apigen
 from r3_plugin_countdown.task import Countdown
 from r3core.cli.main import app
-from r3core.config import PRESETS, SOURCES, Config, Section, resolve
+from r3core.config import Config, Section, resolve
 from r3core.estimate import clock
 from r3core.estimate.memory import PHASES, Memory, memory_of
 from r3core.estimate.plan import Plan, plan_of
@@ -38,6 +38,7 @@ from r3core.estimate.speed import CARDS as DEVICES
 from r3core.estimate.speed import seconds_of
 from r3core.generation.server import Server
 from r3core.plugins.options import type_text
+from r3core.presets import PRESETS
 from r3core.training.grpo_options import OWNED
 
 _GREEDY = " ".join(f"--set sampling.{turn}.temperature=0" for turn in ("attempt", "reflection", "retry"))
@@ -115,7 +116,7 @@ def configuration() -> str:
         "`--preset NAME` sets:",
     ]
     for name, values in PRESETS.items():
-        rows = [(f"`{key}`", f"`{json.dumps(value)}`", SOURCES[name][key]) for key, value in values.items()]
+        rows = [(f"`{key}`", f"`{json.dumps(value)}`", source) for key, (value, source) in values.items()]
         lines += [f"### {name}", _table(("key", "value", "source"), rows), *_of_tasks(name)]
     for title, task in (("Countdown", Countdown), ("apigen", Apigen)):
         assert task.demo is not None
