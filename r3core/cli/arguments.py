@@ -65,7 +65,11 @@ FLAGS: dict[str, Flag] = {
     "ray_address": _flag(
         str, "Address of the Ray cluster for --engine ray; default: a local cluster.", "engine_options.address"
     ),
-    "lora": _flag(list[str], "Train a LoRA adapter, with this option of peft's LoraConfig.", metavar="NAME=VALUE"),
+    "lora": _flag(
+        list[str],
+        "Train a LoRA adapter, with this option of peft's LoraConfig, such as r=32; repeatable.",
+        metavar="NAME=VALUE",
+    ),
     "processes": _flag(int, "Number of training processes; under FSDP2 by default.", "processes"),
     "accelerate_config": _flag(Path, "Configuration file of `accelerate launch` for training.", "accelerate_config"),
     "limit": _flag(int, "Maximum number of problems, in mining and in evaluation.", "mine.limit", "evaluate.limit"),

@@ -70,8 +70,8 @@ def run(arguments: Arguments) -> None:
 def mine(arguments: Arguments) -> None:
     """Attempt the problems of a task and collect the failures.
 
-    A forecast estimates what training on them can achieve. Settings of training and evaluation belong to the same run:
-    set them here too, with --set or --config.
+    A forecast estimates what training on them can achieve. If the run is to be trained too, set the options of training
+    already here, with --set or --config: a run has one configuration.
     """
     task, config = arguments.resolve()
     if arguments.dry_run:
