@@ -140,7 +140,7 @@ class Limits(Section):
     memory_mb: int = Field(default=1024, ge=64)
     """Maximum memory per answer in MB, in addition to that of the task's code; enforced on Linux only."""
     characters: int = Field(default=200_000, gt=0)
-    """Maximum length of an answer; a longer one fails and is not verified."""
+    """Maximum length of an answer in characters; a longer one fails and is not verified."""
     workers: int | None = Field(default=None, gt=0)
     """Worker processes per training process; null divides the CPU cores among them, with a maximum of 8."""
     max_errors: float = Field(default=0.05, ge=0, le=1)
