@@ -103,7 +103,7 @@ def configuration() -> str:
         "preset, the file, `--set`, flags. An unknown key is an error that suggests the nearest one. "
         "`--dry-run` prints the resolved configuration.",
         "In `--set`, `--task-option` and `--lora`, the value of a text key (`str`, `Path` or a choice of texts) is "
-        "taken exactly as typed: `--set 'wording.retry=Try: again'`, `--task-option language=no`. `null` unsets it where "
+        "taken as typed: `--set 'wording.retry=Try: again'`, `--task-option language=no`. `null` unsets it where "
         "`None` is allowed. Every other value is YAML: `--set mine.limit=null`, `--set grpo.learning_rate=5e-7`, "
         "`--set 'lora.target_modules=[q_proj, v_proj]'`. There is no interpolation: `${...}` is plain text.",
         "## Keys",
