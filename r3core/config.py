@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from r3core.errors import ConfigError, did_you_mean
+from r3core.files import digest
 from r3core.presets import PRESETS
 from r3core.settings import assignments, merged, nested, read_file, typed
 from r3core.task import Frozen, Split, Task, Wording
@@ -242,8 +242,8 @@ class Config(Section):
         """The run directory: `output_dir`, or a name made of the task and a hash of the configuration."""
         if self.output_dir is not None:
             return self.output_dir
-        digest = hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()
-        return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.task.rsplit(':')[-1])}-{digest[:8]}"
+        name = digest(json.dumps(self.record(), sort_keys=True), length=8)
+        return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.task.rsplit(':')[-1])}-{name}"
 
 
 NOT_SETTINGS = ("trained", "grpo_resolved")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from r3core.errors import ConfigError
+from r3core.errors import ConfigError, one_line
 
 
 class Text(str):
@@ -45,7 +45,7 @@ def read_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"the configuration file {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"the configuration file {path} cannot be read: {one_line(error)}") from None
     if not isinstance(settings, dict | NoneType):
         raise ConfigError(f"the configuration file {path} should map keys to values, for example `seed: 1`")
     return settings or {}
@@ -101,7 +101,7 @@ def typed(value: Any, annotation: Any, *, key: str = "") -> Any:
     try:
         return yaml.load(value, Loader=_Loader)
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"`{key}={value}` cannot be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"`{key}={value}` cannot be read: {one_line(error)}") from None
 
 
 def _type_of(annotation: Any, name: Any) -> Any:

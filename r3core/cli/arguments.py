@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from r3core.errors import ConfigError, TaskError
-from r3core.training.launch import by_a_run
+from r3core.files import digest
+from r3core.training.launch import started_by_run
 
 if TYPE_CHECKING:
     from r3core.config import Config
@@ -139,7 +140,7 @@ def with_flags(*names: str) -> Callable[[Callable[[Arguments], None]], Callable[
             try:
                 work(Arguments.of(**given))
             except KeyboardInterrupt:
-                if not by_a_run():  # else the process that started this one prints it
+                if not started_by_run():  # else the process that started this one prints it
                     typer.echo("interrupted; run the same command to resume", err=True)
                 raise
 
@@ -234,7 +235,5 @@ def _stored_config(folder: Path) -> Config:
 
 def _fingerprint(folder: Path) -> str:
     """Return a short hash of the state of a model's folder: its files with their sizes and times."""
-    import hashlib
-
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
-    return hashlib.sha256(repr((folder.resolve(), files)).encode()).hexdigest()[:8]
+    return digest(repr((folder.resolve(), files)), length=8)

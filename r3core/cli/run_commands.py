@@ -89,7 +89,7 @@ def train(arguments: Arguments) -> None:
 
     The verifier must pass `r3 check`. For several processes: --processes, or `accelerate launch -m r3core train`.
     """
-    from r3core.distributed import first_alone, rank
+    from r3core.distributed import main_process_first, rank
     from r3core.report import shares_of_a_step
     from r3core.training import launch
 
@@ -98,10 +98,10 @@ def train(arguments: Arguments) -> None:
     if arguments.dry_run:
         return print_plan(task, config)
     _check_machine(config)
-    launch.join()
+    launch.join_training()
     with _pipeline(task, config, shared=True) as pipeline:
-        leads = rank() == 0 and not launch.by_a_run()
-        with first_alone():
+        leads = rank() == 0 and not launch.started_by_run()
+        with main_process_first():
             if leads and config.mine.failures is not None:
                 pipeline.mine()
             if leads and pipeline.run.done("mine") is not None:  # without failures, training stops with that error
@@ -169,27 +169,16 @@ def rescore(
 
     The run directory or failure dataset itself is not changed.
     """
-    from r3core.failures import read_failures
-    from r3core.plugins.discovery import get_task
+    from r3core import rescore as rescoring
     from r3core.report import print_rescored
-    from r3core.rescore import is_run, rescore_failures, rescore_run
     from r3core.settings import assignments
 
     options = dict(assignments(task_option or [], flag="--task-option", example="numbers=4"))
-    rescored = rescore_run(source, spec=task, options=options) if is_run(source) else None
-    facts = {}
-    if rescored is None or output_dir is not None:
-        failures, provenance = read_failures(source)
-        current = get_task(task or provenance["task"], **(provenance["task_options"] | options))
-        facts = rescore_failures(current, failures, provenance, output=output_dir)
-    if rescored is None:
-        _print_facts(facts, as_json=as_json)
-    elif as_json:
+    rescored = rescoring.rescore(source, spec=task, options=options, output=output_dir)
+    if as_json:
         typer.echo(json.dumps(rescored.model_dump(mode="json"), indent=2))
     else:
         print_rescored(rescored, sys.stdout)
-        if output_dir is not None:
-            typer.echo(f"{facts['unchanged']:,} of {facts['judged']:,} failures still fail; they are in {output_dir}")
 
 
 def _pipeline(
@@ -197,10 +186,10 @@ def _pipeline(
 ) -> AbstractContextManager[Pipeline]:
     """Return the open pipeline of a run; unless it is `shared`, UsageError in one of several processes."""
     from r3core.pipeline import Pipeline
-    from r3core.training.launch import check_alone
+    from r3core.training.launch import check_one_process
 
     if not shared:
-        check_alone()
+        check_one_process()
     quiet_libraries()
     return Pipeline.open(task, config, trained=trained)
 
@@ -227,11 +216,11 @@ def _check_machine(config: Config) -> None:
     """Raise an error if training cannot run on this machine; a dry run can plan for another one."""
     from r3core.runs import RunRecord
     from r3core.training.grpo_options import check_vllm
-    from r3core.training.launch import check_here
+    from r3core.training.launch import check_machine
 
     if RunRecord(config.directory).done("train") is None:
         check_vllm(config.grpo_options())
-        check_here(config)
+        check_machine(config)
 
 
 def _print_result(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
