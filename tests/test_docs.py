@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from r3core import TaskError, get_task
 from r3core.cli.main import app
-from r3core.config import chosen_task, resolve
+from r3core.config import chosen_task, configure, read_settings
 from r3core.errors import R3Error
 from r3core.plugins.discovery import discover
 from r3core.runs import RunRecord
@@ -183,8 +183,9 @@ def test_example_files_are_configurations(file: Path, workplace: Path) -> None:
 
 def check_configuration(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    name, options = chosen_task(path)
-    config = resolve(get_task(name, **options), path)
+    settings = read_settings(path)
+    name, options = chosen_task(settings)
+    config = configure(get_task(name, **options), settings)
     check_grpo(config.grpo)
     explain_batch(config.grpo_options())
 

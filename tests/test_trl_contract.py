@@ -14,7 +14,7 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from r3core.config import PRESETS
+from r3core.presets import PRESETS
 from r3core.train import arguments
 from r3core.training.grpo_options import OWNED
 from r3core.training.trainer import ReflectionTrainer
