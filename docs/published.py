@@ -173,9 +173,9 @@ def time(task: str) -> str:
     environment = runs[0].facts["environment"]
     libraries = ", ".join(f"{name} {environment['libraries'][name]}" for name in ("torch", "transformers", "trl"))
     setup = (
-        f"{runs[0].config.grpo['max_steps']} training steps; {environment['processors']} processors, {environment['platform']}, "
-        f"Python {environment['python']}, {libraries}. Other work may have run on the machine; installation and the start of "
-        "Python come on top."
+        f"{runs[0].config.grpo['max_steps']} training steps; {environment['processors']} processors, "
+        f"{environment['platform']}, Python {environment['python']}, {libraries}. Other work may have run on the "
+        "machine; installation and the start of Python come on top."
     )
     return f"{_table(head, rows)}\n\n{setup}"
 
