@@ -15,13 +15,17 @@ RIVALS := .venv-rivals/.stamp
 VLLM := .venv-vllm/.stamp
 DEEPSPEED := .venv-deepspeed/.stamp
 
-.PHONY: demo test test-vllm test-deepspeed check bench docs
+.PHONY: demo test test-fast test-vllm test-deepspeed check bench docs
 
 demo: $(INSTALLED)
 	$(BIN)/r3 run --task countdown
 
 test: $(DEVELOP)
 	$(BIN)/python -m pytest
+
+# The inner loop: under a minute, without training, worker processes, Ray and vLLM.
+test-fast: $(DEVELOP)
+	$(BIN)/python -m pytest -m "not slow and not processes and not ray and not vllm"
 
 # The engine itself, on the CPU. vLLM's own imports warn of this and that, so that warnings are no errors here.
 test-vllm: $(VLLM)
