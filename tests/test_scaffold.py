@@ -42,11 +42,11 @@ def ran(*arguments: object, folder: Path, path: Path | None = None) -> str:
     return ended.stdout
 
 
-def installed(made: NewTask) -> Path:
+def installed(task: NewTask) -> Path:
     """Build the package's wheel and unpack it, which is all that installing it takes; return where."""
-    ran("-m", "hatchling", "build", "-t", "wheel", folder=made.path)
-    [wheel] = made.path.glob("dist/*.whl")
-    site = made.path.parent / "site"
+    ran("-m", "hatchling", "build", "-t", "wheel", folder=task.path)
+    [wheel] = task.path.glob("dist/*.whl")
+    site = task.path.parent / "site"
     ZipFile(wheel).extractall(site)
     return site
 
@@ -93,7 +93,7 @@ def test_a_new_file_passes_the_check(tmp_path: Path) -> None:
     ran(*R3, "check", make_file("sums", tmp_path).task, folder=tmp_path)
 
 
-def test_what_is_made_is_clean_under_strict_rules(package: NewTask, tmp_path: Path) -> None:
+def test_a_new_task_passes_strict_ruff_and_mypy(package: NewTask, tmp_path: Path) -> None:
     make_file("sums", tmp_path)
     rules = ("--isolated", "--line-length", "120")
     ran("-m", "ruff", "check", *rules, "--select", "E,F,I,UP,B,SIM,RUF,PT", ".", folder=tmp_path)
@@ -189,9 +189,9 @@ def test_the_name_of_a_class_hides_nothing_that_its_module_uses(tmp_path: Path) 
     ("name", "class_name"), [("my-task", "MyTask"), ("my_task", "MyTask"), ("mySums2", "MySums2"), ("task", "TaskTask")]
 )
 def test_the_class_is_called_like_the_task(name: str, class_name: str, tmp_path: Path) -> None:
-    made = make_file(name, tmp_path)
-    assert made.task == f"{tmp_path / name.replace('-', '_')}.py:{class_name}"
-    assert f"class {class_name}(Task):" in made.source.read_text(encoding="utf-8")
+    new = make_file(name, tmp_path)
+    assert new.task == f"{tmp_path / name.replace('-', '_')}.py:{class_name}"
+    assert f"class {class_name}(Task):" in new.source.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_nothing_is_written_over(package: NewTask, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sums", "s" * 300])
-def test_a_place_that_cannot_be_written_is_told(name: str, tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_an_error(name: str, tmp_path: Path) -> None:
     directory = tmp_path / "file" if name == "sums" else tmp_path
     (tmp_path / "file").write_text("no directory")
     for make in (make_package, make_file):
