@@ -42,6 +42,7 @@ PHRASES = {
     r"adapters? of low rank": "LoRA adapter",
     r"cache of prefixes": "prefix cache",
     r"sets? of failures": "failure dataset",
+    r"data sets?": "dataset",
     r"models? (?:of|on) the hub|name on the hub|the hub's": "Hub model, model id on the Hugging Face Hub",
     r"type of the weights": "dtype",
     r"kinds? of mistakes?": "error category",
