@@ -218,7 +218,7 @@ def test_the_readme_contains_an_example_verbatim() -> None:
 
 def test_the_readme_links_to_every_page() -> None:
     linked = re.findall(r"\]\((docs/[^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert sorted(linked and set(linked)) == sorted({name_of(p) for p in PAGES if p.parent.name == "docs"})
+    assert sorted(linked and set(linked)) == sorted({name_of(p) for p in PAGES if p.parent == ROOT / "docs"})
 
 
 def test_no_page_installs_the_unrelated_package_called_r3() -> None:
