@@ -103,6 +103,7 @@ def install(folder: Path) -> None:
     (info / "entry_points.txt").write_text("\n".join(groups))
 
 
+@pytest.mark.slow
 def test_generated_pages_are_up_to_date(generate: ModuleType) -> None:
     stale = [name_of(page) for page, text in generate.pages().items() if page.read_text(encoding="utf-8") != text]
     assert stale == [], "run `make docs`"
@@ -137,6 +138,7 @@ def test_python_blocks_run(page: Path, workplace: Path) -> None:
             test()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if next(commands_of(page), None)], ids=name_of)
 def test_commands_are_valid(page: Path, workplace: Path) -> None:
     write_titled_blocks(page, workplace)
@@ -202,6 +204,7 @@ def test_the_tutorials_rule_passes_the_first_answer_and_fails_the_second(workpla
     assert [json.loads(printed([*words, "--json"]))["outcome"] for words in commands] == ["pass", "fail"]
 
 
+@pytest.mark.slow
 def test_the_tutorials_run_trains_without_a_download(workplace: Path) -> None:
     write_titled_blocks(TUTORIAL, workplace)
     (command,) = [words for words in commands_of(TUTORIAL) if words[0] == "run" and "--model" not in words]

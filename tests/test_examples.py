@@ -63,6 +63,7 @@ def test_references_of_examples_pass_and_wrong_answers_fail(name: str) -> None:
             prompts.add(prompt)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_verifiers_of_the_examples_can_be_trusted(name: str) -> None:
     assert_certified(example_task(name))

@@ -118,10 +118,12 @@ def test_a_record_contains_no_absolute_path(name: str) -> None:
     assert [text for text in texts(recorded(name)) if Path(text).is_absolute()] == []
 
 
+@pytest.mark.slow
 def test_a_rerun_reproduces_the_published_table(rerun: dict[str, Any]) -> None:
     assert different(recorded("countdown-0"), rerun) == [], stale("countdown-0")
 
 
+@pytest.mark.slow
 def test_an_outdated_record_is_detected(rerun: dict[str, Any]) -> None:
     def changed(*place: str | int, by: Any) -> dict[str, Any]:
         facts = copy.deepcopy(rerun)

@@ -72,6 +72,7 @@ def test_a_new_package_is_short(package: NewTask) -> None:
     assert len([line for line in test.read_text(encoding="utf-8").splitlines() if line]) <= 5
 
 
+@pytest.mark.slow
 def test_a_new_package_is_built_listed_and_used(package: NewTask, tmp_path: Path) -> None:
     site = installed(package)
     listed = ran(*R3, "tasks", folder=tmp_path, path=site)
@@ -83,12 +84,14 @@ def test_a_new_package_is_built_listed_and_used(package: NewTask, tmp_path: Path
     assert "train: a step trains on" in ran(*R3, *command, "--dry-run", folder=tmp_path, path=site)
 
 
+@pytest.mark.slow
 def test_a_new_package_passes_its_own_test_and_the_check(package: NewTask, tmp_path: Path) -> None:
     site = installed(package)
     assert "1 passed" in ran("-m", "pytest", "-p", "no:cacheprovider", folder=package.path, path=site)
     ran(*R3, "check", "my-task", folder=tmp_path, path=site)
 
 
+@pytest.mark.slow
 def test_a_new_file_passes_the_check(tmp_path: Path) -> None:
     ran(*R3, "check", make_file("sums", tmp_path).task, folder=tmp_path)
 
@@ -174,7 +177,7 @@ def test_traps_fail_a_new_task(task: Task, wrong: str) -> None:
     assert task.verify(Example(id="7x12-3", answer=81), wrong).outcome == "fail"  # type: ignore[union-attr]
 
 
-def test_the_name_of_a_class_hides_nothing_that_its_module_uses(tmp_path: Path) -> None:
+def test_a_class_name_does_not_shadow_names_of_its_module(tmp_path: Path) -> None:
     source = make_package("x", tmp_path).source.read_text(encoding="utf-8")
     nodes = list(ast.walk(ast.parse(source)))
     used = {alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
@@ -224,7 +227,7 @@ def test_the_name_of_an_installed_task_is_taken(name: str, tmp_path: Path) -> No
             make(name, tmp_path)
 
 
-def test_nothing_is_written_over(package: NewTask, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(package: NewTask, tmp_path: Path) -> None:
     package.source.write_text("mine")
     with pytest.raises(UsageError, match="r3-plugin-my-task` exists already"):
         make_package("my-task", tmp_path)
