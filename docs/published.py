@@ -17,7 +17,7 @@ from scipy.stats import t
 from r3core.config import NOT_SETTINGS, Config
 from r3core.episode import CONTROLS, Arm
 from r3core.evaluate import Result, Scores
-from r3core.report import mistakes, print_table
+from r3core.report import error_categories, print_table
 from r3core.stats import Difference, Rate
 
 RUNS = Path(__file__).resolve().parent / "runs"
@@ -156,7 +156,7 @@ def reflections(task: str) -> str:
 
 def categories(task: str) -> str:
     """Return a table of the failed answers by error category, of seed 0."""
-    head, *rows = mistakes(read(f"{task}-0").result)
+    head, *rows = error_categories(read(f"{task}-0").result)
     return f"Numbers of failed answers, seed 0:\n\n{_table(head, rows)}"
 
 
