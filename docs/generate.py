@@ -140,11 +140,18 @@ def _of_tasks(preset: str) -> list[str]:
 
 
 def file_map() -> str:
-    """Return a table of the core's modules, from the top layer to the bottom one, by their docstrings' first lines."""
+    """Return a table of the core's modules and their docstrings' first lines, from the top layer to the bottom one."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    layers = settings["contracts"][0]["layers"]
-    modules = [name.strip() for layer in layers for name in layer.split("|")]
-    return _table(("`r3core/`", "holds"), [(f"`{name}`", _summary(ROOT / "r3core", name)) for name in modules])
+    rows = []
+    for name in re.findall(r"\w+", " ".join(settings["contracts"][0]["layers"])):
+        path = ROOT / "r3core" / name
+        if path.is_dir():
+            rows.append((f"**`{name}/`**", f"**{_summary(path / '__init__.py')}**"))
+            modules = sorted(file for file in path.glob("*.py") if file.name != "__init__.py")
+            rows += [(f"`{name}/{file.name}`", _summary(file)) for file in modules]
+        else:
+            rows.append((f"`{name}.py`", _summary(path.with_suffix(".py"))))
+    return _table(("`r3core/`", "contents"), rows)
 
 
 def countdown_corpus() -> str:
@@ -416,11 +423,10 @@ def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
     return [(f"`{key}`", f"`{json.dumps(value)}`") for key, value in values.items()]
 
 
-def _summary(folder: Path, name: str) -> str:
+def _summary(file: Path) -> str:
     """Return the first line of a module's docstring, read without importing it."""
-    file = folder / name / "__init__.py" if (folder / name).is_dir() else folder / f"{name}.py"
-    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return said.partition("\n\n")[0].replace("\n", " ").rstrip(".")
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n\n")[0].replace("\n", " ").rstrip(".")
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
