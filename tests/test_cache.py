@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from r3core import UsageError
-from r3core.generation.cache import check_cache, check_training, mend_time_steps
+from r3core.generation.cache import apply_time_step_limit, check_cache, check_padding
 from r3core.generation.engine import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
@@ -177,7 +177,7 @@ def model_of(family: str, *, spread: float = 0.25) -> PreTrainedModel:
                 weights.normal_(0, spread, generator=random)
             else:
                 weights.add_(0.3 * torch.randn(weights.shape, generator=random))
-    mend_time_steps(model)
+    apply_time_step_limit(model)
     return model
 
 
@@ -246,7 +246,7 @@ def test_these_models_can_be_generated_from_and_trained(family: str) -> None:
     model = model_of(family)
     check_cache(model, TOKENIZER, name="tiny")
     if family not in ABSOLUTE:
-        check_training(model, TOKENIZER, name="tiny")
+        check_padding(model, TOKENIZER, name="tiny")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -309,7 +309,7 @@ def test_time_steps_are_not_raised_in_one_pass_alone(family: str) -> None:
     for mixer in mixers:
         mixer.time_step_limit = (0.5, float("inf"))  # what transformers does, by more
     assert (passed(model, text) - ours).abs().max() > 0.01
-    with pytest.raises(UsageError, match="other probabilities there than in one pass"):
+    with pytest.raises(UsageError, match="other probabilities than in one pass"):
         check_cache(model, TOKENIZER, name="tiny")
 
 
@@ -317,7 +317,7 @@ def test_a_model_of_damaged_weights_is_told_from_one_of_a_wrong_architecture() -
     model = model_of("llama")
     next(model.parameters()).data.fill_(float("nan"))
     with pytest.raises(
-        UsageError, match="`tiny` gives NaN for ordinary text: its weights are damaged, or the training"
+        UsageError, match="`tiny` returns NaN for ordinary text: its weights are damaged, or its training"
     ):
         check_cache(model, TOKENIZER, name="tiny")
 
@@ -326,8 +326,8 @@ def test_a_model_of_damaged_weights_is_told_from_one_of_a_wrong_architecture() -
 def test_models_that_padding_confuses_are_not_trained(family: str) -> None:
     model = model_of(family)
     model.train()
-    with pytest.raises(UsageError, match=f"`tiny` cannot be trained here: .*model type `{family}`"):
-        check_training(model, TOKENIZER, name="tiny")
+    with pytest.raises(UsageError, match=f"`tiny` cannot be trained: .*model type `{family}`"):
+        check_padding(model, TOKENIZER, name="tiny")
     assert model.training
 
 

@@ -12,7 +12,7 @@ from toy import Toy
 
 from r3core import Example, Split, TaskError
 from r3core.config import Evaluate, Mine, resolve
-from r3core.dataset import Taken, examples_of, problems_to_evaluate, problems_to_mine
+from r3core.dataset import Selection, problems_to_evaluate, problems_to_mine, select_examples
 
 
 class Odd(Toy):
@@ -45,8 +45,8 @@ def ids(task: Toy, *overrides: str, stage: str = "mine") -> list[str]:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ((), "task `toy` has no problem in its split `train`: `load('train')` yielded nothing"),
-        ((ONE, ONE), "task `toy`: two problems of the split `train` have the id 'n1'"),
+        ((), "task `toy` has no examples in its split `train`: `load('train')` yielded nothing"),
+        ((ONE, ONE), "task `toy`: two examples of the split `train` have the id 'n1'"),
         ((ONE, {"id": "n2"}), "task `toy`: `load('train')` yielded {'id': 'n2'}"),
         ((None,), "task `toy`: `load('train')` yielded None"),
     ],
@@ -55,7 +55,7 @@ def test_examples_that_cannot_be_used_are_the_tasks_fault(
     rows: tuple[Any, ...], message: str, order: Any, limit: int | None
 ) -> None:
     with pytest.raises(TaskError) as raised:
-        examples_of(Odd(rows=rows), Mine(order=order, limit=limit), salt="")
+        select_examples(Odd(rows=rows), Mine(order=order, limit=limit), salt="")
     assert raised.value.message == message
 
 
@@ -99,14 +99,14 @@ def test_the_head_is_the_first_problems_in_their_order(stage: str) -> None:
 
 
 def test_the_head_of_an_endless_split_is_taken_without_reading_on() -> None:
-    problems = examples_of(Endless(), Mine(limit=7, order="head"), salt="")
-    assert problems.taken == Taken(order="head", taken=7, read=7, whole=False)
+    problems = select_examples(Endless(), Mine(limit=7, order="head"), salt="")
+    assert problems.selection == Selection(order="head", taken=7, read=7, whole=False)
 
 
 def test_a_sample_of_an_endless_split_is_one_of_its_beginning() -> None:
-    problems = examples_of(Endless(), Evaluate(limit=7), salt="", most=1_000)
-    assert problems.taken == Taken(order="random", taken=7, read=1_000, whole=False)
-    assert problems.taken.describe() == "a random sample of 7 of the first 1,000 problems"
+    problems = select_examples(Endless(), Evaluate(limit=7), salt="", max_read=1_000)
+    assert problems.selection == Selection(order="random", taken=7, read=1_000, whole=False)
+    assert problems.selection.describe() == "a random sample of 7 of the first 1,000 problems"
 
 
 @pytest.mark.parametrize(
@@ -122,5 +122,5 @@ def test_a_sample_of_an_endless_split_is_one_of_its_beginning() -> None:
     ],
 )
 def test_the_choice_is_told_in_words(order: Any, limit: int | None, said: str) -> None:
-    taken = examples_of(Toy(problems=1200), Evaluate(order=order, limit=limit), salt="").taken
+    taken = select_examples(Toy(problems=1200), Evaluate(order=order, limit=limit), salt="").selection
     assert taken.describe(", the same for every seed") == said

@@ -331,7 +331,7 @@ def test_a_training_goes_on_with_as_many_processes_only(tmp_path: Path) -> None:
     checkpoint.mkdir()
     (checkpoint / "complete").write_text("2 processes (FSDP)")
     assert last_checkpoint(tmp_path, world="2 processes (FSDP)") == checkpoint
-    with pytest.raises(UsageError, match=r"was begun by 2 processes \(FSDP\), and cannot go on with 1 process"):
+    with pytest.raises(UsageError, match=r"was started with 2 processes \(FSDP\) and cannot be resumed with 1 process"):
         last_checkpoint(tmp_path)
     (checkpoint / "complete").write_text("")  # written before there was more than one
     assert last_checkpoint(tmp_path) == checkpoint

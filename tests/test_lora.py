@@ -17,7 +17,7 @@ from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 from r3core.runs import Run
 from r3core.train import train
-from r3core.training.lora import check_adapter, lora_of
+from r3core.training.lora import check_adapter, lora_config
 
 LEARNING: dict[str, Any] = {"steps": 60, "learning_rate": 4e-3, "lora": {"r": 8, "lora_alpha": 16}}
 
@@ -87,14 +87,14 @@ def test_an_adapter_alone_is_small_and_is_loaded_with_its_base(tmp_path: Path, m
 
 
 def test_with_a_penalty_the_base_itself_is_the_reference(tmp_path: Path, beginner: Path) -> None:
-    from r3core.train import arguments
+    from r3core.train import grpo_config
     from r3core.training.trainer import ReflectionTrainer
 
     config = doors.config(steps=2, beta=0.1, lora={"r": 4})
     model, tokenizer = load_model(beginner)
     protocol = doors.protocol(config)
     with Run.open(tmp_path / "run", config.record()) as run:
-        args = arguments(protocol, tmp_path / "checkpoints", on_cpu=True)
+        args = grpo_config(protocol, tmp_path / "checkpoints", on_cpu=True)
         trainer = ReflectionTrainer(run, protocol, doors.failures(), model=model, tokenizer=tokenizer, args=args)
         assert trainer.ref_model is None
         trainer.train()
@@ -164,7 +164,7 @@ def test_generation_leaves_the_gradient_on_four_bits_as_it_is(wide: Path) -> Non
     gradients = []
     for model in (quantized, plain):
         torch.manual_seed(0)
-        adapted = get_peft_model(model, lora_of({"r": 4, "init_lora_weights": False})).train()
+        adapted = get_peft_model(model, lora_config({"r": 4, "init_lora_weights": False})).train()
         adapted(input_ids=ids, labels=ids).loss.backward()
         gradients.append(torch.cat([one.grad.flatten() for one in adapted.parameters() if one.grad is not None]))
     assert torch.cosine_similarity(*gradients, dim=0) > 0.999  # the quantized layers multiply in 16 bits
@@ -182,7 +182,7 @@ def test_generation_leaves_the_gradient_on_four_bits_as_it_is(wide: Path) -> Non
 )
 def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        lora_of(options)
+        lora_config(options)
 
 
 @pytest.mark.parametrize(

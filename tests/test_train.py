@@ -22,10 +22,10 @@ from r3core.generation.control_tokens import control_tokens
 from r3core.generation.engine import Continued, Sampling, Samplings
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol
-from r3core.reward import is_broken, measures, reward_of, without_broken_groups
+from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
 from r3core.runs import Run
 from r3core.task import Outcome
-from r3core.train import arguments
+from r3core.train import grpo_config
 from r3core.training.policy import Policy
 from r3core.training.trainer import ReflectionTrainer
 from r3core.verification.judge import Judge
@@ -119,7 +119,7 @@ def even_protocol(*, steps: int = 1, **grpo: Any) -> tuple[Protocol, list[Failur
 def trainer_in(
     run: Run, protocol: Protocol, failures: Sequence[Failure], *, model: Any, tokenizer: Any, kind: Any = Watched
 ) -> Any:
-    args = arguments(protocol, run.path / "checkpoints", on_cpu=True)
+    args = grpo_config(protocol, run.path / "checkpoints", on_cpu=True)
     return kind(run, protocol, failures, model=model, tokenizer=tokenizer, args=args)
 
 
@@ -362,7 +362,7 @@ def test_what_is_logged_of_a_batch() -> None:
         *(cut_off(reflected(outcome)) for outcome in "+-"),  # all right: what was cut off and fails is not judged
     ]
     rewards = [reward_of(group) for group in groups]
-    told = measures(rewards, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], groups)
+    told = batch_metrics(rewards, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], groups)
     assert told == {
         "groups/mixed": 1 / 5,
         "groups/all_right": 2 / 5,

@@ -22,7 +22,7 @@ from r3core.generation.transformers import TransformersGenerator
 from r3core.runs import Run, RunRecord
 from r3core.train import train
 from r3core.training.checkpoints import last_checkpoint
-from r3core.training.precision import lost_updates, training_dtype
+from r3core.training.precision import rounding_warning, training_dtype
 
 LEARNING: dict[str, Any] = {"steps": 60}
 
@@ -202,7 +202,7 @@ def test_a_training_killed_amid_a_generation_resumes_where_one_begins(options: d
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert sorted(one.name for one in (path / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert [row["step"] for row in RunRecord(path).read("train")] == [1, 2, 3, 4, 5]
-    assert "note: a checkpoint every 2 steps: a generation is used up only there" in process.stderr
+    assert "note: a checkpoint every 2 steps, as a generation serves several steps" in process.stderr
 
     run = trained(path, config, model=doors.beginner())
     assert [row["step"] for row in run.read("train")] == list(range(1, 11))
@@ -253,22 +253,22 @@ def test_weights_saved_in_16_bits_are_trained_in_32(tmp_path: Path) -> None:
 
 def test_updates_that_16_bits_round_away_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = doors.beginner().to(torch.bfloat16)
-    assert lost_updates(model, 1.0) == ""
-    assert lost_updates(model.float(), 5e-7) == ""
+    assert rounding_warning(model, 1.0) == ""
+    assert rounding_warning(model.float(), 5e-7) == ""
     config = doors.config(steps=1, **PAPER)
     trained(tmp_path / "run", config, model=model.to(torch.bfloat16))
     said = capsys.readouterr().err
     assert re.search(r"warning: (9\d|100)% of the trained weights are in bfloat16, where an update", said)
     assert "(5e-07) is rounded away" in said
     model.lm_head.requires_grad_(False)
-    assert "hint: raise grpo.learning_rate" in lost_updates(model.bfloat16(), 5e-7), "an adapter is what is trained"
+    assert "hint: raise grpo.learning_rate" in rounding_warning(model.bfloat16(), 5e-7), "an adapter is what is trained"
 
 
-def test_the_share_of_lost_updates_is_known_from_the_distance_of_values() -> None:
+def test_the_share_of_rounding_warning_is_known_from_the_distance_of_values() -> None:
     model = doors.beginner(steps=0).to(torch.bfloat16)
     weights = torch.cat([weight.detach().float().abs().flatten() for weight in model.parameters()])
     half = torch.exp2(weights.log2().floor()) * torch.finfo(torch.bfloat16).eps / 2  # of the distance to the next value
-    said = lost_updates(model, 1e-4)
+    said = rounding_warning(model, 1e-4)
     assert f"warning: {(half > 1e-4).float().mean():.0%} of the trained weights" in said
 
 
