@@ -1,4 +1,4 @@
-"""What a training leaves on the disk: the dtype of its weights, and how many of them changed."""
+"""What training saves: the dtype of the weights, and the share of them that changed."""
 
 from __future__ import annotations
 

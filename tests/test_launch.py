@@ -69,7 +69,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory, base: Path, how: list[objec
     folder = tmp_path_factory.mktemp("runs")
     verdicts = folder / "verdicts"
     verdicts.mkdir()
-    file = settings(folder, base, task=f"{doors.__file__}:Watched")
+    file = settings(folder, base, task=f"{doors.__file__}:RecordedHalls")
     code, out, err = finished(
         program("run", "--config", file, *how, "--output-dir", folder / "run", "--json", DOORS=str(verdicts))
     )
@@ -152,7 +152,7 @@ def test_each_process_has_verdict_workers_of_its_own(learnt: tuple[RunRecord, st
 def test_a_group_with_too_many_errors_teaches_nothing_in_any_process(
     tmp_path: Path, base: Path, how: list[object]
 ) -> None:
-    file = settings(tmp_path, base, task=f"{doors.__file__}:UnsureHalls", max_steps=3, save_steps=3)
+    file = settings(tmp_path, base, task=f"{doors.__file__}:BrokenVerifierHalls", max_steps=3, save_steps=3)
     limits = ["--set", "judge.max_errors=1", "--set", "judge.max_group_errors=0.3125"]
     code, _, err = finished(program("mine", "--config", file, *limits, "--output-dir", tmp_path / "run"))
     assert code == 0, err
@@ -207,7 +207,7 @@ def outcome_of(run: RunRecord) -> list[tuple[Any, ...]]:
 def test_a_training_goes_on_after_one_of_its_processes_was_killed(
     victim: str, tmp_path: Path, base: Path, learnt: tuple[RunRecord, str, str], how: list[object]
 ) -> None:
-    file = settings(tmp_path, base, task=f"{doors.__file__}:Watched")
+    file = settings(tmp_path, base, task=f"{doors.__file__}:RecordedHalls")
     command = ["run", "--config", file, *how, "--output-dir", tmp_path / "run"]
     process = program(*command)
     wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-20" / "complete", process)
@@ -318,7 +318,7 @@ def test_weights_of_16_bits_are_saved_in_16_bits(tmp_path: Path, base: Path) -> 
 def test_what_goes_wrong_in_every_process_is_told_once(tmp_path: Path, base: Path, how: list[object]) -> None:
     file = settings(tmp_path, base, max_steps=5)
     command = ["run", "--config", file, "--set", "judge.max_errors=1", "--output-dir", tmp_path / "run"]
-    raised = f"{doors.__file__}:Lying"
+    raised = f"{doors.__file__}:NoVerdict"
     code, _, err = finished(program(*command, "--task", raised, *how))
     assert code == 1
     assert err.count("`verify` returned") == 1

@@ -15,7 +15,7 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
 
 def hub_cache(home: Path) -> None:
-    """Lay out the cache of a Hub model of two revisions: on `main` it is random, on `v1` it knows the protocol."""
+    """Create the cache of a Hub model with two revisions: random on `main`, trained on the protocol on `v1`."""
     repository = home / "hub" / "models--org--doors"
     for revision, commit in COMMITS.items():
         folder = repository / "snapshots" / commit
