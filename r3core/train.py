@@ -17,7 +17,7 @@ import trl
 from trl.trainer.grpo_config import GRPOConfig
 
 from r3core.console import progress_bar
-from r3core.distributed import first_alone, losses_told, rank
+from r3core.distributed import lost_process_errors, main_process_first, rank
 from r3core.errors import UsageError
 from r3core.failures import Failure
 from r3core.protocol import Protocol
@@ -25,7 +25,7 @@ from r3core.runs import Run
 from r3core.training.callback import StepCallback
 from r3core.training.checkpoints import last_checkpoint, save_model
 from r3core.training.grpo_options import check_training, checkpoint_steps
-from r3core.training.launch import started
+from r3core.training.launch import current_world
 from r3core.training.trainer import ReflectionTrainer
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def train(
         RunError: too few failures, too many that exceed the context, too many verifier errors, or a lost process.
     """
     args = grpo_config(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
-    run.note_resolved(resolved_options(args))
+    run.record_resolved(resolved_options(args))
     save_steps = protocol.config.grpo.get("save_steps", 1)
     if rank() == 0 and args.save_strategy != "no" and args.save_steps != save_steps >= 1:
         print(
@@ -65,7 +65,7 @@ def train(
     trainer = ReflectionTrainer(
         run, protocol, failures, model=model, tokenizer=tokenizer, args=args, saved_dtype=saved_dtype
     )
-    with first_alone():
+    with main_process_first():
         checkpoint = last_checkpoint(run.path / "checkpoints", world=trainer.world)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     for name in ("train", "train-episodes"):  # the steps after the checkpoint are repeated
@@ -78,7 +78,7 @@ def train(
         progress_bar("train", args.max_steps, done=done) as advance,
         redirect_stdout(sys.stderr),  # some trackers print
         closing(trainer.policy),
-        losses_told(),
+        lost_process_errors(),
     ):
         trainer.add_callback(StepCallback(trainer, advance=advance, save_clock=save_clock))
         if done < args.max_steps:
@@ -98,7 +98,7 @@ def grpo_config(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig
     """
     config = protocol.config
     options = config.grpo_options()
-    world = started().processes
+    world = current_world().processes
     check_training(config.grpo, options, world)
     options = {"logging_steps": 1, "save_total_limit": 2, "report_to": "none"} | options
     options["save_steps"] = checkpoint_steps(options, world)

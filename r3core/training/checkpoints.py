@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from r3core.config import Config
 from r3core.distributed import rank
 from r3core.errors import UsageError
+from r3core.files import atomic_write
 from r3core.training.lora import merge_adapter
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ weights and optimizer states. Only after all of them is this file written.
 
 def mark_complete(checkpoint: Path, world: str) -> None:
     """Mark a checkpoint as complete; `world` describes the processes that wrote it, as `2 processes (FSDP)`."""
-    partial = checkpoint / f".{_COMPLETE}.partial"
-    partial.write_text(world, encoding="utf-8")
-    partial.replace(checkpoint / _COMPLETE)
+    atomic_write(checkpoint / _COMPLETE, world)
 
 
 def last_checkpoint(folder: Path, *, world: str = ONE_PROCESS) -> Path | None:

@@ -42,7 +42,7 @@ from r3core.training.lora import lora_config
 from r3core.training.policy import Policy, context_in_training, vllm_started_for
 from r3core.training.precision import has_master_weights, rounding_warning
 from r3core.training.prompt_dataset import failures_that_fit, prompt_dataset
-from r3core.truncation import Watch
+from r3core.truncation import TruncationCounter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,7 +104,7 @@ class ReflectionTrainer(GRPOTrainer):
         self.generation_seconds = 0.0
         self.generation_index = 0
         """Number of generations so far in this step; part of the seed of each."""
-        self.truncation = Watch(protocol.config)
+        self.truncation = TruncationCounter(protocol.config)
         at_a_time = (args.generation_batch_size or 1) // (args.num_generations or 1)  # P
         with vllm_started_for(args, protocol.config, model):
             super().__init__(
