@@ -317,7 +317,7 @@ def test_every_key_is_described() -> None:
     ("grpo", "said"),
     [
         ({"num_generation": 4}, "no option `num_generation`\nhint: did you mean `num_generations`?"),
-        ({"output_dir": "x"}, "`grpo.output_dir` is not set here\nhint: set `output_dir`"),
+        ({"output_dir": "x"}, "`grpo.output_dir` is set by r3\nhint: set `output_dir`"),
         ({"learning_rate": "fast"}, "`grpo.learning_rate` cannot be 'fast': it should be a valid number"),
         ({"max_steps": 1.5}, "`grpo.max_steps` cannot be 1.5: it should be a valid integer"),
         ({"bf16": "yes"}, "`grpo.bf16` cannot be 'yes': it should be a valid boolean"),
@@ -344,7 +344,7 @@ def test_the_batch_is_explained_in_words() -> None:
     assert explain_batch(grpo, 2) == [
         "a step trains on 64 reflections = per_device_train_batch_size 8 x gradient_accumulation_steps 4 x 2 processes",
         "64 reflections are generated at a time = 16 failures x num_generations 4",
-        "max_steps 10 use 160 failures, 16 a step",
+        "max_steps 10 use 160 failures, 16 per step",
     ]
 
 
@@ -353,7 +353,7 @@ def test_a_generation_may_serve_several_steps() -> None:
     assert lines[1:] == [
         "32 reflections are generated at a time = 4 failures x num_generations 8",
         "each generation serves 8 steps",
-        "num_train_epochs 3 over the failures, 0.5 a step",
+        "num_train_epochs 3 over the failures, 0.5 per step",
     ]
 
 
@@ -362,18 +362,21 @@ def test_a_generation_may_serve_several_steps() -> None:
     [
         (
             {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "num_generations": 6},
-            "16 reflections are generated at a time, and that is no multiple of `grpo.num_generations` = 6\n"
-            "hint: num_generations can be 2, 4, 8 or 16\n"
+            "generation batch size (16) must be divisible by num_generations (6); "
+            "num_generations can be 2, 4, 8 or 16\n"
             "hint: gradient_accumulation_steps can be 3 or 6",
         ),
         (
             {"per_device_train_batch_size": 4, "generation_batch_size": 20, "num_generations": 8},
-            "hint: num_generations can be 2, 4, 5 or 10\nhint: generation_batch_size can be 16 or 24",
+            "; num_generations can be 2, 4, 5, 10 or 20\nhint: generation_batch_size can be 16 or 24",
         ),
-        ({"per_device_train_batch_size": 4, "generation_batch_size": 6}, "hint: it can be 4 or 8"),
-        ({"generation_batch_size": 8, "steps_per_generation": 1}, "exclude each other"),
-        ({"num_generations": 1}, "a group has at least 2 reflections"),
-        ({"per_device_train_batch_size": 0}, "it should be a whole number of at least 1"),
+        (
+            {"per_device_train_batch_size": 4, "generation_batch_size": 6},
+            "(6) must be divisible by per_device_train_batch_size x processes (4); generation_batch_size can be 4 or 8",
+        ),
+        ({"generation_batch_size": 8, "steps_per_generation": 1}, "cannot both be set"),
+        ({"num_generations": 1}, "`grpo.num_generations` (1) must be at least 2"),
+        ({"per_device_train_batch_size": 0}, "it should be a positive integer"),
     ],
 )
 def test_a_batch_that_trl_would_refuse_comes_with_values_that_fit(grpo: dict[str, object], said: str) -> None:
@@ -411,8 +414,8 @@ def test_the_batch_arithmetic_agrees_with_trl(tmp_path: Path, batch: int, accumu
     [
         ({}, "`grpo.max_steps` is not set"),
         ({"max_steps": 0}, "`grpo.max_steps` is not set"),
-        ({"max_steps": 5, "seed": 1}, "`grpo.seed` is not set here"),
-        ({"max_steps": 5, "num_generations": 7}, "is no multiple of `grpo.num_generations` = 7"),
+        ({"max_steps": 5, "seed": 1}, "`grpo.seed` is set by r3"),
+        ({"max_steps": 5, "num_generations": 7}, "must be divisible by num_generations (7)"),
     ],
 )
 def test_training_that_could_not_begin_is_refused(grpo: dict[str, Any], message: str) -> None:

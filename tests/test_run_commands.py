@@ -327,8 +327,8 @@ def test_a_run_that_is_interrupted_says_how_it_goes_on(r3: R3, tiny_folder: Path
 def test_a_dry_run_suggests_numbers_that_fit(r3: R3, asked: list[str]) -> None:
     said = r3("run", *asked, "--dry-run", "--set", "grpo.num_generations=3")
     assert said.code == 2
-    assert "4 reflections are generated at a time, and that is no multiple of `grpo.num_generations` = 3" in said.err
-    assert "hint: num_generations can be 2 or 4" in said.err
+    assert "generation batch size (4) must be divisible by num_generations (3)" in said.err
+    assert "; num_generations can be 2 or 4" in said.err
 
 
 MODEL = object()  # stands for the tiny model's folder
@@ -348,7 +348,7 @@ MODEL = object()  # stands for the tiny model's folder
         (["run", "--task", TASK, "--model", MODEL, "--set", "mine.limt=3"], 2, "did you mean `mine.limit`?"),
         (["run", "--task", TASK, "--model", MODEL, "--set", "mine.limit"], 2, "is not of the form key=value"),
         (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.learnin_rate=1"], 2, "did you mean `learning_rate`?"),
-        (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.seed=1"], 2, "`grpo.seed` is not set here"),
+        (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.seed=1"], 2, "`grpo.seed` is set by r3"),
         (["run", "--task", TASK, "--model", MODEL], 2, "`grpo.max_steps` is not set"),
         (
             ["run", "--task", TASK, "--model", MODEL, "--set=grpo.max_steps=5", "--set=grpo.use_vllm=true"],
