@@ -17,7 +17,7 @@ from scipy.stats import t
 from r3core.config import NOT_SETTINGS, Config
 from r3core.episode import CONTROLS, Arm
 from r3core.evaluate import Result, Scores
-from r3core.report import mistakes, print_table
+from r3core.report import error_categories, print_table
 from r3core.stats import Difference, Rate
 
 RUNS = Path(__file__).resolve().parent / "runs"
@@ -151,8 +151,8 @@ def reflections(task: str) -> str:
 
 
 def kinds(task: str) -> str:
-    """Return the kinds of mistake, of seed 0."""
-    head, *rows = mistakes(read(f"{task}-0").result)
+    """Return the failed answers per error category, of seed 0."""
+    head, *rows = error_categories(read(f"{task}-0").result)
     return f"Numbers of failed answers, seed 0:\n\n{_table(head, rows)}"
 
 
@@ -200,7 +200,7 @@ _OF_A_TASK: dict[str, Callable[[str], str]] = {
     "controls": controls,
     "cross": cross,
     "reflections": reflections,
-    "mistakes": kinds,
+    "error categories": kinds,
     "time": time,
 }
 BLOCKS: dict[str, Callable[[], str]] = {

@@ -43,17 +43,17 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     return [row if len(row) == len(HEADINGS) else (*row[:2], "", row[2]) for row in table]
 
 
-def mistakes(result: Result) -> list[tuple[str, ...]]:
-    """Return a table of what goes wrong, headings first: kinds of mistake, and how many answers have each.
+def error_categories(result: Result) -> list[tuple[str, ...]]:
+    """Return a table of the number of failed answers per error category, headings first.
 
-    Empty for a task that names no kinds.
+    Empty for a task without error categories.
     """
     sides = _sides(result)
-    counts = {f"first try, {name}": side.first_mistakes for name, side in sides.items()}
-    counts |= {f"retry, {name}": side.second_mistakes for name, side in sides.items()}
+    counts = {f"first try, {name}": side.first_error_categories for name, side in sides.items()}
+    counts |= {f"retry, {name}": side.second_error_categories for name, side in sides.items()}
     kinds = sorted({kind for column in counts.values() for kind in column}, key=lambda k: -_total(counts, k))
     lines = [(visible(kind), *(str(column.get(kind, 0)) for column in counts.values())) for kind in kinds]
-    return [("mistake", *counts), *lines] if lines else []
+    return [("error category", *counts), *lines] if lines else []
 
 
 def _total(counts: dict[str, dict[str, int]], kind: str) -> int:
@@ -115,7 +115,7 @@ def print_table(result: Result, config: Config, to: TextIO) -> None:
     console.print(table)
     for note in notes(result, config):
         console.print(f"- {note}", markup=False)
-    if counted := mistakes(result):
+    if counted := error_categories(result):
         table = Table(*counted[0], title="what goes wrong: failed answers", title_justify="left")
         for row in counted[1:]:
             table.add_row(*row)
@@ -205,15 +205,15 @@ def model_card(result: Result, config: Config, certificate: Certificate | None) 
             *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in table),
             "",
             *(f"- {note}" for note in notes(result, config)),
-            *_mistakes_card(result),
+            *_error_categories_card(result),
             *(["\n## Verifier\n", *_certified(certificate)] if certificate else []),
             f"\n## Settings\n\n```json\n{settings}\n```\n",
         ]
     )
 
 
-def _mistakes_card(result: Result) -> list[str]:
-    if not (counted := mistakes(result)):
+def _error_categories_card(result: Result) -> list[str]:
+    if not (counted := error_categories(result)):
         return []
     lines = [counted[0], ("---",) * len(counted[0]), *counted[1:]]
     return ["\n## What goes wrong\n\nFailed answers.\n", *("| " + " | ".join(line) + " |" for line in lines)]

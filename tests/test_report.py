@@ -14,7 +14,7 @@ from r3core.forecast import Forecast
 from r3core.report import (
     HEADINGS,
     as_json,
-    mistakes,
+    error_categories,
     model_card,
     notes,
     print_forecast,
@@ -62,26 +62,26 @@ def result(*, trained: bool = True, errors: int = 0, controls: bool = True) -> R
     )
 
 
-def with_mistakes() -> Result:
+def with_error_categories() -> Result:
     made = result()
     assert made.trained
-    base = made.base.model_copy(update={"first_mistakes": {"typo": 2, "sum": 5}, "second_mistakes": {"sum": 1}})
-    trained = made.trained.model_copy(update={"first_mistakes": {"typo": 9, "\x1b[31m": 1}})
+    base = made.base.model_copy(update={"first_error_categories": {"typo": 2, "sum": 5}, "second_error_categories": {"sum": 1}})
+    trained = made.trained.model_copy(update={"first_error_categories": {"typo": 9, "\x1b[31m": 1}})
     return made.model_copy(update={"base": base, "trained": trained})
 
 
-def test_kinds_of_mistake_are_counted_on_both_sides_the_commonest_first() -> None:
-    assert mistakes(with_mistakes()) == [
-        ("mistake", "first try, base", "first try, trained", "retry, base", "retry, trained"),
+def test_error_categories_are_counted_on_both_sides_the_commonest_first() -> None:
+    assert error_categories(with_error_categories()) == [
+        ("error category", "first try, base", "first try, trained", "retry, base", "retry, trained"),
         ("typo", "2", "9", "0", "0"),
         ("sum", "5", "0", "1", "0"),
         ("\\x1b[31m", "0", "1", "0", "0"),
     ]
-    assert mistakes(result()) == []
+    assert error_categories(result()) == []
     printed = io.StringIO()
-    print_table(with_mistakes(), CONFIG, printed)
+    print_table(with_error_categories(), CONFIG, printed)
     assert "what goes wrong" in printed.getvalue()
-    assert "| typo | 2 | 9 | 0 | 0 |" in model_card(with_mistakes(), CONFIG, None)
+    assert "| typo | 2 | 9 | 0 | 0 |" in model_card(with_error_categories(), CONFIG, None)
     assert "goes wrong" not in model_card(result(), CONFIG, None)
 
 
