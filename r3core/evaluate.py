@@ -15,7 +15,7 @@ from r3core.generation.engine import Generator
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, values_of
 from r3core.stats import Difference, Rate, clustered, paired, wilson
-from r3core.task import Example, Frozen, Task
+from r3core.task import Example, Frozen
 from r3core.truncation import Turned, warn_if_truncated
 
 

@@ -11,7 +11,8 @@ from r3core.check.context import SEEDS, SHOWN, Checking, Judged, counterexample
 from r3core.check.fuzz import Strange, search
 from r3core.check.probes import Frame
 from r3core.task import Example, Verdict
-from r3core.verification.judge import Batch, Judge
+from r3core.verification.batch import Batch
+from r3core.verification.judge import Judge
 from r3core.verification.pool import portable
 
 _AGAIN = 400  # responses that are judged once more, at most half of them with the verdict pass
