@@ -211,7 +211,7 @@ def test_an_option_may_be_set_anew(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="has no option `problems`; its options: tries"):
         rescore_run(folder)
     source.write_text(TOY.read_text().replace("problems: int = 24", "problems: int\n    tries: int"))
-    with pytest.raises(TaskError, match="needs the option `tries`"):
+    with pytest.raises(TaskError, match="requires the option `tries`"):
         rescore_run(folder)
     assert rescore_run(folder, options={"tries": 3}).changed == 1
 

@@ -12,7 +12,7 @@ from r3core.check.fixtures import placed, read_fixtures
 from r3core.check.forms import forms_of
 from r3core.check.probes import Frame, frame_of
 from r3core.errors import TaskError
-from r3core.plugins.diagnostics import blamed
+from r3core.plugins.diagnostics import as_task_error
 from r3core.task import Example, Split
 
 _REFERENCES = 200  # of each split
@@ -51,7 +51,7 @@ def _check_forms(checking: Checking, right: Sequence[tuple[Example, str]], frame
         for name, form in forms_of(response, frame).items():
             required[name] = form.required
             tries.setdefault(name, []).extend((example, text) for text in form.texts)
-        with blamed(checking.task, f"`variants` of example {example.id!r}"):
+        with as_task_error(checking.task, f"`variants` of example {example.id!r}"):
             variants: Any = checking.task.variants(example)
             variants = variants if isinstance(variants, str) else list(islice(variants, 50))
         if isinstance(variants, str) or not all(isinstance(text, str) for text in variants):
@@ -83,7 +83,7 @@ def check_fixtures(checking: Checking, known: Sequence[Example]) -> list[tuple[E
 
 
 def _reference(checking: Checking, example: Example) -> str | None:
-    with blamed(checking.task, f"`reference` of example {example.id!r}"):
+    with as_task_error(checking.task, f"`reference` of example {example.id!r}"):
         said: Any = checking.task.reference(example)
     if said is not None and not isinstance(said, str):
         raise TaskError(
