@@ -67,7 +67,7 @@ def test_a_run_wants_a_verifier_that_passes_the_check(r3: R3, asked: list[str]) 
     assert said.code == 1
     assert "error: the verifier of task `even` does not pass `r3 check`; fail: " in said.err
     assert "`empty`" in said.err
-    assert "shows all of it; mend it, or say --uncertified to train on its verdicts all the same" in said.err
+    assert "shows all findings; fix the verifier, or train without a certificate: --uncertified" in said.err
     assert not Path("run/mine.jsonl").exists()
     assert json.loads(Path("run/certificate.json").read_text())["outcome"] == "fail"
 

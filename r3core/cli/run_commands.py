@@ -357,9 +357,9 @@ def _estimated(config: Config, model: str) -> list[str]:
 
 def _certified(task: Task, config: Config) -> str:
     """Say what is known of the verifier before anything is done."""
-    from r3core.check.certificate import kept
+    from r3core.check.certificate import cached_certificate
 
-    certificate = kept(task, config.judge)
+    certificate = cached_certificate(task, config.judge)
     known = certificate.summary() if certificate else "the verifier was not checked yet"
     return f"{known}; it need not pass (--uncertified)" if config.uncertified else f"{known}; training needs a pass"
 

@@ -73,13 +73,13 @@ def check(
     hold.
     """
     from r3core.check import check_task
-    from r3core.check.certificate import keep, print_certificate
+    from r3core.check.certificate import cache_certificate, print_certificate
     from r3core.check.fixtures import add_fixtures
 
     flags = {"output_dir": None, "seed": None}
     chosen, config = Asked(task, task_option or [], None, overrides or [], flags, False, as_json).resolve()
     certificate = check_task(chosen, seed=seed, limits=config.judge)
-    place = keep(chosen, certificate) if seed == 0 else None  # nobody should look for a seed that passes
+    place = cache_certificate(chosen, certificate) if seed == 0 else None  # nobody should look for a seed that passes
     if output is not None:
         try:
             output.write_text(certificate.text(), encoding="utf-8")
