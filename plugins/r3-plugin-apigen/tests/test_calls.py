@@ -315,9 +315,8 @@ def test_every_text_is_read_or_refused(text):
         reason = "" if all(isinstance(call, Call) for call in find_calls(text)) else "these are no calls"
     except Wrong as wrong:
         reason = str(wrong)
-        assert reason.startswith(f"{wrong.kind}: ")
     assert reason.isascii()
-    assert reason != "these are no calls"
+    assert reason == "" or reason.partition(":")[0] in set(Kind)
 
 
 DIFFERENT = [
@@ -373,5 +372,3 @@ def test_values_that_differ_in_json_have_different_keys(place, value):
 def test_values_that_are_equal_in_json_have_one_key(one, other):
     assert key_of(one) == key_of(other)
     assert hash(key_of(one)) == hash(key_of(other))
-
-
