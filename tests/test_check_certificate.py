@@ -116,11 +116,11 @@ def test_the_state_follows_the_limits_of_a_verdict_and_no_others() -> None:
 
 @pytest.mark.parametrize("findings", [[], [BROKEN, WAIVED]])
 def test_a_cached_certificate_is_found_again(findings: list[Finding], cache: Path) -> None:
-    made = certified(Toy(), *findings)
+    issued = certified(Toy(), *findings)
     assert cached_certificate(Toy(), LIMITS) is None
-    assert cache_certificate(Toy(), made) == cache / f"toy-{made.state}.json"
-    assert cached_certificate(Toy(), LIMITS) == made
-    assert [path.name for path in cache.iterdir()] == [f"toy-{made.state}.json"]
+    assert cache_certificate(Toy(), issued) == cache / f"toy-{issued.state}.json"
+    assert cached_certificate(Toy(), LIMITS) == issued
+    assert [path.name for path in cache.iterdir()] == [f"toy-{issued.state}.json"]
 
 
 def test_a_certificate_of_another_state_is_not_found() -> None:

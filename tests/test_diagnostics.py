@@ -36,8 +36,8 @@ def written() -> Iterator[Any]:
 
     def written(body: str) -> object:
         exec(HEAD + body, vars(module))
-        made: object = vars(module)["X"]
-        return made
+        created: object = vars(module)["X"]
+        return created
 
     yield written
     del sys.modules[module.__name__]

@@ -89,7 +89,7 @@ WITHOUT_COUNTEREXAMPLES = {
 
 @pytest.fixture(scope="module")
 def certificates() -> Iterator[dict[type[Task], Future[Certificate]]]:
-    """The certificates of the whole gallery, made by two processes: a check waits for its workers much of the time."""
+    """The certificates of the whole gallery, computed by two processes: a check mostly waits for its workers."""
     with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(2, get_context("spawn")) as pool:
         patch.delenv("PYTHONHASHSEED", raising=False)
         tasks = [*SOUND, *(task for task, _ in BROKEN)]

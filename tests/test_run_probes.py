@@ -37,9 +37,9 @@ def test_a_frame_is_the_common_beginning_and_end_of_all_references(references: l
 
 @pytest.mark.parametrize(("seed", "frame"), [(SEED, BARE), (TAGGED, TAG)])
 def test_no_probe_is_the_right_answer_or_occurs_twice(seed: Seed, frame: Frame) -> None:
-    made = probes_of(seed, frame)
-    assert set(made) == set(PROBES)
-    for texts in made.values():
+    probes = probes_of(seed, frame)
+    assert set(probes) == set(PROBES)
+    for texts in probes.values():
         assert seed.right not in [text.strip() for text in texts]
         assert len(texts) == len(set(texts))
 
@@ -97,8 +97,8 @@ def test_the_last_number_of_an_answer_is_changed_a_little(right: str, near: list
 
 
 def test_probes_that_need_no_answer_are_generated_without_one() -> None:
-    made = probes_of(Seed("What?", "", None, [], 200_000), BARE)
-    assert all(made[name] for name in WITHOUT_ANSWER)
+    probes = probes_of(Seed("What?", "", None, [], 200_000), BARE)
+    assert all(probes[name] for name in WITHOUT_ANSWER)
     assert set(PROBES) >= WITHOUT_ANSWER >= HOSTILE
     assert set(NAMES) > set(PROBES)
 
