@@ -61,9 +61,9 @@ def _estimated(config: Config, model: str) -> list[str]:
 
 def _describe_certificate(task: Task, config: Config) -> str:
     """Return what `r3 check` has found, and whether training requires a pass."""
-    from r3core.check.certificate import kept
+    from r3core.check.certificate import cached_certificate
 
-    certificate = kept(task, config.judge)
+    certificate = cached_certificate(task, config.judge)
     found = certificate.summary() if certificate else "the verifier has not been checked yet"
     required = "a pass is not required (--uncertified)" if config.uncertified else "training requires a pass"
     return f"{found}; {required}"

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from r3_plugin_apigen import coined, corpus
-from r3_plugin_apigen.calls import kind_of
 from r3_plugin_apigen.catalog import tools
 from r3_plugin_apigen.task import Apigen
 from r3core import Example, Verdict
@@ -84,7 +83,7 @@ def test_right_calls_pass_and_wrong_ones_fail():
         verdict = TASK.verify(example, wrong.text())
         assert verdict.outcome == "fail", wrong
         mistakes[wrong.mistake] += 1
-        kinds[kind_of(verdict.reason)] += 1
+        kinds[verdict.kind] += 1
     assert mistakes.keys() == corpus.MISTAKES.keys()
     assert min(mistakes.values()) > 50
     assert len(kinds) >= 3
