@@ -20,13 +20,17 @@ _WORD = re.compile(r"\{[^}]*\}|[A-Za-z]+")
 _COMMON = re.compile("the|for|and|with|from|get|are|you|not|use|one|what|how|which|when|where|does|this|that")
 _KNOWN = 0.4  # share of the new words that are known words of other tools and lists, with `mixed`
 _SYLLABLES = 0.5  # share of the others that are made of syllables
-_ONSETS = [*"bcdfghjklmnprstvwyz", *["br", "ch", "cl", "cr", "dr", "fl", "gr", "pl", "pr", "qu", "sh", "sl", "st", "th", "tr"]]
+_ONSETS = [
+    *"bcdfghjklmnprstvwyz",
+    *("br", "ch", "cl", "cr", "dr", "fl", "gr", "pl", "pr", "qu", "sh", "sl", "st", "th", "tr"),
+]
 _VOWELS = [*"aeiou", "ai", "ea", "ee", "ie", "oo", "ou"]
 _CODAS = [*"bdgklmnprstxy", "ck", "ct", "ft", "ld", "lt", "mp", "nd", "ng", "nk", "nt", "rd", "rk", "rt", "ss", "st"]
 _STEM = 4  # words that begin with the same letters, this many, count as forms of one word
 _SHARED, _NAME, _ARGUMENT, _LIKE_OTHERS, _ENUM, _VALUE = 0.85, 0.6, 0.6, 0.2, 0.5, 0.6
-"""How often these are replaced: a word that a request shares with its tool, another word of a tool's name, an argument's
-name, the name of one whose schema another argument has too, the values of an enum, and an argument's kind of value."""
+"""How often these are replaced: a word that a request shares with its tool, another word of a tool's name, the name of
+an argument, the name of one whose schema another argument has too, the values of an enum, and an argument's kind of
+value."""
 
 
 class Coined(Named):
