@@ -336,23 +336,13 @@ def _explain(task: Task, config: Config) -> None:
 
 
 def _estimated(config: Config, model: str) -> list[str]:
-    """Say what memory and time the run will take, on so many processes as will train."""
-    from r3core.estimate import explain
-    from r3core.forecast import Forecast
-    from r3core.runs import RunRecord, values_of
+    """Return lines about the memory that the run needs on each of its processes."""
+    from r3core.estimate.advice import explain
     from r3core.training.launch import world_of
 
     _quiet()
-    stored = RunRecord(config.directory).read_json("forecast")
-    forecast = values_of(Forecast, [stored], "forecast")[0] if stored is not None else None
     world = world_of(config)
-    return explain(
-        config,
-        model,
-        processes=world.processes,
-        sharded=world.sharded,
-        forecast={"tokens": forecast.tokens, "seconds": forecast.seconds} if forecast else None,
-    )
+    return explain(config, model, processes=world.processes, sharded=world.sharded)
 
 
 def _certified(task: Task, config: Config) -> str:
