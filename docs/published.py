@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from scipy.stats import t
+from tables import table as _table
 
 from r3core.config import NOT_SETTINGS, Config
 from r3core.episode import CONTROLS, Arm
 from r3core.evaluate import Result, Scores
-from r3core.report import mistakes, print_table
+from r3core.report import error_categories, print_table
 from r3core.stats import Difference, Rate
 
 RUNS = Path(__file__).resolve().parent / "runs"
@@ -152,7 +153,7 @@ def reflections(task: str) -> str:
 
 def kinds(task: str) -> str:
     """Return the kinds of mistake, of seed 0."""
-    head, *rows = mistakes(read(f"{task}-0").result)
+    head, *rows = error_categories(read(f"{task}-0").result)
     return f"Numbers of failed answers, seed 0:\n\n{_table(head, rows)}"
 
 
@@ -279,8 +280,3 @@ def _span(rates: Iterable[float], *, signed: bool = False) -> str:
     ordered = sorted(rates)
     low, high = (f"{100 * rate:{'+' if signed else ''}.1f}" for rate in (ordered[0], ordered[-1]))
     return low if low == high else f"{low} to {high}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r3core.errors import UsageError
+from r3core.errors import UsageError, one_line
 from r3core.task import Frozen
+from r3core.training.lora import lora_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -61,34 +62,39 @@ def read_config(name: str, *, revision: str | None = None, trust_remote_code: bo
             get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=_HUB_SECONDS)
             config = AutoConfig.from_pretrained(name, **options)
     except Exception as error:  # OSError, ValueError, HTTP errors, and anything that a model's own code raises
-        raise UsageError(f"the configuration of `{name}` cannot be read: {_first_line(error)}") from None
+        raise UsageError(f"the configuration of `{name}` cannot be read: {one_line(error, first=True)}") from None
     return config
 
 
 def shape_of(config: PretrainedConfig, *, lora: Mapping[str, Any] | None = None) -> Shape:
     """Return the shape of the model that a configuration describes; `lora` holds options of peft's LoraConfig.
 
-    The model is built on torch's device `meta`, where tensors have a shape but no data. Raises UsageError for a model
-    that transformers cannot build or that is not a causal language model.
+    The model is built on torch's device `meta`, where tensors have a shape but no data. Raises UsageError when that
+    fails, because transformers or peft cannot do it or because it is no causal language model.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    adapters = lora_of(lora) if lora is not None else None
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model: Any = AutoModelForCausalLM.from_config(config)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        head = model.get_output_embeddings()
-        linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
-        linear_parameters = sum(layer.weight.numel() for layer in linear)
-        trained = list(model.parameters()) if lora is None else _adapters(model, lora)
+        architecture, head = type(model).__name__, model.get_output_embeddings()
+        layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+        linear = sum(layer.weight.numel() for layer in layers)
+        if adapters is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, adapters, low_cpu_mem_usage=True)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         text = config.get_text_config()
         dtype: Any = getattr(text, "dtype", None) or getattr(config, "dtype", None)
         heads = text.num_attention_heads
         return Shape(
-            architecture=type(model).__name__,
+            architecture=architecture,
             parameters=parameters,
-            linear=linear_parameters,
+            linear=linear,
             head=head.weight.numel() if head is not None else 0,
             trainable=sum(parameter.numel() for parameter in trained),
             tensors=len(trained),
@@ -105,18 +111,4 @@ def shape_of(config: PretrainedConfig, *, lora: Mapping[str, Any] | None = None)
         )
     except Exception as error:  # the code of any architecture runs here, and may raise anything
         kind = getattr(config, "model_type", None) or type(config).__name__
-        raise UsageError(f"models of type `{kind}` are not supported: {_first_line(error)}") from None
-
-
-def _adapters(model: Any, lora: Mapping[str, Any]) -> list[Any]:
-    """Add LoRA adapters to a model on `meta`, and return the parameters that are trained."""
-    from peft import get_peft_model
-
-    from r3core.training.lora import lora_of
-
-    wrapped = get_peft_model(model, lora_of(lora), low_cpu_mem_usage=True)
-    return [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")
+        raise UsageError(f"models of type `{kind}` are not supported: {one_line(error, first=True)}") from None
