@@ -40,23 +40,13 @@ def print_plan(task: Task, config: Config) -> None:
 
 
 def _estimated(config: Config, model: str) -> list[str]:
-    """Return estimates of the memory and time that the run takes, as lines of text."""
-    from r3core.estimate import explain
-    from r3core.forecast import Forecast
-    from r3core.runs import RunRecord, values_of
+    """Return lines about the memory that the run needs on each of its processes."""
+    from r3core.estimate.advice import explain
     from r3core.training.launch import world_of
 
     quiet_libraries()
-    stored = RunRecord(config.directory).read_json("forecast")
-    forecast = values_of(Forecast, [stored], "forecast")[0] if stored is not None else None
     world = world_of(config)
-    return explain(
-        config,
-        model,
-        processes=world.processes,
-        sharded=world.sharded,
-        forecast={"tokens": forecast.tokens, "seconds": forecast.seconds} if forecast else None,
-    )
+    return explain(config, model, processes=world.processes, sharded=world.sharded)
 
 
 def _describe_certificate(task: Task, config: Config) -> str:
