@@ -12,11 +12,8 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from r3core.errors import ConfigError, did_you_mean, one_line
 from r3core.files import digest
+from r3core.plugins.engines import engine_of, find_engine
 from r3core.task import Frozen, Split, Task, Wording
-
-MACHINES = ("address", "actors", "cpus", "gpus", "patience")
-"""The options of the engine `ray` that may differ from one session of a run to the next."""
-
 
 PLACES = ("processes", "accelerate_config")
 """The keys that say where a run's training works; they may be named when a run goes on."""
@@ -165,10 +162,10 @@ class Config(Section):
     """The branch, tag or commit of a model on the hub."""
     trust_remote_code: bool = False
     """Let a model on the hub run code of its own."""
-    engine: Literal["transformers", "vllm", "openai", "ray"] = "transformers"
-    """What generates text: this process, vLLM, a server that speaks OpenAI's protocol, or engines on a Ray cluster."""
+    engine: str = "transformers"
+    """Name of the installed engine that generates text."""
     engine_options: dict[str, Any] = {}
-    """The engine's own options: those of `vllm.LLM`, of a server and how it is asked, or of the cluster."""
+    """Options of the engine."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type of the weights; `auto` takes the one they were saved in."""
     seed: int = Field(default=0, ge=0)
@@ -222,8 +219,8 @@ class Config(Section):
         """Return the options of GRPOConfig that the run asks for; how reflections are sampled is among them."""
         turn = self.sampling.reflection
         sampling = {"temperature": turn.temperature, "top_p": turn.top_p, "top_k": turn.top_k}
-        vllm = {"use_vllm": True, "vllm_mode": "colocate"} if self.engine == "vllm" else {}
-        return vllm | sampling | {"max_completion_length": turn.max_tokens, "seed": self.seed} | self.grpo
+        engine = dict(find_engine(self.engine).training)
+        return engine | sampling | {"max_completion_length": turn.max_tokens, "seed": self.seed} | self.grpo
 
     def record(self) -> dict[str, Any]:
         """Return all that decides a run's outcome, as JSON values: everything but where it works and is written.
@@ -231,9 +228,8 @@ class Config(Section):
         How many processes train is kept with the checkpoints.
         """
         record = self.model_dump(mode="json", exclude={"output_dir", *PLACES})
-        if self.engine == "ray":
-            options = record["engine_options"]
-            record["engine_options"] = {name: options[name] for name in options if name not in MACHINES}
+        places, options = find_engine(self.engine).places, record["engine_options"]
+        record["engine_options"] = {name: value for name, value in options.items() if name not in places}
         return record
 
     @property
@@ -335,9 +331,11 @@ def resolve(
         below = _merged([_nested(task.demo.settings), below])
     values = {"task": task.name} | _merged([below, asked]) | {"task_options": task.options()}
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise explained(error) from None
+    find_engine(config.engine)  # raises
+    return config
 
 
 def model_of(config: Config, task: Task) -> str:
@@ -347,8 +345,10 @@ def model_of(config: Config, task: Task) -> str:
     """
     if config.model is not None:
         return config.model
-    if config.engine == "openai":
-        raise ConfigError("no model is named, and a server has to be asked for one by its name", "name it with --model")
+    if not engine_of(config).local:
+        raise ConfigError(
+            "no model is named, and a server has no built-in model", "name one of its models with --model"
+        )
     if task.demo is None:
         raise ConfigError(f"task `{task.name}` ships no model of its own", "name one with --model")
     return str(task.demo.model)
@@ -356,10 +356,11 @@ def model_of(config: Config, task: Task) -> str:
 
 def local_model(config: Config, task: Task, *, done: str) -> str:
     """Return the model as `model_of` does; ConfigError when it is behind a server, where it cannot be `done`."""
-    if config.engine == "openai":
+    if not engine_of(config).local:
         raise ConfigError(
-            f"engine `openai`: a model behind a server cannot be {done} here; `r3 mine` and `r3 eval` work with one",
-            "name a local model or one of the hub, without --engine openai; "
+            f"engine `{config.engine}`: a model behind a server cannot be {done} here; "
+            "`r3 mine` and `r3 eval` work with one",
+            "name a local model or one of the hub, without this engine; "
             "--failures DIRECTORY trains on what was mined from a server",
         )
     return model_of(config, task)

@@ -158,7 +158,7 @@ def test_the_probe_is_a_random_sample_of_the_failures(told: Told) -> None:
     def probed(seed: int, of: list[Failure]) -> set[str]:
         generator = in_turn("p")
         assert told("mine.probe=10", f"seed={seed}", of=of, generator=generator).probed == 10
-        return {number_in(conversation) for conversation in generator.asked}
+        return {number_in(conversation) for conversation in generator.conversations}
 
     everything = failures(60)
     assert probed(0, everything) == probed(0, everything[::-1])

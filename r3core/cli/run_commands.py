@@ -179,12 +179,7 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
         samples: Annotated[int | None, typer.Option(help="Attempts at each problem in mining.")] = None,
         keep: Annotated[str | None, typer.Option(help="Which failures to keep: any-failed or all-failed.")] = None,
         failures: Annotated[Path | None, typer.Option(help="A set of failures to use instead of mining.")] = None,
-        engine: Annotated[
-            str | None, typer.Option(help="What generates text: transformers, vllm, openai or ray.")
-        ] = None,
-        ray_address: Annotated[
-            str | None, typer.Option(help="The Ray cluster for --engine ray; by default one on this machine.")
-        ] = None,
+        engine: Annotated[str | None, typer.Option(help="Name of the installed engine that generates text.")] = None,
         lora: Annotated[
             list[str] | None,
             typer.Option(metavar="NAME=VALUE", help="Train an adapter, with an option of peft's LoraConfig: r=32."),
@@ -209,7 +204,6 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             "model": model,
             "preset": preset,
             "engine": engine,
-            "engine_options.address": ray_address,
             "seed": seed,
             "processes": processes,
             "accelerate_config": accelerate_config,
@@ -302,12 +296,12 @@ def _explain(task: Task, config: Config) -> None:
     import yaml
 
     from r3core.config import model_of
-    from r3core.generation.models import check_engine
+    from r3core.plugins.engines import checked_engine
     from r3core.training.grpo_options import check_grpo, explain_batch, explain_checkpoints
     from r3core.training.launch import world_of
 
     check_grpo(config.grpo)
-    check_engine(config)
+    checked_engine(config)
     model = model_of(config, task)
     typer.echo(yaml.safe_dump(config.record(), sort_keys=False, allow_unicode=True).rstrip())
     typer.echo(f"\nrun directory: {config.directory}\nmodel: {model}")

@@ -6,6 +6,7 @@ from math import ceil
 
 from r3core.config import Config
 from r3core.estimate.shape import Shape
+from r3core.plugins.engines import find_engine
 from r3core.task import Frozen
 from r3core.training.grpo_options import with_defaults
 
@@ -128,7 +129,7 @@ def plan_of(
         stochastic=optimizer in _TORCHAO and "bf16_stochastic_round=true" in str(given["optim_args"]).lower(),
         vllm=given["vllm_gpu_memory_utilization"] if shared else 0.0,
         served=served,
-        evaluates=config.engine == "transformers",
+        evaluates=find_engine(config.engine).in_process,
         sleeps=bool(given["vllm_enable_sleep_mode"]),
         processes=processes,
         sharded=sharded and processes > 1,

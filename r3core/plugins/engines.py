@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from r3core.engine import Engine, EngineOptions
 from r3core.errors import ConfigError, TaskError, did_you_mean
-from r3core.plugins.discovery import Broken, brought, entries, origin
+from r3core.plugins.discovery import GROUP, Broken, broken_plugin, returned_by
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from r3core.config import Config
+
+_CORE = EntryPoint(name="r3core", value="r3core.generation.engines", group=GROUP)
+"""The plugin with the engines of r3core itself: found like any other, and there without an installed distribution."""
 
 
 def engines() -> tuple[dict[str, type[Engine]], list[Broken]]:
@@ -23,24 +25,20 @@ def engines() -> tuple[dict[str, type[Engine]], list[Broken]]:
     """
     found: dict[str, type[Engine]] = {}
     broken: list[Broken] = []
-    for entry in entries():
+    for entry in [_CORE, *entry_points(group=GROUP)]:
         try:
             for engine in _engines_of(entry):
                 if found.setdefault(engine.name, engine) is not engine:
                     other = f"{found[engine.name].__module__}:{found[engine.name].__qualname__}"
                     raise TaskError(f"its engine `{engine.name}` has the same name as {other}")
         except TaskError as error:
-            distribution, version = origin(entry)
-            broken.append(
-                Broken(name=entry.name, distribution=distribution, version=version, reason=error.in_one_line())
-            )
+            broken.append(broken_plugin(entry, error))
     return found, broken
 
 
-def find_engine(name: str) -> type[Engine]:
-    """Return the engine class of a name; ConfigError when it is not installed or its plugin is broken."""
-    core, *_ = entries()
-    for engine in _engines_of(core):  # without a look at all installed distributions
+def find_engine(name: str, *, key: str = "engine") -> type[Engine]:
+    """Return the engine class of a name, the value of a configuration key; ConfigError when it cannot be used."""
+    for engine in _engines_of(_CORE):  # without a look at all installed distributions
         if engine.name == name:
             return engine
     found, broken = engines()
@@ -50,7 +48,7 @@ def find_engine(name: str) -> type[Engine]:
         if name in (one.name, one.distribution.removeprefix("r3-plugin-")):
             raise ConfigError(f"the engine `{name}` of {one.distribution} {one.version} is broken: {one.reason}")
     hints = did_you_mean(name, list(found)) or (f"pip install r3-plugin-{name}",)
-    raise ConfigError(f"`engine` cannot be {name!r}: installed are {', '.join(sorted(found))}", *hints)
+    raise ConfigError(f"`{key}` cannot be {name!r}: installed are {', '.join(sorted(found))}", *hints)
 
 
 def engine_of(config: Config) -> Engine:
@@ -66,7 +64,7 @@ def checked_engine(config: Config) -> Engine:
 
 
 def _engines_of(entry: EntryPoint) -> list[type[Engine]]:
-    found = brought(entry, "r3_engines")
+    found = returned_by(entry, "r3_engines")
     for value in found:
         if fault := _fault_of(value):
             raise TaskError(f"its hook `r3_engines` returned something that is not an engine: {fault}")

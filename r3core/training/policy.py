@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from trl.models.utils import unwrap_model_for_generation
 
 from r3core.generation.chat import Take, converse, end_ids
-from r3core.generation.engine import Completion, Continued, Conversation, Ended, Sampling, Samplings
+from r3core.generation.engine import Completion, Continued, Conversation, Ended, Sampling
 from r3core.generation.models import context_of
 from r3core.generation.transformers import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator, import_vllm, options_of
@@ -43,13 +43,19 @@ class Policy:
         return context_in_training(self.trainer.model, self.trainer.args)
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order."""
         return converse(self, self.trainer.processing_class, conversations, sampling, ended=ended)
 
     def continue_ids(
-        self, prompts: Sequence[list[int]], sampling: Samplings, *, group: int = 1, take: Take | None = None
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        group: int = 1,
+        logprobs: bool = False,
+        take: Take | None = None,
     ) -> list[Continued]:
         """Return what is generated after each prompt of token ids; every `group` prompts in a row are equal.
 
@@ -60,8 +66,7 @@ class Policy:
                 return generator.continue_ids(prompts, sampling, take=take)
         self.sync()
         if self.vllm is not None:
-            return self.vllm.continue_ids(prompts, sampling, take=take)
-        assert isinstance(sampling, Sampling)  # the trainer asks for one way of drawing at a time
+            return self.vllm.continue_ids(prompts, sampling, take=take, logprobs=logprobs)
         written = self._by_trl(prompts, sampling, group)
         if take:
             take(list(enumerate(written)))

@@ -32,6 +32,7 @@ from r3core.failures import Failure
 from r3core.generation.cache import mend_time_steps
 from r3core.generation.chat import completion, encode, fault_of_length
 from r3core.generation.engine import Continued, Conversation, Sampling
+from r3core.plugins.engines import find_engine
 from r3core.protocol import Protocol, seed_of, with_leak
 from r3core.reward import is_broken, measures, reward_of, without_broken_groups
 from r3core.runs import Run
@@ -136,10 +137,10 @@ class ReflectionTrainer(GRPOTrainer):
                 top_k=self.args.top_k or 0,
                 max_tokens=self.args.max_completion_length or 256,
                 seed=self._seed("reflect"),
-                logprobs=bool(self.use_vllm),
             )
-            written = self.policy.continue_ids(prompt_ids, sampling, group=num_generations)
-            logprobs = [continued.logprobs for continued in written] if self.use_vllm else None
+            served = bool(self.use_vllm)
+            written = self.policy.continue_ids(prompt_ids, sampling, group=num_generations, logprobs=served)
+            logprobs = [continued.logprobs for continued in written] if served else None
             return [continued.ids for continued in written], logprobs
         finally:
             self.generation_seconds += perf_counter() - began
@@ -355,5 +356,5 @@ def _vllm_for(args: GRPOConfig, config: Config, model: PreTrainedModel) -> Abstr
     if not (args.use_vllm and args.vllm_mode == "colocate"):
         return nullcontext()
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
-    options = config.engine_options if config.engine == "vllm" else {}
+    options = config.engine_options if find_engine(config.engine).training.get("use_vllm") else {}
     return engine_given(options, dtype=dtype, revision=config.revision)
