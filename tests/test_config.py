@@ -83,7 +83,7 @@ def test_overrides_are_read_as_yaml(override: str, key: str, value: object) -> N
         ("mine.samples=0", "`mine.samples` cannot be 0: it should be greater than 0"),
         ("mine.limit=many", "`mine.limit` cannot be 'many': it should be a valid integer"),
         ("mine=3", "`mine` cannot be 3: it should be a section with keys of its own"),
-        ("engine=vlm", "`engine` cannot be 'vlm': it should be 'transformers', 'vllm', 'openai' or 'ray'"),
+        ("engine=vlm", "`engine` cannot be 'vlm': installed are openai, ray, transformers, vllm"),
         ("preset=papper", "no preset is called `papper`; known: paper\nhint: did you mean `paper`?"),
         ("seed", "`--set seed` is not of the form key=value"),
         ("=3", "is not of the form key=value"),

@@ -56,9 +56,11 @@ def policy(server: Server) -> Policy:
 
 
 def test_a_server_is_asked_with_the_turns_own_sampling_and_keeps_its_settings(policy: Policy, server: Server) -> None:
-    sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=6, logprobs=True)
+    sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=6)
     told: list[int] = []
-    written = policy.continue_ids(PROMPTS, sampling, group=2, take=lambda rows: told.extend(i for i, _ in rows))
+    written = policy.continue_ids(
+        PROMPTS, sampling, group=2, logprobs=True, take=lambda rows: told.extend(i for i, _ in rows)
+    )
     assert server.asked == [(PROMPTS, 2, (0.7, 0.9, 5, 6))]
     assert (server.temperature, server.top_p, server.top_k, server.max_completion_length) == (0.1, 0.2, 3, 4)
     end = doors.tokenizer().eos_token_id

@@ -19,7 +19,7 @@ from r3core.episode import Answer, Episode, Reflection
 from r3core.failures import Failure
 from r3core.generation.chat import encode
 from r3core.generation.control_tokens import control_tokens
-from r3core.generation.engine import Continued, Sampling, Samplings
+from r3core.generation.engine import Continued, Sampling
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol
 from r3core.reward import is_broken, measures, reward_of, without_broken_groups
@@ -203,7 +203,7 @@ def test_tools_are_in_the_prompts_that_are_trained_on(
         trainer = trainer_in(run, protocol, failures, model=tiny_model, tokenizer=tokenizer)
         trainer.train()
     requests = [protocol.reflection_request(failure.episode()) for failure in failures]
-    encoded = [TransformersGenerator(tiny_model, tokenizer).encode(request) for request in requests]
+    encoded = [encode(tokenizer, request) for request in requests]
     assert all(prompt in encoded for prompt in trainer.prompts)
     assert all("wrench" in tokenizer.decode(prompt) for prompt in trainer.prompts)
 
@@ -211,7 +211,7 @@ def test_tools_are_in_the_prompts_that_are_trained_on(
 class Heard(Policy):
     """A policy that keeps the prompts it has continued, one list for each call."""
 
-    def continue_ids(self, prompts: Sequence[list[int]], sampling: Samplings, **named: Any) -> list[Continued]:
+    def continue_ids(self, prompts: Sequence[list[int]], sampling: Sampling, **named: Any) -> list[Continued]:
         self.trainer.heard.append(list(prompts))
         return super().continue_ids(prompts, sampling, **named)
 
@@ -232,7 +232,7 @@ def test_prompts_in_training_begin_with_the_tokens_that_were_sampled(
     model = tiny.tiny_model(tiny_tokenizer, spread=0.3)
     requests = [failure.prompt for failure in plain]
     drawn = TransformersGenerator(model, tiny_tokenizer).generate(requests, Sampling(temperature=0.7, max_tokens=9))
-    attempts = [Answer(**one.model_dump(exclude={"logprobs", "fault"}), verdict=Verdict.failed()) for one in drawn]
+    attempts = [Answer(**one.model_dump(exclude={"fault"}), verdict=Verdict.failed()) for one in drawn]
     failures = [one.model_copy(update={"attempt": said}) for one, said in zip(plain, attempts, strict=True)]
     failures[0] = plain[0]  # as an older run has recorded it, without tokens
     with Run.open(tmp_path / "run", {}) as run:
