@@ -23,7 +23,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 import r3core.train
 import r3core.training
-from r3core.config import PRESETS
+from r3core.presets import PRESETS
 from r3core.train import MISLEADING_WARNINGS, grpo_config
 from r3core.training import grpo_options
 from r3core.training.trainer import _ONLY_IN_TRL, PRIVATE_NAMES, EpochSampler, ReflectionTrainer
