@@ -149,7 +149,7 @@ class Policy:
 
 
 def context_in_training(model: Any, args: Any) -> int | None:
-    """Return the maximum length of a sequence in training, in tokens; None when there is none."""
+    """Return the maximum length of a sequence in training, in tokens; None for no limit."""
     limits = [context_of(model.config), args.vllm_max_model_length if args.use_vllm else None]
     return min((limit for limit in limits if limit is not None), default=None)
 
