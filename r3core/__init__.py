@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from r3core.errors import BusyError, ConfigError, R3Error, RunError, TaskError, UsageError
     from r3core.hookspecs import hookimpl
     from r3core.plugins.discovery import get_task
-    from r3core.task import Demo, Example, Message, Split, Task, Verdict, Wording
+    from r3core.task import Demo, Example, Message, Prompt, Split, Task, Verdict, Wording
 
     __version__: str
 
@@ -20,7 +20,7 @@ _HOMES = {
     "errors": ("BusyError", "ConfigError", "R3Error", "RunError", "TaskError", "UsageError"),
     "hookspecs": ("hookimpl",),
     "plugins.discovery": ("get_task",),
-    "task": ("Demo", "Example", "Message", "Split", "Task", "Verdict", "Wording"),
+    "task": ("Demo", "Example", "Message", "Prompt", "Split", "Task", "Verdict", "Wording"),
 }  # module -> what is public of it
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Demo",
     "Example",
     "Message",
+    "Prompt",
     "R3Error",
     "RunError",
     "Split",

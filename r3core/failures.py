@@ -11,7 +11,7 @@ from pydantic import JsonValue, ValidationError
 
 from r3core.episode import Answer, Episode
 from r3core.errors import UsageError
-from r3core.task import Example, Frozen, Message
+from r3core.task import Example, Frozen, Message, Prompt, Tool
 
 
 class Failure(Frozen):
@@ -19,7 +19,9 @@ class Failure(Frozen):
 
     id: str
     prompt: list[Message]
-    """The conversation that the attempt continued."""
+    """The messages that the attempt continued."""
+    tools: list[Tool] = []
+    """The tools that the prompt offered, in OpenAI's format."""
     answer: JsonValue = None
     info: dict[str, JsonValue] = {}
     sample: int
@@ -31,7 +33,8 @@ class Failure(Frozen):
 
     def episode(self) -> Episode:
         """Return the episode that a reflection on this failure continues."""
-        example = Example(id=self.id, prompt=self.prompt, answer=self.answer, info=self.info)
+        prompt = Prompt(messages=self.prompt, tools=self.tools)
+        example = Example(id=self.id, prompt=prompt, answer=self.answer, info=self.info)
         return Episode(example=example, sample=self.sample, attempt=self.attempt)
 
 

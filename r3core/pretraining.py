@@ -18,7 +18,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from r3core.task import Message
+from r3core.task import Prompt
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -51,7 +51,7 @@ def text_of(turn: Turn) -> str:
     return "".join(piece.text for piece in turn)
 
 
-def transcript(asked: Sequence[Message], turns: Sequence[Turn]) -> Transcript:
+def transcript(asked: Prompt, turns: Sequence[Turn]) -> Transcript:
     """Put the assistant's turns, with what is trained of them, into the conversation the core built."""
     spoken = iter(turns)
     conversation: Transcript = [
@@ -59,7 +59,7 @@ def transcript(asked: Sequence[Message], turns: Sequence[Turn]) -> Transcript:
             message["role"],
             next(spoken) if message["role"] == "assistant" else [Piece(message["content"], trained=False)],
         )
-        for message in asked
+        for message in asked.messages
     ]
     return [*conversation, *(("assistant", turn) for turn in spoken)]
 

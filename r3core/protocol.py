@@ -16,9 +16,9 @@ from r3core import prompts
 from r3core.config import Config, Turn
 from r3core.episode import Answer, Arm, Episode, Reflection, Text
 from r3core.errors import RunError
-from r3core.generation.engine import Completion, Conversation, Generator, Sampling
+from r3core.generation.engine import Completion, Generator, Sampling
 from r3core.prompts import Feedback
-from r3core.task import Example, Task, Verdict, Wording
+from r3core.task import Example, Prompt, Task, Verdict, Wording
 from r3core.verification.judge import Batch, Judge
 
 T = TypeVar("T")
@@ -126,22 +126,22 @@ class Protocol:
             for episode, answer in zip(episodes, retried, strict=True)
         ]
 
-    def attempt_request(self, example: Example) -> Conversation:
+    def attempt_request(self, example: Example) -> Prompt:
         """Return the conversation that an attempt continues."""
         return prompts.attempt(self.task, example)
 
-    def reflection_request(self, episode: Episode) -> Conversation:
+    def reflection_request(self, episode: Episode) -> Prompt:
         """Return the conversation that a reflection continues."""
         said = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
         return prompts.reflect(prompts.attempt(self.task, episode.example), episode.attempt, said, self.wording)
 
-    def retry_request(self, episode: Episode, reflection: Text | str | None) -> Conversation:
+    def retry_request(self, episode: Episode, reflection: Text | str | None) -> Prompt:
         """Return the conversation that a retry continues; without a reflection it follows the failure at once."""
         said = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
         asked = prompts.attempt(self.task, episode.example)
         return prompts.retry(asked, episode.attempt, said, reflection, self.wording)
 
-    def _retry_request(self, episode: Episode, arm: Arm, other: Episode | None) -> Conversation | None:
+    def _retry_request(self, episode: Episode, arm: Arm, other: Episode | None) -> Prompt | None:
         if not episode.failed:
             return None
         if arm == "resample":
@@ -157,7 +157,7 @@ class Protocol:
     def _answers(
         self,
         examples: Sequence[Example],
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Prompt],
         generator: Generator,
         turn: str,
         *,
@@ -176,7 +176,7 @@ class Protocol:
     def _written(
         self,
         examples: Sequence[Example],
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Prompt],
         generator: Generator,
         sampling: Sampling,
         *,

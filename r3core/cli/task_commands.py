@@ -124,11 +124,14 @@ def verify(
     with Judge(chosen, config.judge.alone()) as judge:
         [verdict] = judge.judge([(problem, text)])
     if as_json:
-        facts = {"task": chosen.name, "split": split, "example": problem.model_dump(mode="json"), "prompt": asked}
-        typer.echo(json.dumps(facts | {"response": text} | verdict.model_dump(mode="json"), indent=2))
+        facts = {"task": chosen.name, "split": split, "example": problem.model_dump(mode="json")}
+        facts |= {"prompt": asked.messages, "tools": asked.tools, "response": text}
+        typer.echo(json.dumps(facts | verdict.model_dump(mode="json"), indent=2))
     else:
         typer.echo(f"example: {visible(problem.id, longest=_LONGEST_SHOWN)} ({split})")
-        for message in asked:
+        if asked.tools:
+            typer.echo(f"tools: {visible(json.dumps(asked.tools), longest=_LONGEST_SHOWN)}")
+        for message in asked.messages:
             typer.echo(f"{message['role']}: {visible(message['content'], longest=_LONGEST_SHOWN)}")
         typer.echo(f"response: {visible(text, longest=_LONGEST_SHOWN)}")
         typer.echo(f"verdict: {verdict.outcome}" + (f": {visible(verdict.reason)}" if verdict.reason else ""))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from r3core.config import Config
 from r3core.errors import R3Error, UsageError
 from r3core.generation.answers import completion_of, faults_as_errors, told, too_long
-from r3core.generation.engine import Completion, Conversation, Ended, Sampling, Samplings, each, overlong, with_tools
+from r3core.generation.engine import Completion, Ended, Sampling, Samplings, each, overlong, without_token_ids
 from r3core.generation.server import Server, server_of
-from r3core.task import Message
+from r3core.task import Message, Prompt
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -80,7 +80,7 @@ class OpenAIGenerator:
         return cls(model, server, kept=kept)
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order; `ended` is called in this thread as they arrive.
 
@@ -118,9 +118,8 @@ class OpenAIGenerator:
     def close(self) -> None:
         """Do nothing: connections are open only while `generate` runs."""
 
-    def _body(self, conversation: Conversation, sampling: Sampling, index: int) -> Body:
-        messages, tools = with_tools(conversation)
-        messages = _as_data(messages)
+    def _body(self, conversation: Prompt, sampling: Sampling, index: int) -> Body:
+        messages = _as_data(without_token_ids(conversation.messages))
         limit = "max_completion_tokens" if self.server.is_openai else "max_tokens"  # OpenAI has renamed it
         body: Body = {
             "model": self.model,
@@ -130,8 +129,8 @@ class OpenAIGenerator:
             limit: sampling.max_tokens,
             "seed": _seed(sampling.seed, index),
         }
-        if tools:
-            body["tools"] = tools
+        if conversation.tools:
+            body["tools"] = conversation.tools
         if sampling.top_k:
             body["top_k"] = sampling.top_k
         if sampling.logprobs:

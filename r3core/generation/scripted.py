@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from r3core.generation.engine import Completion, Conversation, Ended, Samplings, each
+from r3core.generation.engine import Completion, Ended, Samplings, each
+from r3core.task import Prompt
 
 
 class ScriptedGenerator:
@@ -13,14 +14,14 @@ class ScriptedGenerator:
     A reply's tokens are its words; one that is longer than `sampling.max_tokens` is cut and stops by length.
     """
 
-    def __init__(self, reply: Callable[[Conversation, int], str]) -> None:
+    def __init__(self, reply: Callable[[Prompt, int], str]) -> None:
         self.reply = reply
-        self.asked: list[Conversation] = []
+        self.asked: list[Prompt] = []
         self.calls: list[int] = []
         """The number of conversations of each call: shows whether work came in batches."""
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return the script's replies; `rng_index` counts the conversations from 0, offset by the seed."""
         self.asked += conversations

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from r3core.generation.cache import CachedRows
 from r3core.generation.chat import Take, check_lengths, converse, encode, end_ids
-from r3core.generation.engine import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
+from r3core.generation.engine import Completion, Continued, Ended, Sampling, Samplings, each
 from r3core.generation.models import context_of
+from r3core.task import Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +37,12 @@ class TransformersGenerator:
         return context_of(self.model.config)
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order; `ended` is called whenever rows leave the batch."""
         return converse(self, self.tokenizer, conversations, sampling, ended=ended)
 
-    def encode(self, conversation: Conversation) -> list[int]:
+    def encode(self, conversation: Prompt) -> list[int]:
         """Return the token ids of a conversation, up to where the assistant's turn begins; see `encode`."""
         return encode(self.tokenizer, conversation)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 from r3core.config import Config
 from r3core.errors import ConfigError, UsageError, did_you_mean
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
-from r3core.generation.engine import Completion, Continued, Conversation, Ended, Sampling, Samplings, each
+from r3core.generation.engine import Completion, Continued, Ended, Sampling, Samplings, each
 from r3core.generation.models import adapter_in, base_of
+from r3core.task import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,7 +91,7 @@ class VllmGenerator:
         return int(self.llm.model_config.max_model_len)
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order; `ended` is called with each when it has ended."""
         return converse(self, self.tokenizer, conversations, sampling, ended=ended)

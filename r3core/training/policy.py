@@ -13,10 +13,11 @@ from torch.distributed.fsdp import FSDPModule
 from trl.models.utils import unwrap_model_for_generation
 
 from r3core.generation.chat import Take, converse, end_ids
-from r3core.generation.engine import Completion, Continued, Conversation, Ended, Sampling, Samplings
+from r3core.generation.engine import Completion, Continued, Ended, Sampling, Samplings
 from r3core.generation.models import context_of
 from r3core.generation.transformers import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator, import_vllm, options_of
+from r3core.task import Prompt
 
 
 class Policy:
@@ -43,7 +44,7 @@ class Policy:
         return context_in_training(self.trainer.model, self.trainer.args)
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion a conversation, in the same order."""
         return converse(self, self.trainer.processing_class, conversations, sampling, ended=ended)

@@ -31,10 +31,11 @@ from r3core.errors import RunError
 from r3core.failures import Failure
 from r3core.generation.cache import mend_time_steps
 from r3core.generation.chat import completion, encode, fault_of_length
-from r3core.generation.engine import Continued, Conversation, Sampling
+from r3core.generation.engine import Continued, Sampling
 from r3core.protocol import Protocol, seed_of, with_leak
 from r3core.reward import is_broken, measures, reward_of, without_broken_groups
 from r3core.runs import Run
+from r3core.task import Message, Prompt
 from r3core.training.checkpoints import ALONE, mark_complete
 from r3core.training.lora import lora_of
 from r3core.training.policy import Policy, context_in_training, engine_given
@@ -109,9 +110,17 @@ class ReflectionTrainer(GRPOTrainer):
             told.data_source, told.mini_repeat_count, told.batch_size, told.repeat_count, told.shuffle, told.seed
         )
 
-    def _tokenize_prompts(self, prompts: list[Conversation]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Encode the requests to reflect as all others are."""
-        return [encode(self.processing_class, prompt) for prompt in prompts], None, {}
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Note which failures the rows are about, for `_tokenize_prompts`: TRL passes it their messages alone."""
+        self.batch = [row["failure"] for row in inputs]
+        scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        return scored
+
+    def _tokenize_prompts(self, prompts: list[list[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Return the token ids of the requests to reflect, encoded with their tools as in mining and evaluation."""
+        offered = [self.failures[index].tools for index in self.batch]
+        requests = [Prompt(messages=one, tools=tools) for one, tools in zip(prompts, offered, strict=True)]
+        return [encode(self.processing_class, request) for request in requests], None, {}
 
     def _generate_single_turn(
         self,
@@ -346,7 +355,7 @@ def dataset_of(protocol: Protocol, failures: Sequence[Failure], least: int) -> D
             f"{len(failures)} failures are too few to train on: reflections on {least} of them are generated at a time",
             "mine more problems (--set mine.limit=...), or lower grpo.per_device_train_batch_size",
         )
-    requests = [list(protocol.reflection_request(failure.episode())) for failure in failures]
+    requests = [protocol.reflection_request(failure.episode()).messages for failure in failures]
     return Dataset.from_dict({"prompt": requests, "failure": list(range(len(failures)))})
 
 

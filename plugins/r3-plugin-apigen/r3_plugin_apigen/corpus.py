@@ -289,7 +289,7 @@ class Episodes:
             problem = ask_for(rng, form, problem.offered, optional=self.task.optional)
             if problem.query in self._held_out:
                 continue
-            asked = prompts.attempt(self.task, problem.example())[0]["content"]
+            asked = prompts.attempt(self.task, problem.example()).messages[0]["content"]
             asked = asked[asked.index(REQUEST) :] if conversation else asked
             right = Teacher(problem, DRILLS, rng).right()
             conversation += [("user", [Piece(asked, trained=False)]), ("assistant", [Piece(right.text())])]
