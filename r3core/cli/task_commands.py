@@ -7,7 +7,7 @@ import shlex
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -124,7 +124,7 @@ def verify(
     with Judge(chosen, config.judge.alone()) as judge:
         [verdict] = judge.judge([(problem, text)])
     if as_json:
-        facts = {"task": chosen.name, "split": split, "example": problem.model_dump(mode="json")}
+        facts: dict[str, Any] = {"task": chosen.name, "split": split, "example": problem.model_dump(mode="json")}
         facts |= {"prompt": asked.messages, "tools": asked.tools, "response": text}
         typer.echo(json.dumps(facts | verdict.model_dump(mode="json"), indent=2))
     else:
