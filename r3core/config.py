@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,8 @@ from typing import Any, Literal, cast
 
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from r3core.errors import ConfigError, did_you_mean
+from r3core.errors import ConfigError, did_you_mean, one_line
+from r3core.files import digest
 from r3core.task import Frozen, Split, Task, Wording
 
 MACHINES = ("address", "actors", "cpus", "gpus", "patience")
@@ -241,8 +241,8 @@ class Config(Section):
         """Where the run is written: `output_dir`, or a name that follows from the configuration."""
         if self.output_dir is not None:
             return self.output_dir
-        digest = hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()
-        return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.task.rsplit(':')[-1])}-{digest[:8]}"
+        name = digest(json.dumps(self.record(), sort_keys=True), length=8)
+        return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.task.rsplit(':')[-1])}-{name}"
 
 
 _PAPER: dict[str, tuple[Any, str]] = {
@@ -386,7 +386,7 @@ def _asked(file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any]
     except FileNotFoundError:
         raise ConfigError(f"there is no file {file}") from None
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
-        raise ConfigError(f"{source} cannot be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{source} cannot be read: {one_line(error)}") from None
 
 
 def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:

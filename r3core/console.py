@@ -1,4 +1,4 @@
-"""What is shown on a screen: progress bars where a person watches, and model text that cannot steer the terminal."""
+"""Terminal output: progress bars, and model text escaped so that it cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from r3core.distributed import rank
 
 @contextmanager
 def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a bar for the block; what it yields is called with the number of things that have just been done."""
+    """Show a progress bar for the block; the yielded function advances it by a number of finished items.
+
+    Shows nothing where standard error is not a terminal, or in a training process other than that of rank 0.
+    """
     if not sys.stderr.isatty() or rank() > 0:
         yield lambda count: None
         return
@@ -32,6 +35,6 @@ def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Callable[
 
 
 def visible(text: str, *, longest: int | None = None, keep: str = "") -> str:
-    """Return a text with control characters and the like spelled out, but those in `keep`, and cut when too long."""
+    """Return a text with unprintable characters escaped, except those in `keep`, and cut after `longest` characters."""
     cut = text if longest is None or len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in cut)

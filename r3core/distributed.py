@@ -1,4 +1,4 @@
-"""This process among those that train together: rank, world size, and how a lost process is reported."""
+"""This process among those that train together: rank, world size, and errors when another process is lost."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from r3core.errors import RunError
+from r3core.errors import RunError, one_line
 
-_GOES_ON = "the same command goes on from the last checkpoint"
+RESUME_TRAINING = "run the same command to resume from the last checkpoint"
+_SECONDS_FOR_FIRST_REPORT = 3
 
 
-class LostError(RunError):
-    """Another process of the training is gone."""
+class LostProcessError(RunError):
+    """Another process of the training has ended."""
 
 
 def rank() -> int:
-    """Return this process's place among all that train, from 0 on; the first of them writes the run directory."""
+    """Return this process's rank among all that train, from 0 on; rank 0 writes the run directory."""
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    """Return the number of processes that were started to train together."""
+    """Return the number of processes that train together, on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_world_size() -> int:
-    """Return how many of them are on this machine."""
+    """Return the number of processes that train together on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
-def first_alone() -> Any:
-    """Return a context in which the first process goes ahead; the others enter it when it has left."""
+def main_process_first() -> Any:
+    """Return a context that rank 0 enters first; the others enter it when rank 0 has left it."""
     if world_size() == 1:
         return nullcontext()
     from accelerate import PartialState
@@ -42,23 +43,26 @@ def first_alone() -> Any:
 
 
 @contextmanager
-def losses_told() -> Iterator[None]:
-    """Raise LostError in place of what torch says when the connection to the other processes is gone."""
+def lost_process_errors() -> Iterator[None]:
+    """Raise LostProcessError in place of torch's errors about a connection that another process has closed."""
     try:
         yield
     except RuntimeError as error:
         from torch.distributed import DistError
 
+        # gloo, the backend on CPUs, raises a plain RuntimeError
         if world_size() == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
             raise
-        first = str(error).strip().partition("\n")[0]
-        raise LostError(f"the connection to the other processes of the training is lost: {first}", _GOES_ON) from error
+        raise LostProcessError(
+            f"lost the connection to the other training processes: {one_line(error, first=True)}", RESUME_TRAINING
+        ) from error
 
 
-def wait_for_others(error: Exception) -> None:
-    """Wait a moment before an error is told that another process may tell better, or tells just the same.
+def wait_before_reporting(error: Exception) -> None:
+    """Wait a few seconds before an error is printed that another process can explain better, or prints too.
 
-    When it has ended, the launcher ends this one too. So what goes wrong in all processes is told by the first alone.
+    When that process has ended, the launcher ends this one during the wait. So an error that occurs in all processes is
+    printed once, by rank 0.
     """
-    if rank() > 0 or isinstance(error, LostError):
-        time.sleep(3)
+    if rank() > 0 or isinstance(error, LostProcessError):
+        time.sleep(_SECONDS_FOR_FIRST_REPORT)

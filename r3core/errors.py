@@ -51,3 +51,11 @@ def did_you_mean(word: str, known: list[str]) -> tuple[str, ...]:
     """Return a hint that names the nearest known word, or nothing when none is near."""
     near = get_close_matches(word, known, n=1, cutoff=0.5)
     return (f"did you mean `{near[0]}`?",) if near else ()
+
+
+def one_line(error: BaseException, *, first: bool = False) -> str:
+    """Return an exception's message on one line, or only its `first` line; the type's name when it has no message."""
+    message = str(error).strip()
+    if first:
+        message = message.partition("\n")[0]
+    return " ".join(message.split()) or type(error).__name__

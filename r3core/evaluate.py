@@ -17,7 +17,7 @@ from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, values_of
 from r3core.stats import Difference, Rate, clustered, paired, wilson
 from r3core.task import Example, Frozen, Task
-from r3core.truncation import Turned, warn_if_truncated
+from r3core.truncation import TurnKind, warn_if_truncated
 
 
 class Scores(Frozen):
@@ -99,7 +99,7 @@ def evaluate(
     )
 
 
-def truncated(side: Scores) -> dict[Turned, Rate]:
+def truncated(side: Scores) -> dict[TurnKind, Rate]:
     """Return the share of each kind of turn that the token limit cut off."""
     return {"attempt": side.attempts_truncated, "reflection": side.truncated, "retry": side.retries_truncated}
 

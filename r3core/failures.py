@@ -1,4 +1,4 @@
-"""The failure dataset: failed attempts with all that is needed to reflect on them, and where they come from."""
+"""The failure dataset: failed attempts with all that is needed to reflect on them, and their provenance."""
 
 from __future__ import annotations
 
@@ -11,13 +11,34 @@ from pydantic import JsonValue, ValidationError
 
 from r3core.episode import Answer, Episode
 from r3core.errors import UsageError
+from r3core.files import atomic_write
 from r3core.task import Example, Frozen, Message, Prompt, Tool
+
+_REQUIRED = {"task", "task_options", "verifier_hash", "counts"}
+"""The keys of a provenance that other modules rely on."""
 
 
 class Failure(Frozen):
-    """A failed attempt, with all that is needed to reflect on it: one row of a set of failures."""
+    """A failed attempt with all that is needed to reflect on it: one row of a failure dataset.
+
+    The first of four attempts at example n7; one of the others passed:
+
+    >>> from r3core import Verdict
+    >>> failure = Failure(
+    ...     id="n7",
+    ...     prompt=[{"role": "user", "content": "Say 7."}],
+    ...     answer="7",
+    ...     sample=0,
+    ...     attempt=Answer(text="8", tokens=1, verdict=Verdict.failed("it should be 7")),
+    ...     passed=1,
+    ...     samples=4,
+    ... )
+    >>> failure.episode().failed
+    True
+    """
 
     id: str
+    """The example's id; a dataset has at most one failure per example."""
     prompt: list[Message]
     """The messages that the attempt continued."""
     tools: list[Tool] = []
@@ -25,11 +46,12 @@ class Failure(Frozen):
     answer: JsonValue = None
     info: dict[str, JsonValue] = {}
     sample: int
+    """The attempt's index among the attempts at this example."""
     attempt: Answer
     passed: int
-    """How many of the attempts at this problem passed."""
+    """Number of attempts at this example that passed."""
     samples: int
-    """How many attempts at this problem were judged."""
+    """Number of attempts at this example that were judged."""
 
     def episode(self) -> Episode:
         """Return the episode that a reflection on this failure continues."""
@@ -39,47 +61,47 @@ class Failure(Frozen):
 
 
 def write_failures(folder: Path, failures: Sequence[Failure], provenance: dict[str, Any]) -> None:
-    """Write a set of failures: `failures.jsonl`, `card.json`, and a README.md that `datasets` reads as its card."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = "".join(failure.model_dump_json() + "\n" for failure in failures)
+    """Write a failure dataset: `failures.jsonl`, its provenance `card.json`, and a README.md, its card on the Hub."""
     text = json.dumps(provenance, indent=2, ensure_ascii=False)
     readme = (
         "---\nconfigs:\n- config_name: default\n  data_files: failures.jsonl\ntags: [r3, failures]\n---\n\n"
         f"# Failures of {provenance['model']} on {provenance['task']}\n\n"
-        "Failed attempts, one a problem. `prompt` is the conversation that `attempt` continued; `passed` of `samples` "
-        "attempts at the problem passed.\n\n"
+        "Failed attempts, one per problem. `prompt` is the conversation that `attempt` continued; `passed` of "
+        "`samples` attempts at the problem passed.\n\n"
         f"```json\n{text}\n```\n"
     )
-    for name, content in (("failures.jsonl", rows), ("README.md", readme), ("card.json", text + "\n")):
-        partial = folder / f".{name}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(folder / name)
+    atomic_write(folder / "failures.jsonl", "".join(failure.model_dump_json() + "\n" for failure in failures))
+    atomic_write(folder / "README.md", readme)
+    atomic_write(folder / "card.json", text + "\n")
 
 
 def read_failures(folder: Path) -> tuple[list[Failure], dict[str, Any]]:
-    """Return a set of failures and its provenance; UsageError when the folder holds none."""
-    rows, provenance = folder / "failures.jsonl", folder / "card.json"
+    """Return the failures and the provenance of a failure dataset, given its folder or that of the run that mined it.
+
+    Raises:
+        UsageError: the folder holds no failure dataset, or a damaged one.
+    """
+    rows, card = folder / "failures.jsonl", folder / "card.json"
     if not rows.exists() and (folder / "failures").is_dir():
         return read_failures(folder / "failures")
-    if not rows.exists() or not provenance.exists():
+    if not rows.exists() or not card.exists():
         raise UsageError(
-            f"`{folder}` holds no set of failures: failures.jsonl and card.json should be in it",
+            f"`{folder}` is not a failure dataset: it must contain failures.jsonl and card.json",
             "make one with `r3 mine`, and name its folder or the run directory",
         )
     try:
-        # not `splitlines`: model text may hold other line separators
+        # not `splitlines`: model text may contain other line separators
         failures = [Failure.model_validate_json(line) for line in rows.read_bytes().split(b"\n")[:-1]]
     except ValidationError as error:
-        raise UsageError(f"`{rows}` has a row that is no failure: {error.errors()[0]['msg']}") from None
-    return failures, _provenance(provenance)
+        raise UsageError(f"`{rows}` has an invalid row: {error.errors()[0]['msg']}") from None
+    return failures, _read_provenance(card)
 
 
-def _provenance(path: Path) -> dict[str, Any]:
-    """Return what a card says; UsageError when it leaves out what others rely on."""
+def _read_provenance(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        provenance = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        said = None
-    if not isinstance(said, dict) or not {"task", "task_options", "verifier_hash", "counts"} <= said.keys():
-        raise UsageError(f"`{path}` is no card of a set of failures", "make the set anew with `r3 mine`")
-    return said
+        provenance = None
+    if not isinstance(provenance, dict) or not provenance.keys() >= _REQUIRED:
+        raise UsageError(f"`{path}` is not a failure dataset's provenance", "make the dataset again with `r3 mine`")
+    return provenance

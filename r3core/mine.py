@@ -11,6 +11,7 @@ from typing import Any
 from r3core.config import Config, Mine
 from r3core.console import progress_bar
 from r3core.dataset import Taken, problems_to_mine
+from r3core.environment import environment
 from r3core.episode import Episode
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.executor import Make
@@ -18,7 +19,7 @@ from r3core.failures import Failure, read_failures, write_failures
 from r3core.generation.engine import Generator
 from r3core.protocol import Protocol, seed_of
 from r3core.reward import judged
-from r3core.runs import Run, environment, values_of
+from r3core.runs import Run, values_of
 from r3core.task import Example
 from r3core.truncation import limit_of, warn_if_truncated
 from r3core.verification.judge import verifier_hash

@@ -21,6 +21,7 @@ from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.executor import Make, here
 from r3core.failures import Failure, read_failures, write_failures
+from r3core.files import atomic_write
 from r3core.fleet import Fleet, options_of
 from r3core.forecast import forecast
 from r3core.generation.cache import check_training
@@ -30,10 +31,10 @@ from r3core.generation.transformers import TransformersGenerator
 from r3core.kept import KeptCompletions
 from r3core.mine import mine
 from r3core.protocol import Protocol
-from r3core.runs import Follower, Run, values_of
+from r3core.runs import ReadOnlyRun, Run, values_of
 from r3core.task import Task, Verdict
 from r3core.training.checkpoints import changed_share
-from r3core.training.launch import launch_training, launches
+from r3core.training.launch import launch_training, needs_launcher
 from r3core.verification.judge import Judge, verifier_hash
 
 ORIGIN = "r3.json"
@@ -68,7 +69,7 @@ class Pipeline:
             print(f"warning: the built-in model knows only what it was made for: {', '.join(changed)}", file=sys.stderr)
             print("hint: name another model with --model", file=sys.stderr)
         record = config.record() | ({"trained": str(trained)} if trained else {})
-        opened = Follower(config.directory) if rank() > 0 else Run.open(config.directory, record)
+        opened = ReadOnlyRun(config.directory) if rank() > 0 else Run.open(config.directory, record)
         with opened as run, Judge(task, config.judge) as judge:
             stages = cls(run, judge, config)
             try:
@@ -125,9 +126,9 @@ class Pipeline:
             )
         name = local_model(self.config, self.task, done="trained")
         self.close()
-        if launches(self.config):
+        if needs_launcher(self.config):
             self.protocol.judge.close()
-            with self.run.lent():
+            with self.run.unlocked():
                 launch_training(self.config, self.run.path)
             return folder
         from r3core.train import train
@@ -144,7 +145,7 @@ class Pipeline:
             if self.config.lora is None and (changed := self._changed(name, folder)) is not None:
                 facts["weights_changed"] = changed
             origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
-            (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+            atomic_write(folder / ORIGIN, json.dumps(origin, indent=2) + "\n")
         self.run.finish("train", facts)
         return folder
 
@@ -180,9 +181,9 @@ class Pipeline:
             stored = self.run.read_json("certificate")
             certificate = values_of(Certificate, [stored], "certificate")[0] if stored else None
             card = report.model_card(result, self.config, certificate)
-            (self.run.path / "model" / "README.md").write_text(card, encoding="utf-8")
+            atomic_write(self.run.path / "model" / "README.md", card)
             if certificate is not None:
-                (self.run.path / "model" / "certificate.json").write_text(certificate.text(), encoding="utf-8")
+                atomic_write(self.run.path / "model" / "certificate.json", certificate.text())
         return result
 
     def _check_template(self) -> None:

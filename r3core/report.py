@@ -1,8 +1,9 @@
-"""The report: one table for the terminal and the model card, and what a reader should know beside it."""
+"""The report: the result table for the terminal and the model card, its notes, the forecast and rescored verdicts."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, TextIO
 
 from r3core.check.certificate import Certificate
@@ -17,7 +18,7 @@ from r3core.training.launch import world_of
 from r3core.truncation import PLURAL
 
 HEADINGS = ("", "base", "trained", "trained - base")
-_LONGEST_SHOWN = 100  # characters of what a model wrote
+_MAX_SHOWN = 100  # characters of a model's text in one line
 _CONTROLS = {
     "none": "retry, no reflection",
     "generic": "retry, generic sentence",
@@ -27,7 +28,7 @@ _CONTROLS = {
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:
-    """Return the table's rows as text: a label, base, trained, and the paired difference where there is one."""
+    """Return the cells of the result table: label, base, trained, and the paired difference where there is one."""
     sides = [side for side in (result.base, result.trained) if side]
     paired = result.paired
     table = [
@@ -43,49 +44,46 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     return [row if len(row) == len(HEADINGS) else (*row[:2], "", row[2]) for row in table]
 
 
-def mistakes(result: Result) -> list[tuple[str, ...]]:
-    """Return a table of what goes wrong, headings first: kinds of mistake, and how many answers have each.
+def error_categories(result: Result) -> list[tuple[str, ...]]:
+    """Return a table of error categories and how many failed answers have each, the headings first.
 
-    Empty for a task that names no kinds.
+    Empty for a task whose verifier names no categories.
     """
     sides = _sides(result)
     counts = {f"first try, {name}": side.first_mistakes for name, side in sides.items()}
     counts |= {f"retry, {name}": side.second_mistakes for name, side in sides.items()}
-    kinds = sorted({kind for column in counts.values() for kind in column}, key=lambda k: -_total(counts, k))
+    total = sum((Counter(column) for column in counts.values()), Counter[str]())
+    kinds = sorted(sorted(total), key=lambda kind: -total[kind])
     lines = [(visible(kind), *(str(column.get(kind, 0)) for column in counts.values())) for kind in kinds]
-    return [("mistake", *counts), *lines] if lines else []
-
-
-def _total(counts: dict[str, dict[str, int]], kind: str) -> int:
-    return sum(column.get(kind, 0) for column in counts.values())
+    return [("error category", *counts), *lines] if lines else []
 
 
 def notes(result: Result, config: Config) -> list[str]:
-    """Return what has to be said beside the table."""
+    """Return the notes under the table: data, statistics, definitions, and whatever limits the result."""
     test = "exact McNemar test" if config.evaluate.samples == 1 else "permutation test and bootstrap"
-    said = [
+    lines = [
         f"{_problems(result, config)}; {result.base.first.total} attempts, {config.evaluate.samples} per problem, "
         f"seed {config.seed}; Wilson intervals; {test} over the same problems",
-        "second try = solved by the attempt or the retry; fix rate = retries right, of the first attempts that failed; "
+        "second try = the attempt or the retry passes; fix rate = share of failed attempts whose retry passes; "
         "each model on its own failures" + (", in the last rows both on the base's" if result.cross else ""),
     ]
-    said.append(
+    lines.append(
         "cut off at the token limit: "
         + "; ".join(f"{name}: {_cut_off(side)}" for name, side in _sides(result).items())
         + "; an answer that was cut off and did not pass counts as wrong here"
     )
     if config.uncertified:
-        said.append("the verifier did not have to pass `r3 check` (--uncertified)")
+        lines.append("the verifier was not required to pass `r3 check` (--uncertified)")
     for name, side in _sides(result).items():
         if side.errors:
-            said.append(f"{name}: the verifier could not judge {side.errors} answers; they count in no rate")
+            lines.append(f"{name}: the verifier could not judge {side.errors} answers; no rate counts them")
         if side.overlong:
-            said.append(f"{name}: {side.overlong} turns do not fit the model's context; they count in no rate")
-    return said
+            lines.append(f"{name}: {side.overlong} turns do not fit the model's context; no rate counts them")
+    return lines
 
 
 def _problems(result: Result, config: Config) -> str:
-    """Return which problems were attempted, as far as it is recorded."""
+    """Return which problems were attempted; results of old versions do not record how they were selected."""
     chosen = f", {result.problems.describe(', the same for every seed')}" if result.problems else ""
     return f"{config.evaluate.split} split{chosen}"
 
@@ -100,14 +98,14 @@ def _sides(result: Result) -> dict[str, Scores]:
 
 
 def print_table(result: Result, config: Config, to: TextIO) -> None:
-    """Print the table and its notes."""
+    """Print the result table, its notes and the error categories."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(file=to, highlight=False, width=None if to.isatty() else 120)
     title = f"{config.task}, {config.model or 'built-in model'}: rates in % with 95% intervals"
-    table = Table(title=Text(title), title_justify="left")  # a name is no markup
+    table = Table(title=Text(title), title_justify="left")  # Text: brackets in a name are not markup
     for heading in HEADINGS:
         table.add_column(heading)
     for row in rows(result):
@@ -115,9 +113,9 @@ def print_table(result: Result, config: Config, to: TextIO) -> None:
     console.print(table)
     for note in notes(result, config):
         console.print(f"- {note}", markup=False)
-    if counted := mistakes(result):
-        table = Table(*counted[0], title="what goes wrong: failed answers", title_justify="left")
-        for row in counted[1:]:
+    if categories := error_categories(result):
+        table = Table(*categories[0], title="error categories of failed answers", title_justify="left")
+        for row in categories[1:]:
             table.add_row(*row)
         console.print(table)
 
@@ -150,51 +148,53 @@ def print_forecast(forecast: Forecast, config: Config, to: TextIO) -> None:
 
 
 def print_rescored(rescored: Rescored, to: TextIO) -> None:
-    """Print what judging a run again has shown; what a model wrote is escaped, and cannot steer the terminal."""
+    """Print the result of rescoring; a model's text is escaped, so that it cannot control the terminal."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(file=to, highlight=False, markup=False, width=None if to.isatty() else 120)
     before, now = rescored.before, rescored.now
-    console.print(f"{rescored.run}: task {rescored.task}; finished: {', '.join(rescored.stages) or 'no stage yet'}")
-    console.print(f"then: {_named(before)}; now: {'the same' if before == now else _named(now)}")
-    table = Table("file", "what", "judged", "changed", "then -> now")
+    console.print(f"{rescored.source}: task {rescored.task}; finished: {', '.join(rescored.stages) or 'no stage yet'}")
+    console.print(f"before: {_named(before)}; now: {'the same' if before == now else _named(now)}")
+    table = Table("file", "kind", "judged", "changed", "before -> now")
     for tally in rescored.tallies:
-        ways = ", ".join(f"{way}: {count:,}" for way, count in tally.changed.items())
-        table.add_row(tally.file, tally.kind, f"{tally.judged:,}", f"{sum(tally.changed.values()):,}", ways)
+        changes = ", ".join(f"{change}: {count:,}" for change, count in tally.changed.items())
+        table.add_row(tally.file, tally.kind, f"{tally.judged:,}", f"{sum(tally.changed.values()):,}", changes)
     console.print(table)
     for one in rescored.evaluated:
         tries = ((name, getattr(one.before, name), getattr(one.now, name)) for name in ("first", "second"))
-        rates = "; ".join(f"{name} try {_rate(then).strip()} -> {_rate(today).strip()}" for name, then, today in tries)
+        rates = "; ".join(f"{name} try {_rate(old).strip()} -> {_rate(new).strip()}" for name, old, new in tries)
         console.print(f"{one.file}: {rates}")
         if one.unretried:
-            console.print(f"  {one.unretried:,} attempts fail now that were not retried; they are in no second try")
+            console.print(f"  {one.unretried:,} attempts that fail now were not retried; no second try counts them")
     for tally in rescored.tallies:
         for example in tally.examples:
-            why = f"; now: {visible(example.reason)}" if example.reason else ""
-            what = f"{tally.file}, {tally.kind}, {example.before} -> {example.now}, example {visible(example.id)}"
-            console.print(f"{what}: {visible(example.text, longest=_LONGEST_SHOWN)}{why}")
+            reason = f"; now: {visible(example.reason)}" if example.reason else ""
+            place = f"{tally.file}, {tally.kind}, {example.before} -> {example.now}, example {visible(example.id)}"
+            console.print(f"{place}: {visible(example.text, longest=_MAX_SHOWN)}{reason}")
     console.print(f"{rescored.changed:,} of {rescored.judged:,} verdicts have changed")
+    if written := rescored.written:
+        console.print(f"{written.failures:,} of {written.of:,} failures still fail; they are in {written.folder}")
 
 
 def shares_of_a_step(run: RunRecord) -> dict[str, float]:
-    """Return the share of its time that a training step spends in generation, in verification and in training."""
-    spent: dict[str, float] = {}
+    """Return the shares of training time spent in generation, verification and training, over all steps."""
+    seconds: dict[str, float] = {}
     for row in run.rows("train"):
         for part in ("generation", "verification", "training"):
-            spent[part] = spent.get(part, 0.0) + (row.get(f"seconds/{part}") or 0.0)
-    whole = sum(spent.values())
-    return {part: seconds / whole for part, seconds in spent.items()} if whole else {}
+            seconds[part] = seconds.get(part, 0.0) + (row.get(f"seconds/{part}") or 0.0)
+    total = sum(seconds.values())
+    return {part: value / total for part, value in seconds.items()} if total else {}
 
 
 def as_json(result: Result, run: RunRecord | None) -> dict[str, Any]:
-    """Return what `--json` prints; without a run, nothing is known of seconds."""
+    """Return what `--json` prints: the result and, with its run, the seconds of each stage."""
     times = {"seconds": run.seconds(), "shares_of_a_step": shares_of_a_step(run)} if run else {}
     return result.model_dump(mode="json") | times
 
 
 def model_card(result: Result, config: Config, certificate: Certificate | None) -> str:
-    """Return the README.md of a trained model: what it is, how it was made, who judged it, and the table."""
+    """Return the README.md of a trained model: how it was trained, the result table, the verifier and the settings."""
     table = [HEADINGS, ("---",) * len(HEADINGS), *rows(result)]
     settings = json.dumps(config.record(), indent=2, ensure_ascii=False)
     return "\n".join(
@@ -205,18 +205,19 @@ def model_card(result: Result, config: Config, certificate: Certificate | None) 
             *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in table),
             "",
             *(f"- {note}" for note in notes(result, config)),
-            *_mistakes_card(result),
+            *_error_categories_card(result),
             *(["\n## Verifier\n", *_certified(certificate)] if certificate else []),
             f"\n## Settings\n\n```json\n{settings}\n```\n",
         ]
     )
 
 
-def _mistakes_card(result: Result) -> list[str]:
-    if not (counted := mistakes(result)):
+def _error_categories_card(result: Result) -> list[str]:
+    if not (categories := error_categories(result)):
         return []
-    lines = [counted[0], ("---",) * len(counted[0]), *counted[1:]]
-    return ["\n## What goes wrong\n\nFailed answers.\n", *("| " + " | ".join(line) + " |" for line in lines)]
+    lines = [categories[0], ("---",) * len(categories[0]), *categories[1:]]
+    heading = "\n## Error categories\n\nFailed answers by error category.\n"
+    return [heading, *("| " + " | ".join(line) + " |" for line in lines)]
 
 
 def _certified(certificate: Certificate) -> list[str]:
@@ -225,7 +226,7 @@ def _certified(certificate: Certificate) -> list[str]:
         f"`r3 check`, {certificate.summary()}. Verifier {certificate.verifier_hash}, seed {certificate.seed}; "
         "`certificate.json` has every count with its interval.\n",
         *waived,
-        *(f"- not checked: {said}" for said in certificate.not_checked),
+        *(f"- not checked: {reason}" for reason in certificate.not_checked),
     ]
 
 

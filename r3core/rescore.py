@@ -1,4 +1,4 @@
-"""Judging again: all the verdicts that a run recorded, by the verifier as it is now."""
+"""Rescoring: judge every recorded verdict of a run or a failure dataset again, with the verifier as it is now."""
 
 from __future__ import annotations
 
@@ -23,75 +23,86 @@ from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Frozen, Task, Verdict
 from r3core.verification.judge import Judge, verifier_hash
 
-_ROWS = 512  # judged at a time; a row may hold a whole episode
-_TOLD = 3  # changed verdicts of each kind in each file; the others are counted
-_FAILURES = "failures/failures"
+_BATCH = 512  # rows in memory at a time; a row may hold a whole episode
+_MAX_EXAMPLES = 3  # changed verdicts of each kind in each file that are listed; all are counted
+_DATASET = "failures"  # the file of a failure dataset, without its ending
+_FAILURES = "failures/failures"  # the same in a run
 _TRAINING = "train-episodes"
 _EVALUATION = "evaluate-"
 
 
 class Changed(Frozen):
-    """A verdict that is another now."""
+    """A verdict that has changed."""
 
     id: str
-    """The example's."""
+    """The example's id."""
     before: str
     now: str
     reason: str
-    """What the verifier says now."""
+    """The verifier's reason for the new verdict."""
     text: str
-    """What was judged."""
+    """The text that was judged."""
 
 
 class Tally(Frozen):
-    """The verdicts of one kind in one file of a run."""
+    """The verdicts of one kind in one file."""
 
     file: str
     kind: str
     """`attempt`, `retry`, `retry` and the name of a control, or `leak`: the test of a reflection."""
     judged: int
     changed: dict[str, int]
-    """Before and now, for example `fail -> pass`, and how many."""
+    """Number of changed verdicts by old and new outcome, for example `fail -> pass`."""
     examples: list[Changed]
-    """The first of them."""
+    """The first few changed verdicts."""
 
 
 class Evaluated(Frozen):
-    """What one model does in an evaluation, by the verdicts that were recorded and by those of now."""
+    """One model's scores in an evaluation, by the recorded verdicts and by the new ones."""
 
     file: str
     before: Scores
     now: Scores
     unretried: int
-    """Attempts that passed before and fail now: nothing was tried after them, so they count in no second try."""
+    """Attempts that passed before and fail now: they were not retried, so no second try counts them."""
 
 
 class Verifier(Frozen):
-    """Which verifier judged."""
+    """The version and the source hash of a verifier."""
 
     version: str | None = None
     hash: str | None = None
-    """None where it is not recorded."""
+    """None where it was not recorded."""
+
+
+class Written(Frozen):
+    """The new failure dataset of those failures that still fail."""
+
+    folder: str
+    failures: int
+    of: int
+    """Number of failures in the source."""
 
 
 class Rescored(Frozen):
-    """What judging a run again has shown."""
+    """The result of rescoring a run or a failure dataset."""
 
-    run: str
+    source: str
     task: str
     stages: list[str]
-    """The stages that were finished; what others have recorded so far is judged too."""
+    """The finished stages of a run; the rows that unfinished ones have written so far are judged too."""
     before: Verifier
-    """That of the run's failures."""
+    """The verifier that judged the failures."""
     now: Verifier
     judged: int
     changed: int
     tallies: list[Tally]
     evaluated: list[Evaluated]
+    written: Written | None = None
 
 
 class _Trained(Frozen):
-    """A row of what training recorded: one reflection and its retries."""
+    """A row of train-episodes.jsonl: one reflection and its retries."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -100,8 +111,8 @@ class _Trained(Frozen):
     retries: list[Answer]
 
 
-class _Judged(NamedTuple):
-    """A verdict that was recorded; that of a leak test is a bool, or None when it could not be made."""
+class _Recorded(NamedTuple):
+    """A recorded verdict; that of a leak test is a bool, or None when the test failed to give one."""
 
     kind: str
     example: Example
@@ -109,147 +120,175 @@ class _Judged(NamedTuple):
     verdict: Verdict | bool | None
 
 
-def is_run(folder: Path) -> bool:
-    """Tell a run directory from a set of failures."""
-    return not (folder / "failures.jsonl").exists() and ((folder / "config.json").exists() or bool(_files_of(folder)))
+@dataclass
+class _File:
+    """One rescored file: counts by kind of verdict, and the rows that are needed again."""
+
+    name: str
+    judged: Counter[str] = field(default_factory=Counter)
+    changed: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    examples: dict[str, list[Changed]] = field(default_factory=lambda: defaultdict(list))
+    before: list[Episode] = field(default_factory=list)
+    """The episodes of an evaluation, from which its scores follow; empty for other files."""
+    now: list[Episode] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    """Those that still fail."""
+
+    def count(self, recorded: _Recorded, now: Verdict | bool | None) -> None:
+        kind, before, after = recorded.kind, _outcome(recorded.verdict), _outcome(now)
+        self.judged[kind] += 1
+        if before == after:
+            return
+        self.changed[kind][f"{before} -> {after}"] += 1
+        if len(self.examples[kind]) < _MAX_EXAMPLES:
+            reason = now.reason if isinstance(now, Verdict) else ""
+            changed = Changed(id=recorded.example.id, before=before, now=after, reason=reason, text=recorded.text)
+            self.examples[kind].append(changed)
+
+    def tallies(self) -> Iterator[Tally]:
+        for kind, judged in self.judged.items():
+            changed = dict(self.changed[kind].most_common())
+            yield Tally(file=self.name, kind=kind, judged=judged, changed=changed, examples=self.examples[kind])
+
+    def evaluated(self) -> Evaluated:
+        unretried = sum(episode.failed and "reflect" not in episode.retries for episode in self.now)
+        return Evaluated(file=self.name, before=scores(self.before), now=scores(self.now), unretried=unretried)
 
 
-def rescore_run(folder: Path, *, spec: str | None = None, options: dict[str, Any] | None = None) -> Rescored:
-    """Judge again all that a run recorded, and return what changed; the run stays as it is, and may be going on.
+def rescore(
+    source: Path, *, spec: str | None = None, options: dict[str, Any] | None = None, output: Path | None = None
+) -> Rescored:
+    """Judge all recorded verdicts of a run or a failure dataset again, and return what has changed.
 
-    The task is the run's own; `spec` names another in its place, and `options` replace some of its options.
+    The source is only read, and a run may still be in progress. The task is the recorded one; `spec` names another, and
+    `options` replace some of its options. Failures that still fail are written to `output` as a failure dataset.
     """
-    record = RunRecord(folder)
-    task, limits = _task_of(record, spec=spec, options=options or {})
-    card = record.read_json("failures/card")
+    record, names = RunRecord(source), _files_of(source)
+    if not names and not (source / "config.json").exists():
+        raise UsageError(f"`{source}` is neither a run directory nor a failure dataset")
+    card = record.read_json("card" if names == [_DATASET] else "failures/card")
     card = card if isinstance(card, dict) else {}
-    if not (files := _files_of(folder)):
-        raise UsageError(f"`{folder}` has recorded no verdict yet", "wait until its mining has begun")
-    counts: dict[tuple[str, str], _Count] = defaultdict(_Count)
+    task, limits = _task_of(record, card, spec=spec, options=options or {})
+    if not names:
+        raise UsageError(f"`{source}` has not recorded any verdict yet", "wait until mining has started")
+    dataset = read_failures(source) if output is not None else None
     with Judge(task, limits) as judge:
-        evaluated = [one for name in files if (one := _rescore_file(record, name, judge, counts))]
-    tallies = [
-        Tally(file=file, kind=kind, judged=of.judged, changed=dict(of.changed.most_common()), examples=of.examples)
-        for (file, kind), of in counts.items()
-    ]
+        files = [_rescore_file(record, name, judge) for name in names]
+    now = Verifier(version=task.version, hash=verifier_hash(task))
+    failing = [failure for file in files for failure in file.failures]
+    tallies = [tally for file in files for tally in file.tallies()]
     return Rescored(
-        run=str(folder),
+        source=str(source),
         task=task.name,
         stages=[stage for stage in ("mine", "train", "evaluate") if record.done(stage) is not None],
         before=Verifier(version=card.get("verifier_version"), hash=card.get("verifier_hash")),
-        now=Verifier(version=task.version, hash=verifier_hash(task)),
+        now=now,
         judged=sum(tally.judged for tally in tallies),
         changed=sum(sum(tally.changed.values()) for tally in tallies),
         tallies=tallies,
-        evaluated=evaluated,
+        evaluated=[file.evaluated() for file in files if file.name.startswith(_EVALUATION)],
+        written=_write(output, failing, dataset=dataset, verifier=now) if output and dataset else None,
     )
 
 
-@dataclass
-class _Count:
-    """What becomes a Tally, while a file is read."""
-
-    judged: int = 0
-    changed: Counter[str] = field(default_factory=Counter)
-    examples: list[Changed] = field(default_factory=list)
-
-    def add(self, judged: _Judged, now: Verdict | bool | None) -> None:
-        self.judged += 1
-        before, after = _outcome(judged.verdict), _outcome(now)
-        if before == after:
-            return
-        self.changed[f"{before} -> {after}"] += 1
-        if len(self.examples) < _TOLD:
-            reason = now.reason if isinstance(now, Verdict) else ""
-            changed = Changed(id=judged.example.id, before=before, now=after, reason=reason, text=judged.text)
-            self.examples.append(changed)
+def _write(
+    output: Path, failing: list[Failure], *, dataset: tuple[list[Failure], dict[str, Any]], verifier: Verifier
+) -> Written:
+    """Write the failures of a dataset that still fail, with its provenance and the verifier that judged them now."""
+    failures, provenance = dataset
+    counts = {"failures": len(failing), "no longer failures": len(failures) - len(failing)}
+    judged_by = {"verifier_version": verifier.version, "verifier_hash": verifier.hash}
+    write_failures(output, failing, provenance | judged_by | {"counts": provenance["counts"] | counts})
+    return Written(folder=str(output), failures=len(failing), of=len(failures))
 
 
-def _task_of(record: RunRecord, *, spec: str | None, options: dict[str, Any]) -> tuple[Task, Limits]:
-    """Return the task of a run and the limits of its verifier, under which no share of errors is too large."""
-    said = record.read_json("config") or record.read_json("failures/card")
-    said = said if isinstance(said, dict) else {}
-    name, recorded = spec or said.get("task"), said.get("task_options", {})
+def _task_of(
+    record: RunRecord, card: dict[str, Any], *, spec: str | None, options: dict[str, Any]
+) -> tuple[Task, Limits]:
+    """Return the task and the limits of its verifier; many errors are a result here, so their share has no limit."""
+    config = record.read_json("config") or card
+    config = config if isinstance(config, dict) else {}
+    name, recorded = spec or config.get("task"), config.get("task_options", {})
     if not isinstance(name, str) or not isinstance(recorded, dict):
-        raise UsageError(
-            f"`{record.path}` does not say which task it is of: no config.json in it does", "name the task with --task"
-        )
+        raise UsageError(f"`{record.path}` does not record its task in config.json or card.json", "name it with --task")
     try:
-        limits = Limits.model_validate(said.get("judge", {})).model_copy(update={"max_errors": 1.0})
+        limits = Limits.model_validate(config.get("judge", {})).model_copy(update={"max_errors": 1.0})
     except ValidationError:
-        raise UsageError(f"`{record.path / 'config.json'}` is no configuration of this version of r3") from None
+        raise UsageError(f"`{record.path / 'config.json'}` is not a configuration of this version of r3") from None
     try:
         return get_task(name, **{**recorded, **options}), limits
     except TaskError as error:
-        more = "--task names the task in another place, --task-option sets one of its options"
-        raise TaskError(f"the task of `{record.path}` cannot be had: {error.message}", *error.hints, more) from error
+        hint = "--task names the task when it is elsewhere now, --task-option sets one of its options"
+        raise TaskError(f"the task of `{record.path}` cannot be loaded: {error.message}", *error.hints, hint) from error
 
 
-def _files_of(folder: Path) -> list[str]:
-    """Return the names of the files in a run that hold verdicts, in the order in which they come into being."""
-    later = [path.stem for kind in ("evaluate", "cross") for path in sorted(folder.glob(f"{kind}-*.jsonl"))]
-    names = ["mine", _FAILURES, _TRAINING, *later]
-    return [name for name in names if (folder / f"{name}.jsonl").exists()]
+def _files_of(source: Path) -> list[str]:
+    """Return the names of the files that hold verdicts, in the order in which a run writes them."""
+    evaluations = [path.stem for kind in ("evaluate", "cross") for path in sorted(source.glob(f"{kind}-*.jsonl"))]
+    names = [_DATASET, "mine", _FAILURES, _TRAINING, *evaluations]
+    return [name for name in names if (source / f"{name}.jsonl").exists()]
 
 
-def _rescore_file(
-    record: RunRecord, name: str, judge: Judge, counts: dict[tuple[str, str], _Count]
-) -> Evaluated | None:
-    """Judge a file again, some rows at a time, and return its scores if it is one of an evaluation."""
-    before: list[Episode] = []
-    now: list[Episode] = []
+def _rescore_file(record: RunRecord, name: str, judge: Judge) -> _File:
+    """Judge the verdicts of a file again, a batch of rows at a time."""
+    file = _File(name)
     rows = _rows(record, name)
-    with progress_bar(name, _lines(record.path / f"{name}.jsonl")) as bar:
-        while batch := list(islice(rows, _ROWS)):
-            recorded = [judged for _, judgements in batch for judged in judgements]
-            again = _judged_again(judge, recorded)
-            for judged, verdict in zip(recorded, again, strict=True):
-                counts[name, judged.kind].add(judged, verdict)
-            verdicts = iter(again)
-            for episode, judgements in batch:
-                rejudged = list(islice(verdicts, len(judgements)))
-                if episode is not None:
-                    before.append(episode)
-                    now.append(_with(episode, rejudged))
+    with progress_bar(name, _count_lines(record.path / f"{name}.jsonl")) as bar:
+        while batch := list(islice(rows, _BATCH)):
+            recorded = [one for _, of_row in batch for one in of_row]
+            verdicts = _judge_again(judge, recorded)
+            for one, verdict in zip(recorded, verdicts, strict=True):
+                file.count(one, verdict)
+            remaining = iter(verdicts)
+            for value, of_row in batch:
+                _collect(file, value, list(islice(remaining, len(of_row))))
             bar(len(batch))
-    if not name.startswith(_EVALUATION):
-        return None
-    unretried = sum(episode.failed and "reflect" not in episode.retries for episode in now)
-    return Evaluated(file=name, before=scores(before), now=scores(now), unretried=unretried)
+    return file
 
 
-def _rows(record: RunRecord, name: str) -> Iterator[tuple[Episode | None, list[_Judged]]]:
-    """Yield what each row of a file recorded, and the whole episode where scores follow from it."""
+def _collect(file: _File, value: Episode | Failure | _Trained, verdicts: Sequence[Any]) -> None:
+    if isinstance(value, Failure) and _outcome(verdicts[0]) == "fail":
+        attempt = value.attempt.model_copy(update={"verdict": verdicts[0]})
+        file.failures.append(value.model_copy(update={"attempt": attempt}))
+    elif isinstance(value, Episode) and file.name.startswith(_EVALUATION):
+        file.before.append(value)
+        file.now.append(_with_verdicts(value, verdicts))
+
+
+def _rows(record: RunRecord, name: str) -> Iterator[tuple[Episode | Failure | _Trained, list[_Recorded]]]:
+    """Yield each row of a file with its recorded verdicts."""
     rows = record.rows(name)
-    if name == _FAILURES:
+    if name in (_DATASET, _FAILURES):
         for failure in each_value(Failure, rows, name):
-            yield None, _of_episode(failure.episode())
+            yield failure, _of_episode(failure.episode())
     elif name == _TRAINING:
         examples = {failure.id: failure.episode().example for failure in read_failures(record.path)[0]}
         for row in each_value(_Trained, rows, name):
-            yield None, _of_training(row, examples)
+            yield row, _of_training(row, examples)
     else:
         for episode in each_value(Episode, rows, name):
-            yield episode if name.startswith(_EVALUATION) else None, _of_episode(episode)
+            yield episode, _of_episode(episode)
 
 
-def _of_episode(episode: Episode) -> list[_Judged]:
-    example, reflection = episode.example, episode.reflection
-    answers = {"attempt": episode.attempt}
-    answers |= {"retry" if arm == "reflect" else f"retry {arm}": answer for arm, answer in episode.retries.items()}
-    judged = [_Judged(kind, example, answer.text, answer.verdict) for kind, answer in answers.items()]
-    return [*judged, _Judged("leak", example, reflection.text, reflection.leaked)] if reflection else judged
+def _of_episode(episode: Episode) -> list[_Recorded]:
+    retries = {"retry" if arm == "reflect" else f"retry {arm}": answer for arm, answer in episode.retries.items()}
+    return _recorded(episode.example, [("attempt", episode.attempt), *retries.items()], episode.reflection)
 
 
-def _of_training(row: _Trained, examples: dict[str, Example]) -> list[_Judged]:
+def _of_training(row: _Trained, examples: dict[str, Example]) -> list[_Recorded]:
     if row.id not in examples:
-        raise RunError(f"{_TRAINING}.jsonl has a reflection on {row.id!r}, which is none of the run's failures")
-    example = examples[row.id]
-    judged = [_Judged("retry", example, answer.text, answer.verdict) for answer in row.retries]
-    return [*judged, _Judged("leak", example, row.reflection.text, row.reflection.leaked)]
+        raise RunError(f"{_TRAINING}.jsonl has a reflection on {row.id!r}, which is not among the run's failures")
+    return _recorded(examples[row.id], [("retry", answer) for answer in row.retries], row.reflection)
 
 
-def _judged_again(judge: Judge, recorded: Sequence[_Judged]) -> list[Verdict | bool | None]:
+def _recorded(
+    example: Example, answers: Sequence[tuple[str, Answer]], reflection: Reflection | None
+) -> list[_Recorded]:
+    verdicts = [_Recorded(kind, example, answer.text, answer.verdict) for kind, answer in answers]
+    return [*verdicts, _Recorded("leak", example, reflection.text, reflection.leaked)] if reflection else verdicts
+
+
+def _judge_again(judge: Judge, recorded: Sequence[_Recorded]) -> list[Verdict | bool | None]:
     verdicts, leaks = judge.verdicts(), judge.leaks()
     verdicts.add((index, one.example, one.text) for index, one in enumerate(recorded) if one.kind != "leak")
     leaks.add((index, one.example, one.text) for index, one in enumerate(recorded) if one.kind == "leak")
@@ -257,13 +296,13 @@ def _judged_again(judge: Judge, recorded: Sequence[_Judged]) -> list[Verdict | b
     return [next(tests) if one.kind == "leak" else next(answers) for one in recorded]
 
 
-def _with(episode: Episode, verdicts: Sequence[Any]) -> Episode:
+def _with_verdicts(episode: Episode, verdicts: Sequence[Any]) -> Episode:
     """Return an episode with other verdicts, in the order of `_of_episode`."""
-    attempt, *others = [
+    attempt, *retries = [
         answer.model_copy(update={"verdict": verdict})
         for answer, verdict in zip((episode.attempt, *episode.retries.values()), verdicts, strict=False)
     ]
-    changed = {"attempt": attempt, "retries": dict(zip(episode.retries, others, strict=True))}
+    changed = {"attempt": attempt, "retries": dict(zip(episode.retries, retries, strict=True))}
     again = episode.model_copy(update=changed)
     return with_leak(again, verdicts[-1]) if episode.reflection else again
 
@@ -274,29 +313,6 @@ def _outcome(verdict: Verdict | bool | None) -> str:
     return "error" if verdict is None else "leak" if verdict else "no leak"
 
 
-def _lines(path: Path) -> int:
+def _count_lines(path: Path) -> int:
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-
-
-def rescore_failures(
-    task: Task, failures: Sequence[Failure], provenance: dict[str, Any], *, output: Path | None
-) -> dict[str, Any]:
-    """Judge failures by the verifier as it is now, and return what changed; what still fails is written to `output`."""
-    with Judge(task, Limits(max_errors=1.0)) as judge:
-        verdicts = judge.judge([(failure.episode().example, failure.attempt.text) for failure in failures])
-    changed = [
-        {"id": failure.id, "answer": failure.attempt.text, "now": verdict.outcome, "reason": verdict.reason}
-        for failure, verdict in zip(failures, verdicts, strict=True)
-        if verdict.outcome != "fail"
-    ]
-    if output is not None:
-        still = [
-            failure.model_copy(update={"attempt": failure.attempt.model_copy(update={"verdict": verdict})})
-            for failure, verdict in zip(failures, verdicts, strict=True)
-            if verdict.outcome == "fail"
-        ]
-        judged_by = {"verifier_version": task.version, "verifier_hash": verifier_hash(task)}
-        counts = provenance["counts"] | {"failures": len(still), "no longer failures": len(changed)}
-        write_failures(output, still, provenance | judged_by | {"counts": counts})
-    return {"judged": len(failures), "unchanged": len(failures) - len(changed), "changed": changed}

@@ -1,4 +1,4 @@
-"""What the model sees: whole conversations of a few failures, with the trained tokens marked."""
+"""The conversations of a few failures as the model sees them, in its chat template, with the trained tokens marked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from r3core.verification.judge import Judge
 
 _visible = partial(visible, keep="\n")
 OPEN, CLOSE = "⟦", "⟧"
-"""Stand around the tokens that are trained, so that they are seen without colours too."""
+"""Brackets around the trained tokens: they are visible without colours too."""
 
 
 def print_conversations(task: Task, config: Config, *, count: int) -> None:
@@ -34,9 +34,9 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
         failures = _failures(protocol, generator, count=count)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
-    def rendered(prompt: Prompt, written: str | None = None) -> str:
-        whole = prompt if written is None else prompt.then({"role": "assistant", "content": written})
-        return str(templated(tokenizer, whole, tokenize=False, add_generation_prompt=written is None))
+    def rendered(request: Prompt, response: str | None = None) -> str:
+        whole = request if response is None else request.then({"role": "assistant", "content": response})
+        return str(templated(tokenizer, whole, tokenize=False, add_generation_prompt=response is None))
 
     for number, episode in enumerate(failures, start=1):
         assert episode.reflection is not None  # `_failures` reflected on every one
@@ -47,16 +47,17 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
         ended = reflection.stopped == "end"
         trained, after = _split(rendered(request, reflection.text)[len(before) :], tokenizer.eos_token, ended=ended)
         retry = rendered(protocol.retry_request(episode, reflection), retried.text)
-        end = "and the end of the turn" if ended else "cut off by the limit"
+        end = "and the end-of-turn token" if ended else "cut off at the limit"
         marked = Text(f"{OPEN}{_visible(trained)}{CLOSE}", style="bold green")
         console.rule(Text(f"{number}. {episode.example.id}"), align="left")
         console.print(f"-- attempt: {episode.attempt.verdict.outcome}", Text(_visible(attempt)), sep="\n")
-        console.print(f"-- reflection ({reflection.tokens} tokens, {end}, are trained)")
+        console.print(f"-- reflection ({reflection.tokens} tokens, {end}: the trained tokens)")
         console.print(Text(_visible(before)) + marked + Text(_visible(after)))
         console.print(f"-- retry: {retried.verdict.outcome}", Text(_visible(retry)), sep="\n")
 
 
 def _failures(protocol: Protocol, generator: TransformersGenerator, *, count: int) -> list[Episode]:
+    """Return up to `count` episodes with a failed attempt, its reflection and its retry."""
     config = protocol.config
     examples = problems_to_mine(protocol.task, config).examples
     failed: list[Episode] = []
@@ -67,14 +68,14 @@ def _failures(protocol: Protocol, generator: TransformersGenerator, *, count: in
         if len(failed) >= count:
             break
     if not failed:
-        raise RunError(f"none of {len(examples)} attempts failed, so there is nothing to reflect on")
+        raise RunError(f"none of {len(examples)} attempts failed, so there is no failure to reflect on")
     reflected = protocol.reflect(failed[:count], generator, seed=seed_of(config.seed, "show", "reflect"))
     return protocol.retry(reflected, generator, seed=seed_of(config.seed, "show", "retry"))
 
 
 def _split(turn: str, end: str, *, ended: bool) -> tuple[str, str]:
-    """Return what is trained of a rendered turn, and the rest; its end is trained when the model generated it."""
-    text, found, after = turn.rpartition(end)
-    if not found:
+    """Split a rendered turn after the trained tokens; the end-of-turn token `end` is one if the model generated it."""
+    text, separator, after = turn.rpartition(end)
+    if not separator:
         return turn, ""
-    return (text + found, after) if ended else (text, found + after)
+    return (text + separator, after) if ended else (text, separator + after)

@@ -20,14 +20,14 @@ from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 
 from r3core.console import progress_bar
-from r3core.distributed import first_alone, losses_told, rank
+from r3core.distributed import lost_process_errors, main_process_first, rank
 from r3core.errors import UsageError
 from r3core.failures import Failure
 from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.training.checkpoints import last_checkpoint, save_model
 from r3core.training.grpo_options import check_training, checkpoint_steps
-from r3core.training.launch import started
+from r3core.training.launch import current_world
 from r3core.training.trainer import ReflectionTrainer, Steps
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def train(
     checkpoint after a kill.
     """
     args = arguments(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
-    run.note_resolved(resolved(args))
+    run.record_resolved(resolved(args))
     asked = protocol.config.grpo.get("save_steps", 1)
     if rank() == 0 and args.save_strategy != "no" and args.save_steps != asked >= 1:
         print(
@@ -58,7 +58,7 @@ def train(
     trainer = ReflectionTrainer(
         run, protocol, failures, model=model, tokenizer=tokenizer, args=args, saved_dtype=saved_dtype
     )
-    with first_alone():
+    with main_process_first():
         last = last_checkpoint(run.path / "checkpoints", world=trainer.world)
     done = int(last.name.rpartition("-")[2]) if last else 0
     for name in ("train", "train-episodes"):  # of steps after the checkpoint, which are made again
@@ -70,7 +70,7 @@ def train(
         progress_bar("train", args.max_steps, done=done) as advance,
         redirect_stdout(sys.stderr),  # some trackers print
         closing(trainer.policy),
-        losses_told(),
+        lost_process_errors(),
     ):
         trainer.add_callback(Steps(run, trainer, advance=advance, tick=tick))
         if done < args.max_steps:
@@ -87,7 +87,7 @@ def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
     """Return TRL's arguments: what the configuration sets under `grpo`, and the few that r3 owns."""
     config = protocol.config
     options = config.grpo_options()
-    world = started().processes
+    world = current_world().processes
     check_training(config.grpo, options, world)
     options = {"logging_steps": 1, "save_total_limit": 2, "report_to": "none"} | options
     options["save_steps"] = checkpoint_steps(options, world)

@@ -1,4 +1,4 @@
-"""Turns that the token limit cut off: which limit that is, and the warning when there are many of them."""
+"""Turns that the token limit cut off: the limit's key, and the warning when it cuts off many."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Literal
 
 from r3core.config import Config
 
-Turned = Literal["attempt", "reflection", "retry"]
-PLURAL: dict[Turned, str] = {"attempt": "attempts", "reflection": "reflections", "retry": "retries"}
-MANY = 0.05
-"""A larger share of turns that are cut off is worth a warning."""
+TurnKind = Literal["attempt", "reflection", "retry"]
+PLURAL: dict[TurnKind, str] = {"attempt": "attempts", "reflection": "reflections", "retry": "retries"}
+MAX_SHARE = 0.05
+"""The largest share of truncated turns without a warning."""
 
 
-def limit_of(config: Config, turn: Turned, *, training: bool = False) -> str:
-    """Return the key and the value of the limit that holds for a turn; reflections in training may have their own."""
+def limit_of(config: Config, turn: TurnKind, *, training: bool = False) -> str:
+    """Return the token limit of a turn as `key=value`; reflections in training may have their own."""
     if turn == "reflection" and training and "max_completion_length" in config.grpo:
         return f"grpo.max_completion_length={config.grpo['max_completion_length']}"
     return f"sampling.{turn}.max_tokens={getattr(config.sampling, turn).max_tokens}"
 
 
 def warn_if_truncated(
-    config: Config, turn: Turned, cut: int, *, total: int, by: str = "", training: bool = False
+    config: Config, turn: TurnKind, cut: int, *, total: int, by: str = "", training: bool = False
 ) -> bool:
-    """Print a warning when the limit cut off more than 5% of some turns, and tell whether it did.
+    """Print a warning when the limit cut off more than 5% of `total` turns, and return whether it did.
 
-    `by` tells whose turns they are, for example ` of the trained model`.
+    `by` names the model in the warning, for example ` of the trained model`.
     """
-    if not total or cut / total <= MANY:
+    if not total or cut / total <= MAX_SHARE:
         return False
     limit = limit_of(config, turn, training=training)
     print(
@@ -36,21 +36,21 @@ def warn_if_truncated(
     return True
 
 
-class Watch:
-    """Counts the turns of a training and warns once for each kind of turn, as soon as there are enough to tell."""
+class TruncationCounter:
+    """Counts truncated turns during training; warns once per kind of turn, after `min_turns` turns at the earliest."""
 
-    def __init__(self, config: Config, least: int = 64) -> None:
+    def __init__(self, config: Config, min_turns: int = 64) -> None:
         self.config = config
-        self.least = least
-        self.counts: dict[Turned, tuple[int, int]] = {}
-        self.warned: set[Turned] = set()
+        self.min_turns = min_turns
+        self.counts: dict[TurnKind, tuple[int, int]] = {}
+        self.warned: set[TurnKind] = set()
 
-    def add(self, turn: Turned, cut: int, *, total: int) -> None:
-        """Count `total` more turns, of which `cut` were cut off."""
+    def add(self, turn: TurnKind, cut: int, *, total: int) -> None:
+        """Count `total` more turns, of which `cut` were truncated."""
         before = self.counts.get(turn, (0, 0))
         cut, total = before[0] + cut, before[1] + total
         self.counts[turn] = (cut, total)
-        if turn in self.warned or total < self.least:
+        if turn in self.warned or total < self.min_turns:
             return
         if warn_if_truncated(self.config, turn, cut, total=total, training=True):
             self.warned.add(turn)

@@ -1,7 +1,6 @@
-"""Training in two processes on the CPU: what it learns, who writes, and what the end of one does.
+"""Training in two processes on the CPU: what it learns, which process writes, and what happens when one ends.
 
-Every test that asks for a backend is held against those that `--backends` names: fsdp2, and deepspeed in
-`make test-deepspeed`.
+Tests with a backend run with those that `--backends` names: fsdp2, and deepspeed in `make test-deepspeed`.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from programs import finished, program, settings
 from r3core import RunError, UsageError
 from r3core.config import Config
 from r3core.errors import ConfigError
-from r3core.runs import Follower, Run, RunRecord
+from r3core.runs import ReadOnlyRun, Run, RunRecord
 from r3core.training.checkpoints import last_checkpoint
-from r3core.training.launch import World, _ended, check_here, world_of
+from r3core.training.launch import World, _failure, check_machine, world_of
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "accelerate"
 
@@ -44,7 +43,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def how(backend: str, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    """Return what tells a run to train in two processes."""
+    """Return the arguments with which a run trains in two processes."""
     if backend == "fsdp2":
         return ["--processes", 2]
     changed = {"num_processes": 2, "use_cpu": True}
@@ -64,8 +63,8 @@ def r3(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_p
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory, base: Path, how: list[object]) -> tuple[Run, str, str]:
-    """Return a whole run whose training was done by two processes, and what it printed."""
+def trained(tmp_path_factory: pytest.TempPathFactory, base: Path, how: list[object]) -> tuple[Run, str, str]:
+    """Return a whole run that trained in two processes, its standard output and its standard error."""
     folder = tmp_path_factory.mktemp("runs")
     verdicts = folder / "verdicts"
     verdicts.mkdir()
@@ -77,8 +76,8 @@ def learnt(tmp_path_factory: pytest.TempPathFactory, base: Path, how: list[objec
     return RunRecord(folder / "run"), out, err
 
 
-def test_two_processes_learn_together(learnt: tuple[RunRecord, str, str]) -> None:
-    run, _, _ = learnt
+def test_two_processes_learn_together(trained: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = trained
     rewards = [row["reward"] for row in run.read("train")]
     assert len(rewards) == 60
     assert sum(rewards[:3]) / 3 < 0.3
@@ -88,8 +87,8 @@ def test_two_processes_learn_together(learnt: tuple[RunRecord, str, str]) -> Non
     assert result["trained"]["second"]["passed"] / result["trained"]["second"]["total"] > 0.8
 
 
-def test_the_weights_are_divided_among_the_processes(learnt: tuple[RunRecord, str, str], backend: str) -> None:
-    run, _, _ = learnt
+def test_weights_and_optimizer_states_are_sharded(trained: tuple[RunRecord, str, str], backend: str) -> None:
+    run, _, _ = trained
     model = run.path / "model"
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= {path.name for path in model.iterdir()}
     for step in (40, 60):
@@ -107,8 +106,8 @@ def test_the_weights_are_divided_among_the_processes(learnt: tuple[RunRecord, st
             assert max(sizes) < 0.7 * sum(sizes)
 
 
-def test_one_process_writes_and_every_step_is_there_once(learnt: tuple[RunRecord, str, str]) -> None:
-    run, _, _ = learnt
+def test_one_process_writes_every_step_once(trained: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = trained
     assert [row["step"] for row in run.read("train")] == list(range(1, 61))
     episodes = run.read("train-episodes")
     assert Counter(row["step"] for row in episodes) == dict.fromkeys(range(1, 61), 64)
@@ -117,26 +116,26 @@ def test_one_process_writes_and_every_step_is_there_once(learnt: tuple[RunRecord
     assert rewards == pytest.approx([row["reward"] for row in run.read("train")])
 
 
-def test_no_failure_is_trained_on_twice_in_an_epoch(learnt: tuple[RunRecord, str, str]) -> None:
-    run, _, _ = learnt
+def test_no_failure_is_trained_on_twice_in_an_epoch(trained: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = trained
     failures = [row["id"] for row in run.read("failures/failures")]
     groups = [row["id"] for row in run.read("train-episodes")][::16]  # 4 groups of 16 a step
     assert [row["id"] for row in run.read("train-episodes")] == [name for name in groups for _ in range(16)]
     epoch = len(failures) // 4 * 4
     for start in range(0, len(groups) - epoch + 1, epoch):
-        drawn = groups[start : start + epoch]
-        assert len(set(drawn)) == epoch
-        assert set(drawn) <= set(failures)
+        epoch_groups = groups[start : start + epoch]
+        assert len(set(epoch_groups)) == epoch
+        assert set(epoch_groups) <= set(failures)
 
 
-def test_the_processes_draw_different_tokens(learnt: tuple[RunRecord, str, str]) -> None:
-    run, _, _ = learnt
+def test_the_processes_sample_different_tokens(trained: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = trained
     texts = [row["reflection"]["text"] for row in run.read("train-episodes")[:64]]
     assert texts[:32] != texts[32:]
 
 
-def test_each_process_has_verdict_workers_of_its_own(learnt: tuple[RunRecord, str, str]) -> None:
-    run, _, _ = learnt
+def test_each_process_has_its_own_verification_workers(trained: tuple[RunRecord, str, str]) -> None:
+    run, _, _ = trained
     workers = {"0": set(), "1": set(), "alone": set()}
     for file in (run.path.parent / "verdicts").iterdir():
         rank, _, pid = file.name.partition("-")
@@ -149,7 +148,7 @@ def test_each_process_has_verdict_workers_of_its_own(learnt: tuple[RunRecord, st
     assert len(judged) >= 60 * 64
 
 
-def test_a_group_with_too_many_errors_teaches_nothing_in_any_process(
+def test_a_group_with_too_many_errors_has_no_reward_in_any_process(
     tmp_path: Path, base: Path, how: list[object]
 ) -> None:
     file = settings(tmp_path, base, task=f"{doors.__file__}:UnsureHalls", max_steps=3, save_steps=3)
@@ -168,10 +167,10 @@ def test_a_group_with_too_many_errors_teaches_nothing_in_any_process(
     assert len(set(without)) == 2, f"errors in the groups: {errors}; the test shows too little"
 
 
-def test_standard_output_is_the_runs_alone(learnt: tuple[RunRecord, str, str]) -> None:
+def test_standard_output_has_only_the_result(trained: tuple[RunRecord, str, str]) -> None:
     import json
 
-    _, out, err = learnt
+    _, out, err = trained
     assert json.loads(out)["trained"]["second"]["total"] == 32
     assert err.count("warning: trained on an untrusted verifier") == 1
     assert "Traceback" not in err
@@ -187,58 +186,73 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     until = time.monotonic() + 200
     while not path.exists():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until, f"{path} did not come"
+        assert time.monotonic() < until, f"{path} was not written in time"
         time.sleep(0.01)
 
 
-def training_processes(launcher: subprocess.Popen[str]) -> dict[str, psutil.Process]:
-    return {
-        child.environ()["RANK"]: child
-        for child in psutil.Process(launcher.pid).children()
-        if "train" in child.cmdline()
-    }
+def training_processes(run: subprocess.Popen[str]) -> dict[str, psutil.Process]:
+    """Return the training processes of a run by rank; the run's launcher is between them and the run."""
+    children = psutil.Process(run.pid).children(recursive=True)
+    training = [child for child in children if "train" in child.cmdline()]
+    return {child.environ().get("RANK", "launcher"): child for child in training}
 
 
 def outcome_of(run: RunRecord) -> list[tuple[Any, ...]]:
     return [(row["step"], row["loss"], row["grad_norm"], row["reward"], row["num_tokens"]) for row in run.read("train")]
 
 
-@pytest.mark.parametrize("victim", ["0", "1", "launcher"])
-def test_a_training_goes_on_after_one_of_its_processes_was_killed(
-    victim: str, tmp_path: Path, base: Path, learnt: tuple[RunRecord, str, str], how: list[object]
+@pytest.mark.parametrize("victim", ["0", "1", "launcher", "run"])
+def test_a_training_resumes_after_one_of_its_processes_was_killed(
+    victim: str, tmp_path: Path, base: Path, trained: tuple[RunRecord, str, str], how: list[object]
 ) -> None:
     file = settings(tmp_path, base, task=f"{doors.__file__}:Watched")
     command = ["run", "--config", file, *how, "--output-dir", tmp_path / "run"]
     process = program(*command)
     wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-20" / "complete", process)
     children = training_processes(process)
-    assert children.keys() == {"0", "1"}
-    if victim == "launcher":
+    assert children.keys() == {"0", "1", "launcher"}
+    if victim == "run":
         process.kill()
         finished(process)
-        _, alive = psutil.wait_procs(children.values(), timeout=10)
-        assert not alive, "the processes outlive the run that started them"
     else:
         children[victim].kill()
         code, _, err = finished(process)
         assert code == 1
-        assert (
-            f"error: process {int(victim) + 1} of 2 of the training was ended by SIGKILL, and the others with it" in err
-        )
-        assert "hint: the same command goes on from the last checkpoint" in err
+        which = "the launcher" if victim == "launcher" else f"process {int(victim) + 1} of 2"
+        assert f"error: {which} of the training was ended by SIGKILL, and the others with it" in err
+        assert "hint: run the same command to resume from the last checkpoint" in err
         assert "Traceback" not in err
-        assert not psutil.pid_exists(children["1" if victim == "0" else "0"].pid)
+    _, alive = psutil.wait_procs(children.values(), timeout=0 if victim in "01" else 10)
+    assert not alive, "these outlive the run that started them"
     code, _, err = finished(program(*command))
     assert code == 0, err
     run = RunRecord(tmp_path / "run")
-    steps = {row[0]: row for row in outcome_of(run)}  # a step after the checkpoint may be there twice
-    assert [steps[step] for step in range(1, 61)] == outcome_of(learnt[0])
-    weights = [(one.path / "model" / "model.safetensors").read_bytes() for one in (run, learnt[0])]
+    steps = {row[0]: row for row in outcome_of(run)}  # steps after the checkpoint may be there twice
+    assert [steps[step] for step in range(1, 61)] == outcome_of(trained[0])
+    weights = [(one.path / "model" / "model.safetensors").read_bytes() for one in (run, trained[0])]
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_leaves_no_process_behind(
+    number: signal.Signals, tmp_path: Path, base: Path, how: list[object]
+) -> None:
+    process = program("run", "--config", settings(tmp_path, base), *how, "--output-dir", tmp_path / "run")
+    wait_for(tmp_path / "run" / "train.jsonl", process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert training_processes(process).keys() == {"0", "1", "launcher"}
+    process.send_signal(number)
+    code, out, err = finished(process)
+    assert code != 0
+    assert out == ""
+    assert err.count("stopped; ") == (number == signal.SIGINT)
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, "these outlive the run that started them"
+
+
 def launcher(file: Path, *arguments: object, **changes: Any) -> subprocess.Popen[str]:
-    """Start `accelerate launch -m r3core train` on `run` beside a changed copy of a configuration, which it takes."""
+    """Start `accelerate launch -m r3core train` on `run` beside `file`, with `changes` as its configuration."""
     folder = file.parent
     file.write_text(yaml.safe_dump(changes), encoding="utf-8")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), *map(str, arguments)]
@@ -252,7 +266,7 @@ def launcher(file: Path, *arguments: object, **changes: Any) -> subprocess.Popen
 
 
 @pytest.mark.parametrize("name", ["8-gpus-fsdp2", "2-nodes-fsdp2"])
-def test_accelerate_launch_trains_on_what_was_mined(name: str, tmp_path: Path, base: Path, r3: R3) -> None:
+def test_accelerate_launch_trains_on_the_failures_of_a_run(name: str, tmp_path: Path, base: Path, r3: R3) -> None:
     file = settings(tmp_path, base, max_steps=3, save_steps=2)
     assert r3("mine", "--config", file, "--output-dir", "run").code == 0
     changed = example(name) | {"num_processes": 2, "use_cpu": True}
@@ -271,11 +285,11 @@ def test_accelerate_launch_trains_on_what_was_mined(name: str, tmp_path: Path, b
     run = RunRecord(tmp_path / "run")
     assert [row["step"] for row in run.read("train")] == [1, 2, 3]
     assert (run.path / "checkpoints" / "checkpoint-3" / "complete").read_text() == "2 processes (FSDP)"
-    said = r3("eval", "--output-dir", "run")
-    assert said.code == 0, said.err
+    result = r3("eval", "--output-dir", "run")
+    assert result.code == 0, result.err
 
 
-def test_one_process_can_be_started_by_accelerate_too(tmp_path: Path, base: Path) -> None:
+def test_a_run_can_train_in_one_launched_process(tmp_path: Path, base: Path) -> None:
     file = settings(tmp_path, base, max_steps=2)
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(example("1-gpu") | {"use_cpu": True}), encoding="utf-8")
     command = ["run", "--config", file, "--accelerate-config", tmp_path / "one.yaml", "--output-dir", tmp_path / "run"]
@@ -284,7 +298,7 @@ def test_one_process_can_be_started_by_accelerate_too(tmp_path: Path, base: Path
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-2" / "complete").read_text() == "1 process"
 
 
-def test_an_adapter_is_merged_from_divided_weights(tmp_path: Path, base: Path, how: list[object]) -> None:
+def test_a_lora_adapter_is_merged_from_sharded_weights(tmp_path: Path, base: Path, how: list[object]) -> None:
     from transformers import AutoModelForCausalLM
 
     file = settings(tmp_path, base, max_steps=4, save_steps=2, learning_rate=1e-2)
@@ -315,18 +329,18 @@ def test_weights_of_16_bits_are_saved_in_16_bits(tmp_path: Path, base: Path) -> 
     assert trained.dtype == torch.bfloat16
 
 
-def test_what_goes_wrong_in_every_process_is_told_once(tmp_path: Path, base: Path, how: list[object]) -> None:
+def test_an_error_in_every_process_is_printed_once(tmp_path: Path, base: Path, how: list[object]) -> None:
     file = settings(tmp_path, base, max_steps=5)
     command = ["run", "--config", file, "--set", "judge.max_errors=1", "--output-dir", tmp_path / "run"]
     raised = f"{doors.__file__}:Lying"
     code, _, err = finished(program(*command, "--task", raised, *how))
     assert code == 1
     assert err.count("`verify` returned") == 1
-    assert "of 2 of the training ended with exit code 2; what it said is above" in err
+    assert "of 2 of the training ended with exit code 2; its error message is above" in err
     assert "Traceback" not in err
 
 
-def test_a_training_goes_on_with_as_many_processes_only(tmp_path: Path) -> None:
+def test_a_training_resumes_only_with_the_same_number_of_processes(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint-3"
     checkpoint.mkdir()
     (checkpoint / "complete").write_text("2 processes (FSDP)")
@@ -337,23 +351,23 @@ def test_a_training_goes_on_with_as_many_processes_only(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) == checkpoint
 
 
-def test_a_follower_writes_nothing(tmp_path: Path) -> None:
+def test_a_read_only_run_writes_nothing(tmp_path: Path) -> None:
     with Run.open(tmp_path / "run", {"one": 1}) as run:
         run.append("rows", [{"n": 1}])
         before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-        with Follower(run.path) as follower:
-            follower.append("rows", [{"n": 2}])
-            follower.finish("train", {})
-            with follower.clock("train") as tick:
+        with ReadOnlyRun(run.path) as reader:
+            reader.append("rows", [{"n": 2}])
+            reader.finish("train", {})
+            with reader.clock("train") as tick:
                 tick()
-            assert follower.read("rows") == [{"n": 1}]
+            assert reader.read("rows") == [{"n": 1}]
         assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_directory_can_be_lent(tmp_path: Path) -> None:
+def test_other_processes_can_write_an_unlocked_run_directory(tmp_path: Path) -> None:
     with Run.open(tmp_path / "run", {"one": 1}) as run:
         run.append("rows", [{"n": 1}])
-        with run.lent(), Run.open(tmp_path / "run", {"one": 1}) as other:
+        with run.unlocked(), Run.open(tmp_path / "run", {"one": 1}) as other:
             other.append("rows", [{"n": 2}])
         run.append("rows", [{"n": 3}])
         with pytest.raises(UsageError, match="is in use by process"):
@@ -365,7 +379,7 @@ def config(file: Path | None = None, processes: int | None = None) -> Config:
     return Config.model_validate({"task": "doors", "accelerate_config": file, "processes": processes})
 
 
-def test_the_processes_follow_from_flag_and_file(tmp_path: Path) -> None:
+def test_flag_and_file_determine_the_processes(tmp_path: Path) -> None:
     file = tmp_path / "accelerate.yaml"
     assert world_of(config()) == World(processes=1)
     assert world_of(config(processes=3)) == World(processes=3, sharded=True)
@@ -385,41 +399,41 @@ def test_the_processes_follow_from_flag_and_file(tmp_path: Path) -> None:
         ("2-nodes-fsdp2", World(processes=16, machines=2, sharded=True)),
     ],
 )
-def test_the_examples_are_for_what_their_names_say(name: str, world: World) -> None:
+def test_the_example_configurations_match_their_names(name: str, world: World) -> None:
     assert world_of(config(EXAMPLES / f"{name}.yaml")) == world
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\nnum_processes: 2\n", "asks for FSDP 1"),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\nnum_processes: 2\n", "the configuration sets FSDP 1"),
         ("distributed_type: MULTI_CPU\nnum_processes: 2\n", "`distributed_type` cannot be MULTI_CPU; allowed: NO,"),
-        ("distributed_type: 'NO'\nnum_processes: 2\n", "is for one process, and 2 are asked for"),
-        ("compute_environment: AMAZON_SAGEMAKER\n", "is no configuration of accelerate's"),
-        ("num_processes: 2\nnum_proceses: 2\n", "is no configuration of accelerate's"),
-        ("- 2\n", "is no configuration of accelerate's"),
-        ("", "is no configuration of accelerate's"),
-        ("a: [\n", "is no configuration of accelerate's"),
+        ("distributed_type: 'NO'\nnum_processes: 2\n", "is for one process, but 2 were requested"),
+        ("compute_environment: AMAZON_SAGEMAKER\n", "is not a configuration file of accelerate"),
+        ("num_processes: 2\nnum_proceses: 2\n", "is not a configuration file of accelerate"),
+        ("- 2\n", "is not a configuration file of accelerate"),
+        ("", "is not a configuration file of accelerate"),
+        ("a: [\n", "is not a configuration file of accelerate"),
     ],
 )
-def test_a_configuration_that_cannot_be_trained_with_is_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_an_unsupported_configuration_is_refused(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "accelerate.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         world_of(config(file))
 
 
-def test_a_run_refuses_what_needs_other_machines(base: Path, tmp_path: Path, r3: R3) -> None:
+def test_a_run_refuses_a_configuration_for_several_machines(base: Path, tmp_path: Path, r3: R3) -> None:
     two = EXAMPLES / "2-nodes-fsdp2.yaml"
-    said = r3("run", "--config", settings(tmp_path, base), "--accelerate-config", two, "--output-dir", "run")
-    assert said.code == 2
-    assert "is for 2 machines, and a run starts processes on one" in said.err
-    assert "-m r3core train --output-dir DIRECTORY" in said.err
+    result = r3("run", "--config", settings(tmp_path, base), "--accelerate-config", two, "--output-dir", "run")
+    assert result.code == 2
+    assert "is for 2 machines, and a run starts processes on one" in result.err
+    assert "-m r3core train --output-dir DIRECTORY" in result.err
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with GPUs has what is missing here")
-def test_a_run_refuses_what_needs_other_gpus(base: Path, tmp_path: Path, r3: R3) -> None:
+def test_a_run_refuses_a_configuration_for_missing_gpus(base: Path, tmp_path: Path, r3: R3) -> None:
     command = [
         "run",
         "--config",
@@ -429,61 +443,63 @@ def test_a_run_refuses_what_needs_other_gpus(base: Path, tmp_path: Path, r3: R3)
         "--output-dir",
         "run",
     ]
-    said = r3(*command)
-    assert said.code == 2
-    assert "8 processes are to train, and this machine has 0 GPUs" in said.err
+    result = r3(*command)
+    assert result.code == 2
+    assert "8 processes need a GPU each, and this machine has 0 GPUs" in result.err
     assert not (tmp_path / "run").exists()
-    assert r3(*command, "--dry-run").code == 0, "it may be planned for"
+    assert r3(*command, "--dry-run").code == 0, "a dry run can plan for another machine"
 
 
-def test_several_gpus_need_as_many_processes() -> None:
+def test_several_gpus_need_several_processes() -> None:
     alone = Config(task="toy", grpo={"gradient_accumulation_steps": 32})
-    check_here(alone, gpus=1)
-    check_here(alone.model_copy(update={"processes": 8}), gpus=8)
-    check_here(alone.model_copy(update={"grpo": {"use_cpu": True}}), gpus=8)
-    with pytest.raises(UsageError, match="8 GPUs are visible, and one process is to train") as error:
-        check_here(alone, gpus=8)
+    check_machine(alone, gpus=1)
+    check_machine(alone.model_copy(update={"processes": 8}), gpus=8)
+    check_machine(alone.model_copy(update={"grpo": {"use_cpu": True}}), gpus=8)
+    with pytest.raises(UsageError, match="8 GPUs are visible, but only one process trains") as error:
+        check_machine(alone, gpus=8)
     assert "--processes 8 trains on all of them" in error.value.hints[0]
     assert error.value.hints[0].endswith("--set grpo.gradient_accumulation_steps=4")
 
 
-def test_a_file_that_chooses_its_gpu_trains_beside_others(tmp_path: Path) -> None:
+def test_a_configuration_that_selects_a_gpu_needs_no_other(tmp_path: Path) -> None:
     file = tmp_path / "one.yaml"
     config = Config(task="toy", accelerate_config=file)
     file.write_text(yaml.safe_dump(example("1-gpu") | {"gpu_ids": "0"}), encoding="utf-8")
-    check_here(config, gpus=8)
+    check_machine(config, gpus=8)
     file.write_text(yaml.safe_dump(example("1-gpu")), encoding="utf-8")
     with pytest.raises(UsageError, match="8 GPUs are visible") as error:
-        check_here(config, gpus=8)
-    assert error.value.hints == ("CUDA_VISIBLE_DEVICES=0 in front of the command takes one",)
+        check_machine(config, gpus=8)
+    assert error.value.hints == ("CUDA_VISIBLE_DEVICES=0 before the command selects one GPU",)
 
 
-def test_only_the_training_is_done_by_several_processes(
+def test_only_training_runs_in_several_processes(
     base: Path, tmp_path: Path, r3: R3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    said = r3("mine", "--config", settings(tmp_path, base), "--output-dir", "run")
-    assert said.code == 2
-    assert "this is one of 2 processes, and only `r3 train` works in several at once" in said.err
+    result = r3("mine", "--config", settings(tmp_path, base), "--output-dir", "run")
+    assert result.code == 2
+    assert "this is one of 2 processes, and only `r3 train` can run in several" in result.err
 
 
 def test_a_dry_run_counts_the_processes(base: Path, tmp_path: Path, r3: R3) -> None:
-    said = r3("run", "--config", settings(tmp_path, base), "--processes", 4, "--dry-run")
-    assert said.code == 0, said.err
+    result = r3("run", "--config", settings(tmp_path, base), "--processes", 4, "--dry-run")
+    assert result.code == 0, result.err
     assert (
         "a step trains on 128 reflections = per_device_train_batch_size 32 x gradient_accumulation_steps 1 x 4"
-        in said.out
+        in result.out
     )
 
 
 @pytest.mark.parametrize(
-    ("codes", "said"),
+    ("codes", "message"),
     [
-        ({0: -signal.SIGTERM, 1: 2}, "process 2 of 4 of the training ended with exit code 2; what it said is above"),
-        ({0: 1, 3: -signal.SIGKILL}, "process 4 of 4 of the training was ended by SIGKILL, and the others with it"),
-        ({2: -signal.SIGTERM}, "process 3 of 4 of the training was ended by SIGTERM, and the others with it"),
+        ({0: -15, 1: 2}, "process 2 of 4 of the training ended with exit code 2; its error message is above"),
+        ({0: 1, 3: -9}, "process 4 of 4 of the training was ended by SIGKILL, and the others with it"),
+        ({2: -15}, "process 3 of 4 of the training was ended by SIGTERM, and the others with it"),
+        ({}, "the launcher of the training ended with exit code 1; its error message is above"),
     ],
 )
-def test_the_process_that_ended_first_is_named(codes: dict[int, int], said: str) -> None:
-    assert isinstance(_ended(codes, 4), RunError)
-    assert str(_ended(codes, 4)).startswith(said)
+def test_the_process_that_failed_first_is_named(codes: dict[int, int], message: str) -> None:
+    error = _failure(codes, 4, launcher=1)
+    assert isinstance(error, RunError)
+    assert error.message == message

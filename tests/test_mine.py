@@ -16,7 +16,6 @@ from r3core.generation.engine import Conversation
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.mine import card, mine, select
 from r3core.protocol import Protocol
-from r3core.rescore import rescore_failures
 from r3core.runs import Run
 from r3core.verification.judge import Judge, verifier_hash
 
@@ -319,15 +318,15 @@ CARD = '{"task": "toy", "task_options": {}, "verifier_hash": "", "counts": {}}'
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"rows": None}, "holds no set of failures"),
-        ({"provenance": None}, "holds no set of failures"),
-        ({"rows": '{"id": "n1"}\n'}, "failures.jsonl` has a row that is no failure"),
-        ({"rows": "{\n"}, "failures.jsonl` has a row that is no failure"),
-        ({"rows": "\udcff\n"}, "failures.jsonl` has a row that is no failure"),
-        ({"rows": "\n"}, "failures.jsonl` has a row that is no failure"),
-        ({"provenance": "{"}, "card.json` is no card of a set of failures"),
-        ({"provenance": "[]"}, "card.json` is no card of a set of failures"),
-        ({"provenance": '{"task": "toy"}'}, "card.json` is no card of a set of failures"),
+        ({"rows": None}, "is not a failure dataset"),
+        ({"provenance": None}, "is not a failure dataset"),
+        ({"rows": '{"id": "n1"}\n'}, "failures.jsonl` has an invalid row"),
+        ({"rows": "{\n"}, "failures.jsonl` has an invalid row"),
+        ({"rows": "\udcff\n"}, "failures.jsonl` has an invalid row"),
+        ({"rows": "\n"}, "failures.jsonl` has an invalid row"),
+        ({"provenance": "{"}, "card.json` is not a failure dataset's provenance"),
+        ({"provenance": "[]"}, "card.json` is not a failure dataset's provenance"),
+        ({"provenance": '{"task": "toy"}'}, "card.json` is not a failure dataset's provenance"),
     ],
 )
 def test_what_is_no_set_of_failures_is_a_users_mistake(tmp_path: Path, files: dict[str, Any], message: str) -> None:
@@ -337,43 +336,5 @@ def test_what_is_no_set_of_failures_is_a_users_mistake(tmp_path: Path, files: di
 
 
 def test_a_folder_that_is_not_there_holds_no_failures(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no set of failures"):
+    with pytest.raises(UsageError, match="is not a failure dataset"):
         read_failures(tmp_path / "nowhere")
-
-
-class Lenient(Toy):
-    """The toy task after its verifier changed its mind: 3 may be left out, and 5 cannot be judged."""
-
-    version = "2"
-
-    def verify(self, example: Example, response: str) -> Verdict | bool:
-        if example.answer == "5":
-            raise ValueError("five")
-        return Verdict.passed() if example.answer == "3" else Verdict.failed("stricter words")
-
-
-def test_failures_are_judged_again_when_the_verifier_changes(start: Start, tmp_path: Path) -> None:
-    run, _, failures = mined(start, "mine.limit=8")
-    provenance = read_failures(run.path)[1]
-    output = tmp_path / "again"
-    facts = rescore_failures(Lenient(), failures, provenance, output=output)
-    assert (facts["judged"], facts["unchanged"]) == (4, 2)
-    assert facts["changed"] == [
-        {"id": "n3", "answer": "no", "now": "pass", "reason": ""},
-        {"id": "n5", "answer": "no", "now": "error", "reason": "ValueError: five"},
-    ]
-    still, judged_by = read_failures(output)
-    assert [failure.id for failure in still] == ["n1", "n7"]
-    assert still[0].attempt.verdict == Verdict.failed("stricter words")
-    assert judged_by["verifier_version"] == "2"
-    assert judged_by["verifier_hash"] == verifier_hash(Lenient())
-    assert judged_by["counts"]["failures"] == 2
-    assert judged_by["counts"]["no longer failures"] == 2
-    assert judged_by["counts"]["attempts"] == 8  # what was true when it was mined stays
-
-
-def test_an_unchanged_verifier_changes_nothing(start: Start, tmp_path: Path) -> None:
-    run, protocol, failures = mined(start)
-    facts = rescore_failures(protocol.task, failures, read_failures(run.path)[1], output=None)
-    assert facts == {"judged": 12, "unchanged": 12, "changed": []}
-    assert list(tmp_path.iterdir()) == [run.path]

@@ -19,8 +19,9 @@ import doors
 import pytest
 from toy import Even
 
-from r3core import Example, RunError, Split, UsageError, cli, get_task, report
+from r3core import Example, RunError, Split, UsageError, get_task, report
 from r3core.check import certified
+from r3core.cli.main import main
 from r3core.config import Config, Limits, resolve
 from r3core.evaluate import Result
 from r3core.failures import read_failures
@@ -95,7 +96,7 @@ def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         patch.setenv("TOY_VERDICTS", str(directory.with_suffix(".verdicts")))
         patch.setattr(sys, "argv", ["r3", *command(tiny_folder, directory)[3:]])
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            main()
     assert not stopped.value.code
     return directory, json.loads(printed.getvalue())
 
@@ -136,7 +137,7 @@ def test_a_finished_run_is_over_at_once(
     undisturbed: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
 ) -> None:
     directory, told = undisturbed
-    monkeypatch.setattr("r3core.generation.transformers.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("r3core.generation.models.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setenv("TOY_VERDICTS", str(directory.with_suffix(".verdicts")))
     before = verdicts(directory)
     with opened(directory, tiny_folder) as stages:
@@ -198,7 +199,7 @@ def refused(directory: Path, model: Path, pid: int, capfd: pytest.CaptureFixture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["r3", *command(model, directory)[3:]])
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            main()
     assert stopped.value.code == 2
     out, err = capfd.readouterr()
     assert out == ""
@@ -309,7 +310,7 @@ def test_failures_that_do_not_fit_are_refused(
     for source, message in (
         (other, "holds failures of task `countdown`, not of"),
         (empty, "has no failures to train on"),
-        (tmp_path / "nowhere", "holds no set of failures"),
+        (tmp_path / "nowhere", "is not a failure dataset"),
     ):
         directory = tmp_path / f"run-{source.name}"
         with opened(directory, tiny_folder, f"mine.failures={source}") as stages:

@@ -14,7 +14,7 @@ from r3core.forecast import Forecast
 from r3core.report import (
     HEADINGS,
     as_json,
-    mistakes,
+    error_categories,
     model_card,
     notes,
     print_forecast,
@@ -62,7 +62,7 @@ def result(*, trained: bool = True, errors: int = 0, controls: bool = True) -> R
     )
 
 
-def with_mistakes() -> Result:
+def with_error_categories() -> Result:
     made = result()
     assert made.trained
     base = made.base.model_copy(update={"first_mistakes": {"typo": 2, "sum": 5}, "second_mistakes": {"sum": 1}})
@@ -70,19 +70,19 @@ def with_mistakes() -> Result:
     return made.model_copy(update={"base": base, "trained": trained})
 
 
-def test_kinds_of_mistake_are_counted_on_both_sides_the_commonest_first() -> None:
-    assert mistakes(with_mistakes()) == [
-        ("mistake", "first try, base", "first try, trained", "retry, base", "retry, trained"),
+def test_error_categories_are_counted_on_both_sides_the_most_frequent_first() -> None:
+    assert error_categories(with_error_categories()) == [
+        ("error category", "first try, base", "first try, trained", "retry, base", "retry, trained"),
         ("typo", "2", "9", "0", "0"),
         ("sum", "5", "0", "1", "0"),
         ("\\x1b[31m", "0", "1", "0", "0"),
     ]
-    assert mistakes(result()) == []
+    assert error_categories(result()) == []
     printed = io.StringIO()
-    print_table(with_mistakes(), CONFIG, printed)
-    assert "what goes wrong" in printed.getvalue()
-    assert "| typo | 2 | 9 | 0 | 0 |" in model_card(with_mistakes(), CONFIG, None)
-    assert "goes wrong" not in model_card(result(), CONFIG, None)
+    print_table(with_error_categories(), CONFIG, printed)
+    assert "error categories of failed answers" in printed.getvalue()
+    assert "| typo | 2 | 9 | 0 | 0 |" in model_card(with_error_categories(), CONFIG, None)
+    assert "rror categor" not in model_card(result(), CONFIG, None)
 
 
 def test_the_table_has_every_number_in_its_place() -> None:
@@ -109,18 +109,18 @@ def test_controls_that_were_not_run_have_no_row() -> None:
     assert not any("resampling" in label or "no reflection" in label for label in labels)
 
 
-def test_a_rate_of_nothing_is_a_dash() -> None:
+def test_a_rate_without_answers_is_a_dash() -> None:
     none = result(trained=False).base.model_copy(update={"fix": wilson(0, 0)})
     assert rows(Result(base=none))[2][1] == "-"
 
 
-def test_errors_are_told_of() -> None:
+def test_the_notes_count_verifier_errors() -> None:
     assert any("base: the verifier could not judge 7 answers" in note for note in notes(result(errors=7), CONFIG))
     assert not any("could not judge" in note for note in notes(result(), CONFIG))
 
 
 @pytest.mark.parametrize(
-    ("taken", "said"),
+    ("taken", "text"),
     [
         (
             Taken(order="random", taken=500, read=1200, whole=True),
@@ -131,25 +131,25 @@ def test_errors_are_told_of() -> None:
         (None, "test split; 100 attempts"),
     ],
 )
-def test_the_notes_tell_which_problems_were_attempted(taken: Taken | None, said: str) -> None:
+def test_the_notes_name_the_problems(taken: Taken | None, text: str) -> None:
     made = result().model_copy(update={"problems": taken})
-    assert notes(made, CONFIG)[0].startswith(said)
+    assert notes(made, CONFIG)[0].startswith(text)
 
 
-def test_the_notes_tell_of_every_turn_how_many_were_cut_off() -> None:
-    said = "\n".join(notes(result(), CONFIG))
-    assert "cut off at the token limit: base: attempts 20.0%, reflections 0.0%, retries 5.0%; trained: attempts" in said
+def test_the_notes_have_the_share_of_truncated_turns() -> None:
+    text = "\n".join(notes(result(), CONFIG))
+    assert "cut off at the token limit: base: attempts 20.0%, reflections 0.0%, retries 5.0%; trained: attempts" in text
     assert "trained" not in "".join(note for note in notes(result(trained=False), CONFIG) if "cut off" in note)
 
 
-def test_the_cross_table_is_spoken_of_where_there_is_one() -> None:
-    told = result()
-    assert told.cross is not None
-    assert any("in the last rows" in note for note in notes(told, CONFIG))
-    assert not any("in the last rows" in note for note in notes(told.model_copy(update={"cross": None}), CONFIG))
+def test_the_notes_explain_the_cross_table_where_there_is_one() -> None:
+    evaluated = result()
+    assert evaluated.cross is not None
+    assert any("in the last rows" in note for note in notes(evaluated, CONFIG))
+    assert not any("in the last rows" in note for note in notes(evaluated.model_copy(update={"cross": None}), CONFIG))
 
 
-def test_the_table_is_printed_whole_where_no_terminal_is() -> None:
+def test_the_whole_table_is_printed_to_a_file() -> None:
     paper = io.StringIO()
     print_table(result(), CONFIG.model_copy(update={"model": "[bold]some[/bold]/model"}), paper)
     text = paper.getvalue()
@@ -164,15 +164,15 @@ def test_the_table_is_printed_whole_where_no_terminal_is() -> None:
 def test_the_json_is_the_result_and_the_seconds(tmp_path: Path) -> None:
     with Run.open(tmp_path, {}) as run:
         run.append("clock", [{"stage": "mine", "seconds": 1.5}, {"stage": "mine", "seconds": 1.0}])
-        told = as_json(result(), run)
-    assert json.loads(json.dumps(told)) == told
-    assert set(told) == {"base", "trained", "paired", "cross", "problems", "seconds", "shares_of_a_step"}
-    assert told["seconds"] == {"mine": 2.5}
-    assert told["shares_of_a_step"] == {}
-    assert told["base"]["first"] == wilson(20, 100).model_dump()
+        printed = as_json(result(), run)
+    assert json.loads(json.dumps(printed)) == printed
+    assert set(printed) == {"base", "trained", "paired", "cross", "problems", "seconds", "shares_of_a_step"}
+    assert printed["seconds"] == {"mine": 2.5}
+    assert printed["shares_of_a_step"] == {}
+    assert printed["base"]["first"] == wilson(20, 100).model_dump()
 
 
-def test_shares_of_a_step_are_those_of_all_steps(tmp_path: Path) -> None:
+def test_shares_of_a_step_are_averaged_over_all_steps(tmp_path: Path) -> None:
     with Run.open(tmp_path, {}) as run:
         steps = [(3.0, 0.5, 1.5), (3.0, 0.0, 2.0)]
         names = ("seconds/generation", "seconds/verification", "seconds/training")
@@ -208,15 +208,17 @@ def forecast(**signal: float) -> Forecast:
     )
 
 
-def told(group: int, *, config: Config = CONFIG, grpo: dict[str, int] | None = None, **signal: float) -> str:
+def printed_forecast(
+    group: int, *, config: Config = CONFIG, grpo: dict[str, int] | None = None, **signal: float
+) -> str:
     paper = io.StringIO()
     settings = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "num_generations": group}
     print_forecast(forecast(**signal), config.model_copy(update={"grpo": settings | (grpo or {})}), paper)
     return paper.getvalue()
 
 
-def test_the_forecast_tells_signal_and_cost_with_intervals() -> None:
-    text = told(8, g4=0.4, g8=0.62, g16=0.65)
+def test_the_forecast_has_signal_and_cost_with_intervals() -> None:
+    text = printed_forecast(8, g4=0.4, g8=0.62, g16=0.65)
     assert "from 64 failures, a random sample of 411" in text
     assert "passes in 12.5% [9.0, 17.1]" in text
     assert "with num_generations 8, 62.0% [57.0, 72.0] of the groups will hold different rewards" in text
@@ -226,26 +228,26 @@ def test_the_forecast_tells_signal_and_cost_with_intervals() -> None:
     assert "mean reward" not in text
 
 
-def test_the_forecast_tells_what_was_cut_off_and_what_had_no_reward() -> None:
-    text = told(8, g8=0.62)
+def test_the_forecast_has_the_shares_of_truncated_and_unrewarded_reflections() -> None:
+    text = printed_forecast(8, g8=0.62)
     assert "token limit: 0.0% [0.0, 1.5] of the reflections, 3.1% [1.6, 6.0] of the retries" in text
     assert "without a reward: 0.8% [0.2, 2.8] of the reflections" in text
 
 
-def test_a_step_is_one_of_all_processes_and_seconds_are_those_of_one() -> None:
-    text = told(8, config=CONFIG.model_copy(update={"processes": 4}), g8=0.62)
+def test_a_step_counts_the_tokens_of_all_processes_and_the_seconds_of_one() -> None:
+    text = printed_forecast(8, config=CONFIG.model_copy(update={"processes": 4}), g8=0.62)
     assert "about 6,400 tokens in about 0.3 s; each of 4 processes generates its part" in text
 
 
 def test_a_generation_that_serves_several_steps_costs_each_of_them_less() -> None:
-    assert "about 800 tokens in about 0.2 s" in told(8, grpo={"num_iterations": 2}, g8=0.62)
+    assert "about 800 tokens in about 0.2 s" in printed_forecast(8, grpo={"num_iterations": 2}, g8=0.62)
 
 
-def test_the_mean_reward_is_told_where_it_is_not_the_fix_rate() -> None:
+def test_the_mean_reward_is_printed_where_it_differs_from_the_fix_rate() -> None:
     train = CONFIG.train.model_copy(update={"reward_leaks": False})
-    text = told(8, config=CONFIG.model_copy(update={"train": train}), g8=0.62)
+    text = printed_forecast(8, config=CONFIG.model_copy(update={"train": train}), g8=0.62)
     assert "the mean reward of a reflection is 10.0% [5.0, 20.0]" in text
 
 
-def test_the_forecast_names_a_group_that_would_do_better() -> None:
-    assert "num_generations 16 would give 55.0%" in told(8, g4=0.2, g8=0.4, g16=0.55, g32=0.9)
+def test_the_forecast_names_a_better_group_size() -> None:
+    assert "num_generations 16 would give 55.0%" in printed_forecast(8, g4=0.2, g8=0.4, g16=0.55, g32=0.9)

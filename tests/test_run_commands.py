@@ -78,8 +78,8 @@ def test_without_certificate_a_run_says_so_wherever_it_is_seen(r3: R3, copied: P
     assert json.loads((copied / "model" / "certificate.json").read_text()) == certificate
     card = " ".join((copied / "model" / "README.md").read_text().split())
     assert "## Verifier `r3 check`, fail: " in card
-    assert "the verifier did not have to pass `r3 check` (--uncertified)" in card
-    assert "did not have to pass" in " ".join(r3("report", "--output-dir", "run").out.split())
+    assert "the verifier was not required to pass `r3 check` (--uncertified)" in card
+    assert "was not required to pass" in " ".join(r3("report", "--output-dir", "run").out.split())
 
 
 def test_a_certificate_is_made_once(r3: R3, asked: list[str]) -> None:
@@ -177,18 +177,19 @@ def test_failures_are_judged_again_by_the_verifier_as_it_is_now(r3: R3, tiny_fol
     task.write_text(TOY.read_text())
     options = ["--task", f"{task}:Even", "--model", str(tiny_folder), "--output-dir", "run", *settings()]
     assert r3("mine", *options).code == 0
-    mined = json.loads(r3("rescore", "run/failures", "--json").out)
-    assert mined["changed"] == []
-    assert mined["judged"] == mined["unchanged"] > 0
+    unchanged = json.loads(r3("rescore", "run/failures", "--json").out)
+    assert unchanged["changed"] == 0
+    assert unchanged["judged"] > 0
 
     task.write_text(TOY.read_text().replace("len(response) % 2 == 0", "len(response) != 5"))
-    said = r3("rescore", "run/failures", "--json", "--output-dir", "again")
-    told = json.loads(said.out)
-    assert told["judged"] == mined["judged"] > told["unchanged"]
-    assert all(len(row["answer"]) != 5 for row in told["changed"])
+    changed = json.loads(r3("rescore", "run/failures", "--json", "--output-dir", "again").out)
+    assert changed["judged"] == unchanged["judged"] == changed["changed"] + changed["written"]["failures"]
+    assert changed["changed"] > 0
+    still = [json.loads(line) for line in Path("again/failures.jsonl").read_text().splitlines()]
+    assert all(len(failure["attempt"]["text"]) == 5 for failure in still)
     warned = r3("mine", *options[: -len(settings())], *settings("seed=1"), "--failures", "run", "--output-dir", "other")
     assert "the verifier has changed" in warned.err
-    if told["unchanged"]:
+    if still:
         fresh = r3("mine", *options, "--failures", "again", "--output-dir", "third")
         assert fresh.code == 0
         assert "changed" not in fresh.err
@@ -292,8 +293,12 @@ MODEL = object()  # stands for the tiny model's folder
         (["run", "--task", TASK, "--model", MODEL, "--preset", "papr"], 2, "did you mean `paper`?"),
         (["run", "--task", TASK, "--model", MODEL, "--engine", "vlm"], 2, "`engine` cannot be 'vlm'"),
         (["run", "--task", TASK, "--model", MODEL, "--config", "no.yaml"], 2, "there is no file no.yaml"),
-        (["mine", "--task", TASK, "--model", MODEL, "--output-dir", "/dev/null/run"], 2, "cannot be the run directory"),
-        (["mine", "--task", TASK, "--model", MODEL, "--failures", "no"], 2, "`no` holds no set of failures"),
+        (
+            ["mine", "--task", TASK, "--model", MODEL, "--output-dir", "/dev/null/run"],
+            2,
+            "cannot be used as the run directory",
+        ),
+        (["mine", "--task", TASK, "--model", MODEL, "--failures", "no"], 2, "`no` is not a failure dataset"),
         (["mine", "--task", TASK, "--model", "no/such/model"], 2, "the model `no/such/model` cannot be loaded"),
         (["mine", "--task", TASK, "--model", "../no/model"], 2, "the model `../no/model` cannot be loaded"),
         (["mine", "--task", TASK, "--model", "/no"], 2, "`/no` holds no model: there is no config.json in it"),
@@ -304,7 +309,7 @@ MODEL = object()  # stands for the tiny model's folder
         (["train", "--task", TASK, "--model", MODEL, "--set", "grpo.max_steps=1"], 2, "there are no failures in"),
         (["report", "--task", TASK, "--model", MODEL], 1, "was not evaluated yet"),
         (["report", "--output-dir", "nowhere"], 2, "no task is named"),
-        (["rescore", "nowhere"], 2, "`nowhere` holds no set of failures"),
+        (["rescore", "nowhere"], 2, "`nowhere` is neither a run directory nor a failure dataset"),
         (["show", "--task", TASK, "--model", MODEL, "-n", "0"], 2, "Invalid value for '-n'"),
         (["show"], 2, "no task is named"),
         (["run", "--tusk", "x"], 2, "No such option: --tusk"),
@@ -408,14 +413,14 @@ def test_a_damaged_configuration_is_told_of(r3: R3, copied: Path, text: str) -> 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("mine.jsonl", "{}\n", "line 1 of mine.jsonl is no Episode"),
+        ("mine.jsonl", "{}\n", "line 1 of mine.jsonl is not a valid Episode"),
         ("mine.jsonl", "oh\n", "mine.jsonl is not JSON"),
-        ("evaluate-base.jsonl", "[]\n", "line 1 of evaluate-base.jsonl is no Episode"),
+        ("evaluate-base.jsonl", "[]\n", "line 1 of evaluate-base.jsonl is not a valid Episode"),
         ("stages/mine.json", "", "stages/mine.json` is not JSON"),
-        ("failures/card.json", "", "card.json` is no card of a set of failures"),
-        ("failures/failures.jsonl", "{}\n", "failures.jsonl` has a row that is no failure"),
+        ("failures/card.json", "", "card.json` is not a failure dataset's provenance"),
+        ("failures/failures.jsonl", "{}\n", "failures.jsonl` has an invalid row"),
         ("result.json", "", "result.json` is not JSON"),
-        ("result.json", "{}", "line 1 of result.jsonl is no Result"),
+        ("result.json", "{}", "line 1 of result.jsonl is not a valid Result"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(r3: R3, copied: Path, file: str, text: str, message: str) -> None:

@@ -68,7 +68,7 @@ def test_every_opening_is_recorded(tmp_path: Path) -> None:
     assert [row["pid"] for row in RunRecord(tmp_path).read("sessions")] == [os.getpid()] * 2
 
 
-def test_a_directory_in_which_nothing_came_about_takes_another_configuration(tmp_path: Path) -> None:
+def test_a_directory_without_results_accepts_another_configuration(tmp_path: Path) -> None:
     with Run.open(tmp_path, CONFIG), pytest.raises(UsageError):
         raise UsageError("there is no such model")
     with Run.open(tmp_path, {**CONFIG, "seed": 1}) as run:
@@ -93,7 +93,7 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path: Pa
         Run.open(tmp_path, {"task": "toy", "mine": {"limit": 4, "samples": 1}, "seed": 1})
     assert "mine.limit was 3, now 4; seed was not set, now 1" in str(caught.value)
     assert "hint: use another --output-dir" in str(caught.value)
-    with Run.open(tmp_path, CONFIG):  # and the refusal let go of the lock
+    with Run.open(tmp_path, CONFIG):  # the failed attempt to open it holds no lock
         pass
 
 
@@ -104,13 +104,13 @@ def test_many_differences_are_counted(tmp_path: Path) -> None:
         Run.open(tmp_path, {str(number): 1 for number in range(20)})
 
 
-def test_a_path_that_is_no_directory_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_file_as_run_directory_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot be the run directory"):
+    with pytest.raises(UsageError, match="cannot be used as the run directory"):
         Run.open(tmp_path / "file", CONFIG)
 
 
-def test_rows_come_back_in_order(tmp_path: Path) -> None:
+def test_rows_are_read_in_the_order_of_writing(tmp_path: Path) -> None:
     with Run.open(tmp_path, CONFIG) as run:
         assert run.read("mine/rows") == []
         run.append("mine/rows", [{"a": 1, "loss": float("nan")}, Example(id="é\n", info={"n": [1]})])
@@ -123,7 +123,7 @@ def test_rows_come_back_in_order(tmp_path: Path) -> None:
         ]
 
 
-def test_a_torn_row_is_left_out_and_cut_off_by_the_next_append(tmp_path: Path) -> None:
+def test_a_torn_row_is_ignored_and_cut_off_by_the_next_append(tmp_path: Path) -> None:
     with Run.open(tmp_path, CONFIG) as run:
         run.append("rows", [{"n": 1}, {"n": 2}])
     file = tmp_path / "rows.jsonl"
@@ -140,7 +140,7 @@ def test_a_damaged_row_before_the_end_is_an_error(tmp_path: Path) -> None:
         RunRecord(tmp_path).read("rows")
 
 
-def test_stages_are_done_once_finished(tmp_path: Path) -> None:
+def test_a_finished_stage_has_its_facts(tmp_path: Path) -> None:
     with Run.open(tmp_path, CONFIG) as run:
         assert run.done("mine") is None
         run.finish("mine", {})
@@ -149,7 +149,7 @@ def test_stages_are_done_once_finished(tmp_path: Path) -> None:
     assert (record.done("mine"), record.done("train")) == ({}, {"steps": 3})
 
 
-def test_a_value_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_value_that_cannot_be_serialized_leaves_the_old_one(tmp_path: Path) -> None:
     with Run.open(tmp_path, CONFIG) as run:
         assert run.write_json("card", {"n": 1}) == tmp_path / "card.json"
         with pytest.raises(ValueError, match="serialize"):
@@ -194,7 +194,7 @@ def test_the_same_process_is_refused_too(tmp_path: Path) -> None:
         Run.open(tmp_path, CONFIG)
 
 
-def test_what_was_appended_survives_kills(tmp_path: Path) -> None:
+def test_appended_rows_survive_kills(tmp_path: Path) -> None:
     promised = 0
     for _ in range(4):
         writer = started(APPEND, tmp_path)

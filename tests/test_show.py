@@ -31,11 +31,11 @@ def test_the_three_conversations_are_shown_as_the_model_sees_them(
     attempt, reflection, retry = first.split("\n-- ")[1:]
     opening = attempt.partition("\n")[2]
     assert opening.startswith("<|user|>Say 0.<|end|><|assistant|>")
-    asked = (
+    request = (
         opening + "<|user|>Your answer is incorrect. Write a short reflection: what went wrong, and what will you do "
     )
     before, _, marked = reflection.partition("\n")[2].partition(OPEN)
-    assert before == asked + "differently?<|end|><|assistant|>"
+    assert before == request + "differently?<|end|><|assistant|>"
     trained, _, after = marked.partition(CLOSE)
     again = retry.partition("\n")[2]
     assert again.startswith(f"{before}{trained}{after.strip()}<|user|>Now solve the task again.<|end|><|assistant|>")
@@ -45,19 +45,19 @@ def test_a_reflection_that_was_cut_off_has_no_trained_end(
     tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     printed = shown(capsys, tiny_folder, "sampling.reflection.temperature=0", count=1)
-    assert "-- reflection (4 tokens, cut off by the limit, are trained)" in printed
+    assert "-- reflection (4 tokens, cut off at the limit: the trained tokens)" in printed
     assert f"{CLOSE}<|end|>" in printed
 
 
 def test_the_end_of_a_finished_reflection_is_trained(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ("sampling.reflection.max_tokens=1500", "sampling.reflection.temperature=1.5")
     printed = shown(capsys, tiny_folder, *overrides, count=1)
-    assert "tokens, and the end of the turn, are trained)" in printed
+    assert "tokens, and the end-of-turn token: the trained tokens)" in printed
     assert f"<|end|>{CLOSE}" in printed
 
 
-class Equipped(Toy):
-    """A task that gives a tool to the chat template."""
+class WithTool(Toy):
+    """A task with a tool for the chat template."""
 
     def prompt(self, example: Example) -> list[Message]:
         return [{"role": "tools", "content": '[{"name": "wrench"}]'}, {"role": "user", "content": "Turn it."}]
@@ -68,32 +68,32 @@ def test_tools_are_shown_where_the_chat_template_puts_them(tmp_path: Path, capsy
     tokenizer.chat_template = tiny.TOOL_TEMPLATE
     tiny.tiny_model(tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    printed = shown(capsys, tmp_path, task=Equipped(), count=1)
+    printed = shown(capsys, tmp_path, task=WithTool(), count=1)
     assert printed.count('<|system|>Tools:{"name": "wrench"}<|end|><|user|>Turn it.<|end|>') == 3
     assert f"<|assistant|>{OPEN}" in printed
 
 
 class Coloured(Toy):
-    """A task that tries to steer the terminal."""
+    """A task that tries to control the terminal."""
 
     def load(self, split: Split) -> list[Example]:
         return [Example(id="[red]x[/red]", prompt="Say \x1b[31m[bold]7[/bold].", answer="7")]
 
 
-def test_nothing_that_is_shown_steers_the_terminal(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shown_text_cannot_control_the_terminal(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = shown(capsys, tiny_folder, task=Coloured(), count=1)
     assert "1. [red]x[/red]" in printed
     assert "Say \\x1b[31m[bold]7[/bold]." in printed
     assert "\x1b" not in printed
 
 
-class Kind(Toy):
-    """A task that everyone passes."""
+class AlwaysPasses(Toy):
+    """A task on which every attempt passes."""
 
     def verify(self, example: Example, response: str) -> bool:
         return True
 
 
-def test_where_nothing_fails_there_is_nothing_to_show(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_failure_show_is_an_error(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RunError, match="none of 24 attempts failed"):
-        shown(capsys, tiny_folder, task=Kind())
+        shown(capsys, tiny_folder, task=AlwaysPasses())

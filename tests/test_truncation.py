@@ -1,24 +1,22 @@
-"""The warning about turns that the token limit cut off."""
-
 from __future__ import annotations
 
 import pytest
 
 from r3core.config import Config
-from r3core.truncation import Turned, Watch, limit_of, warn_if_truncated
+from r3core.truncation import TruncationCounter, TurnKind, limit_of, warn_if_truncated
 
 CONFIG = Config.model_validate({"task": "toy"})
 OWN_LIMIT = CONFIG.model_copy(update={"grpo": {"max_completion_length": 96}})
 
 
-def test_the_warning_names_the_share_the_turns_and_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_warning_has_the_share_the_turns_and_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
     assert warn_if_truncated(CONFIG, "attempt", 63, total=512)
-    said = "warning: 12.3% of 512 attempts were cut off at sampling.attempt.max_tokens=512: raise it\n"
-    assert capsys.readouterr().err == said
+    warning = "warning: 12.3% of 512 attempts were cut off at sampling.attempt.max_tokens=512: raise it\n"
+    assert capsys.readouterr().err == warning
 
 
 @pytest.mark.parametrize(("cut", "total"), [(0, 0), (0, 20), (1, 20), (5, 100)])
-def test_up_to_one_in_twenty_is_not_worth_a_warning(cut: int, total: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_up_to_5_percent_gives_no_warning(cut: int, total: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert not warn_if_truncated(CONFIG, "retry", cut, total=total)
     assert capsys.readouterr().err == ""
 
@@ -33,18 +31,18 @@ def test_up_to_one_in_twenty_is_not_worth_a_warning(cut: int, total: int, capsys
         (OWN_LIMIT, "retry", True, "sampling.retry.max_tokens=512"),
     ],
 )
-def test_the_limit_is_the_one_in_force(config: Config, turn: Turned, training: bool, limit: str) -> None:
+def test_the_limit_is_that_of_the_turn(config: Config, turn: TurnKind, training: bool, limit: str) -> None:
     assert limit_of(config, turn, training=training) == limit
 
 
-def test_a_training_warns_once_of_each_kind_of_turn(capsys: pytest.CaptureFixture[str]) -> None:
-    watch = Watch(OWN_LIMIT, least=10)
+def test_training_warns_once_per_kind_of_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    counter = TruncationCounter(OWN_LIMIT, min_turns=10)
     for _ in range(3):
-        watch.add("reflection", 1, total=5)
-        watch.add("retry", 0, total=5)
-    said = "warning: 20.0% of 10 reflections were cut off at grpo.max_completion_length=96: raise it\n"
-    assert capsys.readouterr().err == said
-    watch.add("retry", 9, total=9)
-    watch.add("retry", 9, total=9)
-    said = capsys.readouterr().err
-    assert said == "warning: 37.5% of 24 retries were cut off at sampling.retry.max_tokens=512: raise it\n"
+        counter.add("reflection", 1, total=5)
+        counter.add("retry", 0, total=5)
+    warning = "warning: 20.0% of 10 reflections were cut off at grpo.max_completion_length=96: raise it\n"
+    assert capsys.readouterr().err == warning
+    counter.add("retry", 9, total=9)
+    counter.add("retry", 9, total=9)
+    warning = capsys.readouterr().err
+    assert warning == "warning: 37.5% of 24 retries were cut off at sampling.retry.max_tokens=512: raise it\n"

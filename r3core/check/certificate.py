@@ -12,7 +12,8 @@ from pydantic import JsonValue, ValidationError
 
 from r3core.check.fixtures import Fixture, fixtures_hash
 from r3core.console import visible
-from r3core.runs import environment
+from r3core.environment import environment
+from r3core.files import atomic_write, digest
 from r3core.stats import Rate
 from r3core.task import Frozen, Task
 from r3core.verification.judge import verifier_hash
@@ -107,7 +108,7 @@ def state_of(task: Task, limits: Limits) -> str:
         "r3core": __version__,
         "python": environment()["python"],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(json.dumps(parts, sort_keys=True), length=16)
 
 
 def _hash(file: Path) -> str:
@@ -128,11 +129,8 @@ def kept(task: Task, limits: Limits) -> Certificate | None:
 def keep(task: Task, certificate: Certificate) -> Path | None:
     """Keep a certificate for later runs, and return its path; None when the folder cannot be written."""
     path = _place(task, certificate.state)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(certificate.text(), encoding="utf-8")
-        partial.replace(path)
+        atomic_write(path, certificate.text())
     except OSError:  # a home that is read-only keeps nobody from working
         return None
     return path

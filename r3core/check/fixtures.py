@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from r3core.errors import TaskError, UsageError
+from r3core.files import digest
 from r3core.task import Example, Frozen, Task
 
 
@@ -83,4 +83,4 @@ def fixtures_hash(task: Task) -> str | None:
     """Return a hash of the task's file of fixtures, or None when it has none."""
     if task.fixtures is None or not task.fixtures.is_file():
         return None
-    return hashlib.sha256(task.fixtures.read_bytes()).hexdigest()[:16]
+    return digest(task.fixtures.read_bytes(), length=16)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from r3core.errors import ConfigError
+from r3core.files import digest
 
 if TYPE_CHECKING:
     from r3core.config import Config
@@ -141,7 +142,5 @@ def options_given(given: list[str], *, flag: str = "--task-option", example: str
 
 def _fingerprint(folder: Path) -> str:
     """Return a short name for the state of a model's folder: its files with their sizes and times."""
-    import hashlib
-
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
-    return hashlib.sha256(repr((folder.resolve(), files)).encode()).hexdigest()[:8]
+    return digest(repr((folder.resolve(), files)), length=8)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from r3core.cli import run_commands, task_commands
-from r3core.distributed import wait_for_others
+from r3core.distributed import wait_before_reporting
 from r3core.errors import R3Error
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def main() -> None:
     try:
         app()
     except R3Error as error:
-        wait_for_others(error)
+        wait_before_reporting(error)
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 

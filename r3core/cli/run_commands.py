@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from r3core.cli.arguments import Asked, Json, Overrides, TaskOptions, of_a_folder, options_given, trained_in
-from r3core.training.launch import by_a_run
+from r3core.training.launch import started_by_run
 
 if TYPE_CHECKING:
     from r3core.config import Config
@@ -73,7 +73,7 @@ def train(asked: Asked) -> None:
 
     The verifier has to pass `r3 check` first. `accelerate launch -m r3core train` does it in several processes.
     """
-    from r3core.distributed import first_alone, rank
+    from r3core.distributed import main_process_first, rank
     from r3core.report import shares_of_a_step
     from r3core.training import launch
 
@@ -82,10 +82,10 @@ def train(asked: Asked) -> None:
     if asked.dry_run:
         return _explain(task, config)
     _check_machine(config)
-    launch.join()
+    launch.join_training()
     with _shared_stages(task, config) as stages:
-        leads = rank() == 0 and not launch.by_a_run()
-        with first_alone():
+        leads = rank() == 0 and not launch.started_by_run()
+        with main_process_first():
             if leads and config.mine.failures is not None:
                 stages.mine()
             if leads and stages.run.done("mine") is not None:  # without, there is nothing to train on: said first
@@ -156,26 +156,14 @@ def rescore(
 
     The run, or the set of failures, stays as it is.
     """
-    from r3core.failures import read_failures
-    from r3core.plugins.discovery import get_task
+    from r3core import rescore as rescoring
     from r3core.report import print_rescored
-    from r3core.rescore import is_run, rescore_failures, rescore_run
 
-    options = options_given(task_option or [])
-    rescored = rescore_run(source, spec=task, options=options) if is_run(source) else None
-    facts = {}
-    if rescored is None or output_dir is not None:
-        failures, provenance = read_failures(source)
-        judging = get_task(task or provenance["task"], **(provenance["task_options"] | options))
-        facts = rescore_failures(judging, failures, provenance, output=output_dir)
-    if rescored is None:
-        _print_facts(facts, as_json=as_json)
-    elif as_json:
+    rescored = rescoring.rescore(source, spec=task, options=options_given(task_option or []), output=output_dir)
+    if as_json:
         typer.echo(json.dumps(rescored.model_dump(mode="json"), indent=2))
     else:
         print_rescored(rescored, sys.stdout)
-        if output_dir is not None:
-            typer.echo(f"{facts['unchanged']:,} of {facts['judged']:,} failures still fail; they are in {output_dir}")
 
 
 def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
@@ -240,7 +228,7 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
             }
             work(Asked(task, task_option or [], config, overrides or [], flags | adapter, dry_run, as_json))
         except KeyboardInterrupt:
-            if not by_a_run():
+            if not started_by_run():
                 typer.echo("stopped; the same command goes on from here", err=True)
             raise
 
@@ -249,9 +237,9 @@ def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
 
 
 def _stages(task: Task, config: Config, *, trained: Path | None = None) -> Any:
-    from r3core.training.launch import check_alone
+    from r3core.training.launch import check_one_process
 
-    check_alone()
+    check_one_process()
     return _shared_stages(task, config, trained=trained)
 
 
@@ -284,11 +272,11 @@ def _check_machine(config: Config) -> None:
     """Raise an error now when this machine has not what the training needs; a dry run may plan for another one."""
     from r3core.runs import RunRecord
     from r3core.training.grpo_options import check_vllm
-    from r3core.training.launch import check_here
+    from r3core.training.launch import check_machine
 
     if RunRecord(config.directory).done("train") is None:
         check_vllm(config.grpo_options())
-        check_here(config)
+        check_machine(config)
 
 
 def _quiet() -> None:

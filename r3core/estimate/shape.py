@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r3core.errors import UsageError
+from r3core.errors import UsageError, one_line
 from r3core.task import Frozen
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read_config(name: str, *, revision: str | None = None, trust_remote_code: bo
         _reach(name, revision)
         return _config(name, **given)
     except Exception as error:  # OSError, ValueError, HTTP's own errors, and whatever a model's own code raises
-        raise UsageError(f"the shape of `{name}` cannot be read: {_first_line(error)}") from None
+        raise UsageError(f"the shape of `{name}` cannot be read: {one_line(error, first=True).rstrip('.')}") from None
 
 
 def shape_of(config: PretrainedConfig, *, lora: Mapping[str, Any] | None = None) -> Shape:
@@ -96,7 +96,9 @@ def shape_of(config: PretrainedConfig, *, lora: Mapping[str, Any] | None = None)
         )
     except Exception as error:  # the code of any architecture runs here, and it raises what it likes
         kind = getattr(config, "model_type", None) or type(config).__name__
-        raise UsageError(f"models of type `{kind}` are not understood: {_first_line(error)}") from None
+        raise UsageError(
+            f"models of type `{kind}` are not understood: {one_line(error, first=True).rstrip('.')}"
+        ) from None
 
 
 def _config(name: str, **given: Any) -> PretrainedConfig:
@@ -143,7 +145,3 @@ def _reach(name: str, revision: str | None) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=_PATIENCE)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")

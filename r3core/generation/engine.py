@@ -36,7 +36,12 @@ Samplings = Sampling | Sequence[Sampling]
 
 
 class Completion(Frozen):
-    """One generated turn."""
+    """One generated turn.
+
+    >>> Completion(text="It is 7.", token_ids=[412, 318, 22, 13], stopped="end").tokens
+    4
+    >>> cut_off = Completion(text="It is", token_ids=None, tokens=2, stopped="length")  # from a server
+    """
 
     text: str
     token_ids: list[int] | None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from r3core.config import Config
 from r3core.distributed import world_size
-from r3core.errors import UsageError
+from r3core.errors import UsageError, one_line
 from r3core.generation.cache import check_cache, mend_time_steps
 from r3core.generation.engine import Generator
 
@@ -227,8 +227,7 @@ def load_tokenizer(
 
 
 def _unloadable(name: str | Path, error: Exception) -> UsageError:
-    first = str(error).strip().partition("\n")[0]
     return UsageError(
-        f"the model `{name}` cannot be loaded: {first}",
+        f"the model `{name}` cannot be loaded: {one_line(error, first=True)}",
         "check the name, the connection to the hub, and HF_TOKEN for a gated model; a local folder works too",
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from r3core.config import Config
 from r3core.errors import R3Error, UsageError
+from r3core.files import digest
 from r3core.generation.answers import completion_of, faults_as_errors, told, too_long
 from r3core.generation.engine import Completion, Ended, Sampling, Samplings, each, overlong, without_token_ids
 from r3core.generation.server import Server, server_of
@@ -230,7 +231,7 @@ def _as_data(messages: Sequence[Message]) -> list[Message]:
 
 
 def _key(body: Body) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return digest(json.dumps(body, sort_keys=True))
 
 
 def _seed(seed: int, index: int) -> int:

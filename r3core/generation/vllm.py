@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 from r3core.config import Config
-from r3core.errors import ConfigError, UsageError, did_you_mean
+from r3core.errors import ConfigError, UsageError, did_you_mean, one_line
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
 from r3core.generation.engine import Completion, Continued, Ended, Sampling, Samplings, each
 from r3core.generation.models import adapter_in, base_of
@@ -77,7 +77,7 @@ class VllmGenerator:
                 **options,
             )
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
-            said = " ".join(str(error).split())[:500]
+            said = one_line(error)[:500]
             raise UsageError(
                 f"vLLM cannot be started on `{model}`: {said}",
                 "lower engine_options.gpu_memory_utilization or engine_options.max_model_len when memory is short",

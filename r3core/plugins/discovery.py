@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -20,6 +19,7 @@ import pluggy
 
 from r3core import hookspecs
 from r3core.errors import TaskError, did_you_mean
+from r3core.files import digest
 from r3core.plugins.diagnostics import fault_of, told
 from r3core.plugins.options import set_options
 from r3core.task import Frozen, Task
@@ -220,8 +220,7 @@ def _import_file(location: str) -> ModuleType:
         raise TaskError(f"there is no file `{location}`")
     path = path.resolve()
     # The name follows from the content: asked again, the same file gives the same classes, an edited one new ones.
-    digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()
-    name = f"{FILE_MODULE}{path.stem}_{digest[:12]}"
+    name = f"{FILE_MODULE}{path.stem}_{digest(str(path).encode() + path.read_bytes(), length=12)}"
     if name in sys.modules:
         return sys.modules[name]
     _look_in(path.parent)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from r3core.errors import UsageError
+from r3core.files import atomic_write
 from r3core.plugins.discovery import discover
 from r3core.task import Frozen
 
@@ -110,7 +111,6 @@ def _write(made: Path, files: dict[Path, str]) -> None:
         if made.exists():
             raise UsageError(f"`{made}` is there already", "choose another name, or another place by --output-dir")
         for path, text in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            atomic_write(path, text)
     except OSError as error:
         raise UsageError(f"`{error.filename}` cannot be written: {error.strerror}") from None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from r3core.config import Config
 from r3core.distributed import rank
 from r3core.errors import UsageError
+from r3core.files import atomic_write
 from r3core.training.lora import merged
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ ALONE = "1 process"
 
 def mark_complete(checkpoint: Path, world: str) -> None:
     """Note in a checkpoint that it was written to its end, and by whom."""
-    partial = checkpoint / f".{_COMPLETE}.partial"
-    partial.write_text(world, encoding="utf-8")
-    partial.replace(checkpoint / _COMPLETE)
+    atomic_write(checkpoint / _COMPLETE, world)
 
 
 def last_checkpoint(folder: Path, *, world: str = ALONE) -> Path | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from r3core.config import Config
-from r3core.training.launch import started
+from r3core.training.launch import current_world
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ def has_masters(config: Config) -> bool:
     options = config.grpo_options()
     default = torch.cuda.is_available() and not options.get("fp16")
     mixed = options.get("fp16") or (default if options.get("bf16") is None else options["bf16"])
-    return started().sharded and bool(mixed)
+    return current_world().sharded and bool(mixed)
 
 
 def lost_updates(model: PreTrainedModel, learning_rate: float) -> str:

@@ -40,7 +40,7 @@ from r3core.training.checkpoints import ALONE, mark_complete
 from r3core.training.lora import lora_of
 from r3core.training.policy import Policy, context_in_training, engine_given
 from r3core.training.precision import has_masters, lost_updates
-from r3core.truncation import Watch
+from r3core.truncation import TruncationCounter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,7 +72,7 @@ class ReflectionTrainer(GRPOTrainer):
         context = context_in_training(model, args)
         failures = self.failures = fitting(protocol, failures, tokenizer, context=context, args=args)
         self.generation_seconds = 0.0
-        self.watch = Watch(protocol.config)
+        self.watch = TruncationCounter(protocol.config)
         self._drawn = 0  # generations so far in this step, so that each has a seed of its own
         self.saved_dtype = saved_dtype or model.dtype
         """The dtype that the model was published in, and that `model/` is written in; training may take a wider one."""

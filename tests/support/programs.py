@@ -1,4 +1,4 @@
-"""`r3` as a process of its own, on the toy for training."""
+"""Run `r3` in a subprocess, on the toy task for training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def settings(folder: Path, model: Path, *, task: str = TASK, **grpo: Any) -> Pat
 
 
 def program(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """Start `r3` in a process of its own."""
+    """Start `r3` in a subprocess, with further environment variables."""
     places = os.pathsep.join([str(Path(doors.__file__).parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "-m", "r3core", *map(str, arguments)],
