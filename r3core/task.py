@@ -128,8 +128,8 @@ class Task(Frozen, ABC):
     >>> example = next(iter(task.load("test")))
     >>> task.prompt(example)
     'What is 2000 + 1?'
-    >>> task.verify(example, "2002")
-    Verdict(outcome='fail', reason='it is 2001')
+    >>> task.verify(example, "2002").reason
+    'it is 2001'
     """
 
     name: ClassVar[str]

@@ -26,8 +26,9 @@ from r3core.pretraining import (
     pretrain,
     transcript,
 )
+from r3core.task import Prompt
 
-ASKED = [{"role": "user", "content": "ab"}]
+ASKED = Prompt(messages=[{"role": "user", "content": "ab"}])
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -46,7 +47,7 @@ def test_only_trained_pieces_and_the_ends_of_the_assistants_turns_have_labels() 
     made = tokenizer()
     ids, labels = encode(made, transcript(ASKED, [[Piece("x", trained=False), Piece("whole phrase")]]))
     assert ids == made.apply_chat_template(
-        [*ASKED, {"role": "assistant", "content": "xwhole phrase"}], return_dict=False
+        [*ASKED.messages, {"role": "assistant", "content": "xwhole phrase"}], return_dict=False
     )
     assert [made.decode(label) for label in labels if label != IGNORED] == ["whole phrase", "<|end|>"]
 

@@ -35,7 +35,7 @@ from r3core.generation.engine import Continued, Sampling
 from r3core.protocol import Protocol, seed_of, with_leak
 from r3core.reward import is_broken, measures, reward_of, without_broken_groups
 from r3core.runs import Run
-from r3core.task import Message, Prompt
+from r3core.task import Message
 from r3core.training.checkpoints import ALONE, mark_complete
 from r3core.training.lora import lora_of
 from r3core.training.policy import Policy, context_in_training, engine_given
@@ -111,15 +111,17 @@ class ReflectionTrainer(GRPOTrainer):
         )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Note which failures the rows are about, for `_tokenize_prompts`: TRL passes it their messages alone."""
+        """Record the failures of this batch for `_tokenize_prompts`, to which TRL passes messages alone."""
         self.batch = [row["failure"] for row in inputs]
         scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
         return scored
 
     def _tokenize_prompts(self, prompts: list[list[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Return the token ids of the requests to reflect, encoded with their tools as in mining and evaluation."""
-        offered = [self.failures[index].tools for index in self.batch]
-        requests = [Prompt(messages=one, tools=tools) for one, tools in zip(prompts, offered, strict=True)]
+        """Return the token ids of the requests to reflect, encoded as in mining and evaluation; no images, no fields.
+
+        They are built anew from the failures: `prompts` are TRL's copies of their messages, without the tools.
+        """
+        requests = [self.protocol.reflection_request(self.failures[index].episode()) for index in self.batch]
         return [encode(self.processing_class, request) for request in requests], None, {}
 
     def _generate_single_turn(
