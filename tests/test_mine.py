@@ -281,7 +281,7 @@ def test_a_set_of_failures_loads_with_datasets(start: Start, tmp_path: Path) -> 
     run, _, failures = mined(start)
     folder = str(run.path / "failures")
     rows = load_dataset(folder, cache_dir=str(tmp_path / "cache"))["train"]
-    assert rows.column_names[:4] == ["id", "prompt", "answer", "info"]
+    assert rows.column_names[:5] == ["id", "prompt", "tools", "answer", "info"]
     assert rows["id"] == [failure.id for failure in failures]
     assert rows[0]["prompt"] == [{"role": "user", "content": "Say 1."}]
     assert rows[0]["attempt"]["verdict"] == {"outcome": "fail", "reason": "it should be 1"}
