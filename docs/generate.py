@@ -29,7 +29,7 @@ import r3_plugin_countdown.corpus as countdown
 from r3_plugin_apigen.task import Apigen
 from r3_plugin_countdown.task import Countdown
 from r3core.cli.main import app
-from r3core.config import PRESETS, SOURCES, Config, Section, resolve
+from r3core.config import Config, Section, resolve
 from r3core.estimate import clock
 from r3core.estimate.memory import PHASES, Memory, memory_of
 from r3core.estimate.plan import Plan, plan_of
@@ -38,6 +38,7 @@ from r3core.estimate.speed import CARDS as DEVICES
 from r3core.estimate.speed import seconds_of
 from r3core.generation.server import Server
 from r3core.plugins.options import type_text
+from r3core.presets import PRESETS
 from r3core.training.grpo_options import OWNED
 
 _GREEDY = " ".join(f"--set sampling.{turn}.temperature=0" for turn in ("attempt", "reflection", "retry"))
@@ -77,7 +78,8 @@ def command_line() -> str:
     lines = [
         "# Command line",
         NOTE,
-        "`r3 COMMAND --help` says the same. Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done.",
+        "The same as `r3 COMMAND --help`. Exit codes: 0 success, 1 the run failed, 2 the arguments, the configuration "
+        "or the task are wrong.",
         "Results go to standard output; progress, warnings and errors go to standard error.",
     ]
     for name, command in commands.items():
@@ -97,15 +99,19 @@ def configuration() -> str:
         "# Configuration",
         NOTE,
         "A key is set in a YAML file (`--config FILE`), by `--set KEY=VALUE`, or by its flag where it has one. "
-        "From weak to strong: the defaults below, the settings of the task's built-in model when that one is used, the "
-        "preset, the file, `--set`, flags. An unknown key is an error that names the nearest one. "
-        "`--dry-run` prints the whole configuration as it was resolved.",
+        "From weak to strong: the defaults below, the settings of the task's built-in model if the run uses it, the "
+        "preset, the file, `--set`, flags. An unknown key is an error that suggests the nearest one. "
+        "`--dry-run` prints the resolved configuration.",
+        "In `--set`, `--task-option` and `--lora`, the value of a text key (`str`, `Path` or a choice of texts) is "
+        "taken as typed: `--set 'wording.retry=Try: again'`, `--task-option language=no`. `null` unsets it where "
+        "`None` is allowed. Every other value is YAML: `--set mine.limit=null`, `--set grpo.learning_rate=5e-7`, "
+        "`--set 'lora.target_modules=[q_proj, v_proj]'`. There is no interpolation: `${...}` is plain text.",
         "## Keys",
         _table(("key", "type", "default", "meaning"), list(_keys(Config))),
         "## Options of TRL",
-        f"Every option of [TRL's `GRPOConfig`]({grpo}) can be set under `grpo`, by its own name. Where "
-        "`grpo` does not say it, `temperature`, `top_p`, `top_k` and `max_completion_length` follow "
-        "`sampling.reflection`. These are r3's own and are refused:",
+        f"Every option of [TRL's `GRPOConfig`]({grpo}) can be set under `grpo`, by its own name. If they are not set "
+        "there, `temperature`, `top_p`, `top_k` and `max_completion_length` follow `sampling.reflection`, and "
+        "`use_vllm` and `vllm_mode` follow `engine` (see [scale.md](scale.md)). Only these options are refused:",
         _table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
         "## Options of a server",
         "With `engine: openai`, these are set under `engine_options`. The key is read from the environment variable "
@@ -115,7 +121,7 @@ def configuration() -> str:
         "`--preset NAME` sets:",
     ]
     for name, values in PRESETS.items():
-        rows = [(f"`{key}`", f"`{json.dumps(value)}`", SOURCES[name][key]) for key, value in values.items()]
+        rows = [(f"`{key}`", f"`{json.dumps(value)}`", source) for key, (value, source) in values.items()]
         lines += [f"### {name}", _table(("key", "value", "source"), rows), *_of_tasks(name)]
     for title, task in (("Countdown", Countdown), ("apigen", Apigen)):
         assert task.demo is not None
@@ -134,11 +140,18 @@ def _of_tasks(preset: str) -> list[str]:
 
 
 def file_map() -> str:
-    """Return a table of the core's modules, from the top layer to the bottom one, by their docstrings' first lines."""
+    """Return a table of the core's modules and their docstrings' first lines, from the top layer to the bottom one."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    layers = settings["contracts"][0]["layers"]
-    modules = [name.strip() for layer in layers for name in layer.split("|")]
-    return _table(("`r3core/`", "holds"), [(f"`{name}`", _summary(ROOT / "r3core", name)) for name in modules])
+    rows = []
+    for name in re.findall(r"\w+", " ".join(settings["contracts"][0]["layers"])):
+        path = ROOT / "r3core" / name
+        if path.is_dir():
+            rows.append((f"**`{name}/`**", f"**{_summary(path / '__init__.py')}**"))
+            modules = sorted(file for file in path.glob("*.py") if file.name != "__init__.py")
+            rows += [(f"`{name}/{file.name}`", _summary(file)) for file in modules]
+        else:
+            rows.append((f"`{name}.py`", _summary(path.with_suffix(".py"))))
+    return _table(("`r3core/`", "contents"), rows)
 
 
 def countdown_corpus() -> str:
@@ -410,11 +423,10 @@ def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
     return [(f"`{key}`", f"`{json.dumps(value)}`") for key, value in values.items()]
 
 
-def _summary(folder: Path, name: str) -> str:
+def _summary(file: Path) -> str:
     """Return the first line of a module's docstring, read without importing it."""
-    file = folder / name / "__init__.py" if (folder / name).is_dir() else folder / f"{name}.py"
-    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return said.partition("\n\n")[0].replace("\n", " ").rstrip(".")
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n\n")[0].replace("\n", " ").rstrip(".")
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

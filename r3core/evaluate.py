@@ -8,7 +8,7 @@ from functools import partial
 
 from r3core.config import Config
 from r3core.console import progress_bar
-from r3core.dataset import Taken
+from r3core.dataset import Selection
 from r3core.episode import CONTROLS, Answer, Arm, Episode
 from r3core.executor import Make, Work
 from r3core.generation.engine import Generator
@@ -66,7 +66,7 @@ class Result(Frozen):
     paired: Paired | None = None
     cross: dict[str, dict[str, Rate]] | None = None
     """Fix rates over the base's failures: reflections by -> retries by -> rate."""
-    problems: Taken | None = None
+    problems: Selection | None = None
     """Which problems of the split were attempted."""
 
 
@@ -77,7 +77,7 @@ def evaluate(
     *,
     base: Make,
     trained: Make | None,
-    problems: Taken | None = None,
+    problems: Selection | None = None,
 ) -> Result:
     """Evaluate one or two models on the same problems with the same seeds; resumes where it was stopped."""
     models = {"base": base} | ({"trained": trained} if trained else {})

@@ -249,7 +249,7 @@ def stops_after_one(split: Split) -> Iterator[Example]:
         (lambda _: Example(id="n1"), "`load('test')` returned Example(id='n1'"),
         (lambda _: ["n1"], "`load('test')` yielded 'n1'"),
         (lambda _: [None], "`load('test')` yielded None"),
-        (lambda _: [Example(id="n1")] * 2, "two problems of the split `test` have the id 'n1'"),
+        (lambda _: [Example(id="n1")] * 2, "two examples of the split `test` have the id 'n1'"),
         (
             lambda _: Path("no/words.txt").read_text(),
             "`load('test')` raised FileNotFoundError: [Errno 2] No such file or",

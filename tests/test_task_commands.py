@@ -1,4 +1,4 @@
-"""The commands of those who write tasks, in this process: what they print, and what they say of mistakes."""
+"""The commands for task authors, in the process of the test: their output and error messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_new_package_is_told_with_what_to_do_next(r3: R3) -> None:
     said = r3("new", "my-task", "--output-dir", "my plugins")
     assert said == (
         0,
-        "made my plugins/r3-plugin-my-task; "
+        "created my plugins/r3-plugin-my-task; "
         "the task is in my plugins/r3-plugin-my-task/r3_plugin_my_task/__init__.py\n"
         "next:\n"
         "  pip install -e 'my plugins/r3-plugin-my-task'\n"
@@ -145,8 +145,12 @@ def test_long_texts_are_cut_in_words_and_whole_as_json(r3: R3, odd: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        ([TOY, "--example", "2001"], "task `toy` has no example `2001`; 72 were", "hint: ids that are near: n2001, "),
-        (["odd.py:Odd", "--example", "one[2J"], "task `odd` has no example `one[2J`; 1 were", "near: one\\x1b[2J\n"),
+        ([TOY, "--example", "2001"], "task `toy` has no example `2001` among 72\n", "hint: similar ids: n2001, "),
+        (
+            ["odd.py:Odd", "--example", "one[2J"],
+            "task `odd` has no example `one[2J` among 1\n",
+            "similar ids: one\\x1b[2J\n",
+        ),
         ([TOY, "--example", "???"], "task `toy` has no example `???`", "hint: an id looks like this: n2000"),
         ([TOY, "--task-option", "problem=3"], "task `toy` has no option `problem`", "hint: did you mean `problems`?"),
         ([TOY, "--task-option", "problems=0"], "task `toy` has no problem in any of its splits", ""),

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails, to_jsonable_python
 
 from r3core.errors import TaskError, did_you_mean
 from r3core.plugins.diagnostics import blamed
+from r3core.settings import typed
 from r3core.task import Frozen, Task
 
 
@@ -38,6 +39,7 @@ def options_of(task: type[Task]) -> list[Option]:
 
 def set_options(task: type[Task], options: Mapping[str, Any]) -> Task:
     """Return a task with these options; one TaskError names every option that is unknown, missing or wrong."""
+    options = typed(dict(options), task)
     with blamed(task, f"`{task.__qualname__}(...)`"):
         try:
             return task(**options)
