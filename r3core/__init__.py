@@ -1,6 +1,6 @@
 """r3: train models to reflect on their failures, from a yes/no signal alone.
 
-A name is imported when it is first used: the command line starts without pydantic.
+Names are imported on first use, so that the command line starts without importing pydantic.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ _HOMES = {
     "hookspecs": ("hookimpl",),
     "plugins.discovery": ("get_task",),
     "task": ("Demo", "Example", "Message", "Prompt", "Split", "Task", "Verdict", "Wording"),
-}  # module -> what is public of it
+}  # module -> its public names
 
 __all__ = [
     "BusyError",
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> object:
         if home is None:
             raise AttributeError(f"module `r3core` has no attribute `{name}`")
         value = getattr(import_module(f"r3core.{home}"), name)
-    globals()[name] = value  # the next use finds it at once
+    globals()[name] = value  # later lookups do not come here
     return value
 
 
