@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from scipy.stats import t
+from tables import table as _table
 
 from r3core.config import NOT_SETTINGS, Config
 from r3core.episode import CONTROLS, Arm
@@ -283,8 +284,3 @@ def _span(rates: Iterable[float], *, signed: bool = False) -> str:
     ordered = sorted(rates)
     low, high = (f"{100 * rate:{'+' if signed else ''}.1f}" for rate in (ordered[0], ordered[-1]))
     return low if low == high else f"{low} to {high}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

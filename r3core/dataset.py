@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from r3core.config import Config, Evaluate, Mine
 from r3core.errors import TaskError
-from r3core.plugins.diagnostics import blamed
+from r3core.plugins.diagnostics import as_task_error
 from r3core.task import Example, Frozen, Split, Task
 
 MAX_READ = 1_000_000
@@ -116,7 +116,7 @@ def load_examples(task: Task, split: Split) -> Iterator[Example]:
     """Yield the examples of a split; TaskError when `load` raises, yields anything else, or repeats an id."""
     call = f"`load({split!r})`"
     seen: set[str] = set()
-    with blamed(task, call):
+    with as_task_error(task, call):
         loaded: Any = task.load(split)
         if isinstance(loaded, (str, bytes, Mapping, Example)) or not isinstance(loaded, Iterable):
             raise TaskError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r3core import report
-from r3core.check import certified, demand
+from r3core.check import certificate_of, require_passed
 from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
 from r3core.dataset import load_examples, problems_to_evaluate
@@ -87,10 +87,10 @@ class Pipeline:
         """Put the verifier's certificate into the run; RunError when it does not pass and the run insists on it."""
         if self.run.done("train") is not None:
             return
-        certificate = certified(self.task, self.config.judge)
+        certificate = certificate_of(self.task, self.config.judge)
         self.run.write_json("certificate", certificate)
         if not self.config.uncertified:
-            demand(certificate, self.config.task)
+            require_passed(certificate, self.config.task)
         elif certificate.broken:
             print(f"warning: trained on an untrusted verifier: {certificate.summary()}", file=sys.stderr)
 

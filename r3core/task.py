@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -57,21 +58,36 @@ class Example(Frozen):
     """Any other data about the problem that the task needs."""
 
 
+class Limit(StrEnum):
+    """A limit of a verdict (`judge.*` in the configuration) that was exceeded."""
+
+    TIME = "time"
+    MEMORY = "memory"
+    OUTPUT = "output"
+    """Characters that the verifier printed."""
+    CHARACTERS = "characters"
+    """Characters of the response: it fails without being passed to the verifier."""
+
+
 class Verdict(Frozen):
-    """What a verifier says of one response: pass, fail, or error (it could not judge)."""
+    """A verifier's judgment of one response: pass, fail, or error (it could not judge)."""
 
     outcome: Outcome
     """`error` means that the verifier broke; it is never a reward of 0."""
     reason: str = ""
     """For people; the model sees it only under `feedback: reason`."""
+    kind: str = ""
+    """Error category of a wrong answer, one of a few per task: an evaluation counts failed answers by it."""
+    limit: Limit | None = None
+    """The limit that was exceeded; set by the judge, never by a verifier."""
 
     @classmethod
     def passed(cls, reason: str = "") -> Verdict:
         return cls(outcome="pass", reason=reason)
 
     @classmethod
-    def failed(cls, reason: str = "") -> Verdict:
-        return cls(outcome="fail", reason=reason)
+    def failed(cls, reason: str = "", *, kind: str = "") -> Verdict:
+        return cls(outcome="fail", reason=reason, kind=kind)
 
     @classmethod
     def error(cls, reason: str) -> Verdict:
@@ -156,7 +172,7 @@ class Task(Frozen, ABC):
 
     @abstractmethod
     def verify(self, example: Example, response: str) -> Verdict | bool:
-        """Judge one response. A wrong answer is `Verdict.failed(reason)`; only a broken verifier raises."""
+        """Judge one response. A wrong answer is `Verdict.failed(reason, kind=...)`; only a broken verifier raises."""
 
     def prompt(self, example: Example) -> str | list[Message] | Prompt:
         """Return the prompt of a first attempt: a text, chat messages that end with the user's turn, or a `Prompt`.
@@ -174,10 +190,6 @@ class Task(Frozen, ABC):
     def variants(self, example: Example) -> Iterable[str]:
         """Yield other responses that must pass: right answers that differ from the reference."""
         return ()
-
-    def mistake(self, reason: str) -> str | None:
-        """Return which of a few kinds of mistake a failed verdict's reason tells of: a report counts them."""
-        return None
 
     def leaks(self, example: Example, reflection: str) -> bool:
         """Return whether a reflection reveals the answer; by default, whether the verifier accepts it."""

@@ -65,8 +65,10 @@ def result(*, trained: bool = True, errors: int = 0, controls: bool = True) -> R
 def with_error_categories() -> Result:
     made = result()
     assert made.trained
-    base = made.base.model_copy(update={"first_mistakes": {"typo": 2, "sum": 5}, "second_mistakes": {"sum": 1}})
-    trained = made.trained.model_copy(update={"first_mistakes": {"typo": 9, "\x1b[31m": 1}})
+    base = made.base.model_copy(
+        update={"first_error_categories": {"typo": 2, "sum": 5}, "second_error_categories": {"sum": 1}}
+    )
+    trained = made.trained.model_copy(update={"first_error_categories": {"typo": 9, "\x1b[31m": 1}})
     return made.model_copy(update={"base": base, "trained": trained})
 
 

@@ -67,7 +67,7 @@ def test_a_run_wants_a_verifier_that_passes_the_check(r3: R3, asked: list[str]) 
     assert said.code == 1
     assert "error: the verifier of task `even` does not pass `r3 check`; fail: " in said.err
     assert "`empty`" in said.err
-    assert "shows all of it; mend it, or say --uncertified to train on its verdicts all the same" in said.err
+    assert "shows all findings; fix the verifier, or train without a certificate: --uncertified" in said.err
     assert not Path("run/mine.jsonl").exists()
     assert json.loads(Path("run/certificate.json").read_text())["outcome"] == "fail"
 
@@ -454,8 +454,8 @@ def test_a_directory_is_not_spoilt_by_a_mistyped_model(r3: R3, asked: list[str])
             "`prompt` of example 'n0' raised KeyError: 'words'",
         ),
         ("def prompt(self, example): return 7", "the prompt of example 'n0' is 7; that is neither a text nor"),
-        ("def prompt(self): return 'Say 1.'", "`Mine.prompt` takes nothing; it is called with example"),
-        ("prompt: str = 'Say 1.'", "the option `prompt` of `Mine` has the name of something that every task has"),
+        ("def prompt(self): return 'Say 1.'", "`Mine` must define `prompt` as `def prompt(self, example)`"),
+        ("prompt: str = 'Say 1.'", "`Mine` has an option `prompt`, an attribute of every task"),
     ],
 )
 def test_a_mistake_in_a_task_is_told_in_words(r3: R3, asked: list[str], method: str, message: str) -> None:

@@ -110,6 +110,8 @@ def test_a_verdict_as_one_json_object(r3: R3) -> None:
         "response": "4",
         "outcome": "fail",
         "reason": "it should be 3",
+        "kind": "",
+        "limit": None,
     }
 
 
@@ -171,7 +173,7 @@ def test_what_cannot_be_judged_is_told(r3: R3, odd: str, arguments: list[str], m
 def test_a_verifier_that_returns_no_verdict_is_its_authors_mistake(r3: R3, odd: str) -> None:
     said = r3("verify", odd, "--response", "string")
     assert said.code == 2
-    assert "`verify` returned 'right'; it should return a Verdict or a bool" in said.err
+    assert "`verify` returned 'right'; it must return a Verdict or a bool" in said.err
 
 
 def test_a_verdict_has_the_limits_that_are_set(r3: R3) -> None:

@@ -40,30 +40,20 @@ def print_plan(task: Task, config: Config) -> None:
 
 
 def _estimated(config: Config, model: str) -> list[str]:
-    """Return estimates of the memory and time that the run takes, as lines of text."""
-    from r3core.estimate import explain
-    from r3core.forecast import Forecast
-    from r3core.runs import RunRecord, values_of
+    """Return lines about the memory that the run needs on each of its processes."""
+    from r3core.estimate.advice import explain
     from r3core.training.launch import world_of
 
     quiet_libraries()
-    stored = RunRecord(config.directory).read_json("forecast")
-    forecast = values_of(Forecast, [stored], "forecast")[0] if stored is not None else None
     world = world_of(config)
-    return explain(
-        config,
-        model,
-        processes=world.processes,
-        sharded=world.sharded,
-        forecast={"tokens": forecast.tokens, "seconds": forecast.seconds} if forecast else None,
-    )
+    return explain(config, model, processes=world.processes, sharded=world.sharded)
 
 
 def _describe_certificate(task: Task, config: Config) -> str:
     """Return what `r3 check` has found, and whether training requires a pass."""
-    from r3core.check.certificate import kept
+    from r3core.check.certificate import cached_certificate
 
-    certificate = kept(task, config.judge)
+    certificate = cached_certificate(task, config.judge)
     found = certificate.summary() if certificate else "the verifier has not been checked yet"
     required = "a pass is not required (--uncertified)" if config.uncertified else "training requires a pass"
     return f"{found}; {required}"
