@@ -1,10 +1,10 @@
-"""Rates with intervals, paired comparisons, pass@k and the expected share of groups that teach."""
+"""Pass rates with confidence intervals, paired comparisons, and the expected share of groups with unequal rewards."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import comb, sqrt
+from math import sqrt
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _RESAMPLES = 10_000
-_PROBES = 2_000  # bootstrap samples of the failures of a probe
-_AT_ONCE = 2_000_000  # numbers drawn at a time, which bounds the memory
+_PROBES = 2_000  # bootstrap samples of the probed failures
+_CHUNK = 2_000_000  # random numbers generated at a time, which bounds the memory
 _SEED = 20_250_530
 
 
@@ -32,7 +32,7 @@ class Rate(Frozen):
 
 
 class Share(Frozen):
-    """An estimated share, or mean of rewards, with its confidence interval."""
+    """An estimated share or mean reward with its confidence interval."""
 
     rate: float
     low: float
@@ -40,19 +40,19 @@ class Share(Frozen):
 
 
 class Difference(Frozen):
-    """After minus before, over the same problems."""
+    """The change of a pass rate, after minus before, on the same problems."""
 
     difference: float
     low: float
     high: float
     p: float
-    """Two-sided, for the hypothesis that nothing changed."""
+    """Two-sided p-value for the null hypothesis of no change."""
 
 
 def wilson(passed: int, total: int, confidence: float = 0.95) -> Rate:
-    """Return a rate with Wilson's score interval (Wilson 1927); of nothing it is 0, anywhere from 0 to 1."""
+    """Return a rate with Wilson's score interval (Wilson 1927); for a total of 0 the rate is 0, the interval 0 to 1."""
     if not 0 <= passed <= total:
-        raise ValueError(f"{passed} passed of {total}: it should be between 0 and the total")
+        raise ValueError(f"passed ({passed}) must be between 0 and total ({total})")
     if total == 0:
         return Rate(passed=0, total=0, rate=0.0, low=0.0, high=1.0)
     low, high = _score_interval(passed / total, total, confidence)
@@ -60,12 +60,12 @@ def wilson(passed: int, total: int, confidence: float = 0.95) -> Rate:
 
 
 def clustered(outcomes: Sequence[tuple[str, bool]], confidence: float = 0.95) -> Rate:
-    """Return the rate over (problem id, passed) pairs, where samples of one problem resemble each other.
+    """Return the pass rate over (problem id, passed) pairs, whose samples of one problem are correlated.
 
-    Wilson's interval at the effective sample size: the number of samples over Kish's design effect (Kish 1965), with
-    the variance of the ratio estimator over problems, as Korn and Graubard (1998) do for survey proportions. When all
-    samples agree there is no variance to estimate, and problems count instead of samples. With one sample a problem
-    it is `wilson`.
+    The interval is Wilson's at the effective sample size: the number of samples divided by Kish's design effect (Kish
+    1965), with the variance of the ratio estimator over problems, as for survey proportions (Korn and Graubard 1998).
+    When all samples agree there is no variance to estimate, and the number of problems is the sample size. With one
+    sample per problem the result is that of `wilson`.
     """
     problems: dict[str, list[bool]] = defaultdict(list)
     for problem, passed in outcomes:
@@ -79,15 +79,18 @@ def clustered(outcomes: Sequence[tuple[str, bool]], confidence: float = 0.95) ->
 
 
 def paired(before: Mapping[str, Sequence[bool]], after: Mapping[str, Sequence[bool]]) -> Difference:
-    """Return how much the pass rate changed, from problem id -> outcomes of its samples, before and after.
+    """Return the change of the pass rate, from problem id -> outcomes of its samples, before and after.
 
-    One sample a problem: exact McNemar test, and the interval of Newcombe (1998, method 10). Several: problems count
-    alike; sign-flip permutation test and percentile bootstrap, both over problems, with a fixed seed. That p is never
-    below 1e-4. No problems at all: no difference, anywhere from -1 to 1. Raises ValueError when the problems differ.
+    With one sample per problem: exact McNemar test, and the interval of Newcombe (1998, method 10). With several, each
+    problem has the same weight: sign-flip permutation test and percentile bootstrap over problems, with a fixed seed;
+    p is at least 1e-4. Without problems: difference 0, interval -1 to 1.
+
+    Raises:
+        ValueError: The two sides have different problems, or a problem has no outcome.
     """
     if before.keys() != after.keys():
-        strange = sorted(before.keys() ^ after.keys())
-        raise ValueError(f"{len(strange)} problems are on one side only, for example {strange[0]!r}")
+        unpaired = sorted(before.keys() ^ after.keys())
+        raise ValueError(f"{len(unpaired)} problems are on one side only, for example {unpaired[0]!r}")
     empty = [problem for problem in before if not before[problem] or not after[problem]]
     if empty:
         raise ValueError(f"problem {empty[0]!r} has no outcome")
@@ -98,22 +101,15 @@ def paired(before: Mapping[str, Sequence[bool]], after: Mapping[str, Sequence[bo
     return _resampled([fmean(after[problem]) - fmean(before[problem]) for problem in before])
 
 
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Return the unbiased estimate of pass@k from n samples of which c passed (Chen et al. 2021, arXiv 2107.03374)."""
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"n={n}, c={c}, k={k}: it should be that 0 <= c <= n and 1 <= k <= n")
-    return 1.0 - comb(n - c, k) / comb(n, k)
-
-
 def signal(p: Sequence[float], group: int) -> float:
-    """Return the expected share of groups that hold both a pass and a fail: the mean of 1 - p^G - (1-p)^G."""
+    """Return the expected share of groups of size G with both a pass and a fail: the mean of 1 - p^G - (1-p)^G."""
     return fmean(1.0 - rate**group - (1.0 - rate) ** group for rate in p) if p else 0.0
 
 
 def mean_reward(rewards: Sequence[Sequence[float]], confidence: float = 0.95) -> Share:
-    """Return the mean of the rewards of reflections on a sample of failures, with a bootstrap interval over failures.
+    """Return the mean reward of the reflections on each failure, with a percentile bootstrap interval over failures.
 
-    When all rewards are equal there is nothing to resample: then it is Wilson's interval, in which failures count.
+    When all rewards are equal, the bootstrap has no width: then it is Wilson's interval, with failures as samples.
     """
     import numpy as np
 
@@ -133,16 +129,16 @@ def mean_reward(rewards: Sequence[Sequence[float]], confidence: float = 0.95) ->
 def expected_signal(rewards: Sequence[Sequence[float]], group: int, confidence: float = 0.95) -> Share:
     """Return the expected share of groups of size G in which at least two rewards differ, from a probe.
 
-    `rewards` holds the rewards of a few reflections for each probed failure; with k retries a reward has k + 1 levels.
-    A group teaches nothing when all its rewards are of one level, so the share is 1 - sum over levels of E[p(level)^G].
-    With few reflections on a failure, its own shares would tell all-or-nothing too often. So p(level) is taken to
-    follow a beta distribution over the failures, fitted by moments for each level (Griffiths 1973), under which E[p^G]
-    has a closed form. With one retry there are two levels, and it is the beta-binomial; with more, no joint
+    `rewards` holds the rewards of a few reflections per probed failure; with k retries a reward has k + 1 levels. A
+    group has no advantage when all its rewards are of one level, so the share is 1 - sum over levels of E[p(level)^G].
+    The observed shares of a failure with few reflections would be 0 or 1 too often. Therefore p(level) is assumed to
+    follow a beta distribution over the failures, fitted by moments for each level (Griffiths 1973), for which E[p^G]
+    has a closed form. With one retry there are two levels, and the model is the beta-binomial; with more, no joint
     distribution of the levels is assumed, since the sum needs none.
 
-    The interval is the percentile bootstrap over failures, with a fixed seed. When all rewards are equal there is
-    nothing to resample: then it reaches from 0 to the share for a failure whose reward differs as often as Wilson's
-    upper bound, over failures, allows. By Jensen's inequality no spread over the failures gives more.
+    The interval is the percentile bootstrap over failures, with a fixed seed. When all rewards are equal, the bootstrap
+    has no width: then the interval is from 0 to the share at a rate of Wilson's upper bound, with failures as samples.
+    By Jensen's inequality no spread of the rate over the failures gives more.
     """
     import numpy as np
 
@@ -152,25 +148,28 @@ def expected_signal(rewards: Sequence[Sequence[float]], group: int, confidence: 
     levels = sorted({reward for row in probed for reward in row})
     if len(levels) == 1:
         return Share(rate=0.0, low=0.0, high=signal([min(0.5, wilson(0, len(probed), confidence).high)], group))
-    counts = np.array([[row.count(level) for level in levels] for row in probed], dtype=float)  # [failures, levels]
+    counts = np.array([[row.count(level) for level in levels] for row in probed], dtype=float)  # (failures, levels)
     alike = np.full((1, len(probed)), 1 / len(probed))
     low, high = _quantiles(_mixed(_resampled_weights(len(probed)), counts, group), confidence)
     return Share(rate=float(_mixed(alike, counts, group)[0]), low=low, high=high)
 
 
 def _mixed(weights: NDArray[np.float64], counts: NDArray[np.float64], group: int) -> NDArray[np.float64]:
-    """Return the expected share of mixed groups for each row of weights [samples, failures] of the counted levels."""
+    """Return the expected share of mixed groups for each bootstrap sample.
+
+    `weights` is (samples, failures), `counts` (failures, levels); the result is (samples,).
+    """
     import numpy as np
     from scipy.special import gammaln
 
     sizes = counts.sum(axis=1)
     shares = counts / sizes[:, None]
-    mean = weights @ shares  # [samples, levels]
+    mean = weights @ shares  # (samples, levels)
     spread = weights @ shares**2 - mean**2
     whole = mean * (1 - mean)
     size = np.broadcast_to((weights @ sizes)[:, None], mean.shape)
     some = (whole > 1e-12) & (size > 1)
-    chance = 1 / np.where(some, size, 2.0)  # of the spread, what equal failures would show too
+    chance = 1 / np.where(some, size, 2.0)  # share of the spread that failures with equal rates would have
     overdispersion = np.where(some, (spread / np.where(some, whole, 1.0) - chance) / (1 - chance), 0.0)
     strength = 1 / np.clip(overdispersion, 1e-6, 0.999) - 1  # alpha + beta
     alpha = mean * strength
@@ -181,11 +180,11 @@ def _mixed(weights: NDArray[np.float64], counts: NDArray[np.float64], group: int
 
 
 def _resampled_weights(count: int) -> NDArray[np.float64]:
-    """Return how much each of so many failures weighs in each bootstrap sample, [samples, failures]."""
+    """Return the weight of each failure in each bootstrap sample, (samples, failures)."""
     import numpy as np
 
-    drawn = np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), min(_PROBES, _AT_ONCE // count))
-    return drawn / count
+    samples = min(_PROBES, _CHUNK // count)
+    return np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), samples) / count
 
 
 def _quantiles(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
@@ -203,7 +202,7 @@ def _score_interval(rate: float, size: float, confidence: float) -> tuple[float,
 
 
 def _effective_size(problems: Sequence[Sequence[bool]], rate: float) -> float:
-    """Return how many independent samples tell as much as these; never more than there are."""
+    """Return the number of independent samples with the same variance as these; at most their number."""
     count, samples = len(problems), sum(map(len, problems))
     if count == 1 or rate in (0.0, 1.0):
         return count
@@ -247,16 +246,16 @@ def _resampled(changes: Sequence[float]) -> Difference:
     import numpy as np
 
     rng = np.random.default_rng(_SEED)
-    values = np.asarray(changes)  # [problems]
-    rows = max(1, min(_RESAMPLES, _AT_ONCE // len(values)))
+    values = np.asarray(changes)  # (problems,)
+    rows = max(1, min(_RESAMPLES, _CHUNK // len(values)))
     flipped: list[NDArray[np.float64]] = []
-    drawn: list[NDArray[np.float64]] = []
+    resampled: list[NDArray[np.float64]] = []
     for start in range(0, _RESAMPLES, rows):
         shape = (min(rows, _RESAMPLES - start), len(values))
         flipped.append((rng.integers(0, 2, shape) * 2 - 1) @ values / len(values))
-        drawn.append(values[rng.integers(0, len(values), shape)].mean(axis=1))
+        resampled.append(values[rng.integers(0, len(values), shape)].mean(axis=1))
     difference = float(values.mean())
-    # The sum of floats depends on their order: what is equal but for rounding counts as equal.
+    # Sums of floats depend on their order: differences within rounding count as equal.
     extreme = int((np.abs(np.concatenate(flipped)) >= abs(difference) - 1e-12).sum())
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975])
     return Difference(difference=difference, low=float(low), high=float(high), p=(extreme + 1) / (_RESAMPLES + 1))

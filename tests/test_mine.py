@@ -185,9 +185,7 @@ def test_attempts_that_were_cut_off_are_kept_on_request(start: Start, capsys: py
 
 def test_where_every_failure_was_cut_off_the_limit_is_named(start: Start) -> None:
     run, protocol = start("sampling.attempt.max_tokens=1")
-    with pytest.raises(
-        RunError, match=r"24 attempts were cut off at sampling.attempt.max_tokens=1: raise it, or set"
-    ):
+    with pytest.raises(RunError, match=r"24 attempts were cut off at sampling.attempt.max_tokens=1: raise it, or set"):
         mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: "too long")), model="any")
 
 

@@ -1,188 +1,247 @@
-"""What to change when a run does not fit, in order of least harm, each with the need that it was seen to lead to."""
+"""What `--dry-run` prints about memory: each phase's need, whether it fits, and settings with which it would."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from math import erf, floor, log2, sqrt
+from typing import TYPE_CHECKING, Any
 
-from r3core.estimate.memory import Memory, memory_of, trained_bytes
-from r3core.estimate.plan import Plan
-from r3core.estimate.shape import Shape
+from r3core.config import Config
+from r3core.errors import UsageError
+from r3core.estimate.memory import PHASES, Memory, Plan, memory_of, plan_of, trained_bytes
+from r3core.estimate.shape import Shape, read_config, shape_of
 from r3core.task import Frozen
 
-RANK = 16
-"""The rank of the adapters that are suggested."""
-_MOST_PROCESSES = 8
-"""No more are suggested for a machine that is not this one."""
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+GIB = 2**30
+SIZES = (24, 40, 80)
+"""GB of the cards that a run is compared with on a machine without a GPU."""
+COSTS = {
+    "processes": "more GPUs",
+    "grpo.optim": "AdamW's states in 8 bits, needs bitsandbytes",
+    "grpo.beta": "no KL term holds the model near its start",
+    "lora.r": "only LoRA adapters are trained, and they need a larger learning rate",
+    "quantization": "coarser weights, slower",
+    "grpo.gradient_checkpointing": "a third more time in training",
+    "batch_size": "slower generation",
+    "grpo.per_device_train_batch_size": "more passes for the same batch",
+}
+"""What the suggested settings cost besides memory."""
+
+
+class Machine(Frozen):
+    """The machine that a run is estimated for; memory in bytes."""
+
+    gpu: str | None = None
+    """Name of the first GPU."""
+    gpu_memory: float = 0.0
+    gpus: int = 0
+    memory: float | None = None
+    """Main memory; None where the system does not report it."""
+
+    @classmethod
+    def here(cls) -> Machine:
+        """Return the machine of this process."""
+        import torch
+
+        try:
+            memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        except (AttributeError, ValueError, OSError):  # Windows has no such call
+            memory = None
+        if not torch.cuda.is_available():
+            return cls(memory=memory)
+        gpu = torch.cuda.get_device_properties(0)
+        return cls(gpu=gpu.name, gpu_memory=gpu.total_memory, gpus=torch.cuda.device_count(), memory=memory)
+
+
+def explain(
+    config: Config, model: str, *, processes: int = 1, sharded: bool = False, machine: Machine | None = None
+) -> list[str]:
+    """Return lines about the memory of a run of `model`; a single one when its configuration cannot be read.
+
+    `sharded` is whether FSDP2 divides the model among the processes.
+    """
+    try:
+        read = read_config(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        shape = shape_of(read, lora=config.lora)
+    except UsageError as error:
+        return [f"estimate: none; {error.message}"]
+    machine = machine or Machine.here()
+    plan = plan_of(config, shape, processes=processes, sharded=sharded)
+    plan_on_cpu = plan_of(config, shape, processes=processes, cuda=False)
+    memory, on_cpu = memory_of(shape, plan), memory_of(shape, plan_on_cpu)
+    warning = rounding_warning(shape, plan) or ([] if machine.gpu else rounding_warning(shape, plan_on_cpu))
+    lines = [*warning, *_needs(memory, each=" on each device" * (plan.processes > 1)), _fitting(memory, machine)]
+    card = machine.gpu_memory if machine.gpu else SIZES[-1] * GIB
+    if not memory.fits(card):
+        gpus = machine.gpus if machine.gpu else None
+        lines.append(_hint(advice(config, read, card, processes=processes, sharded=sharded, gpus=gpus), card))
+    if machine.gpu is None and not (machine.memory and on_cpu.fits(machine.memory)):
+        available = f", and this machine has {_gib(machine.memory)}" if machine.memory else ""
+        lines.append(f"memory: without a GPU it needs {_gib(on_cpu.need)} of main memory{available}")
+    trained = f", {shape.trainable:,} of them trained" if shape.lora else ""
+    return [
+        *lines,
+        f"estimate: computed, not measured, for {shape.architecture} with {shape.parameters:,} parameters{trained}, "
+        f"prompts of {plan.prompt} tokens and turns of maximum length; it can be 10% off",
+    ]
 
 
 class Advice(Frozen):
-    """One change of the settings, on top of those before it."""
+    """Settings with which a run fits, and its memory with them."""
 
-    change: str
-    cost: str
-    """What it costs beside memory."""
+    settings: dict[str, Any]
+    """Configuration keys and their values."""
     memory: Memory
-    """The memory with this change."""
-    fits: bool
+
+    @property
+    def flags(self) -> str:
+        """The settings as arguments of the command line."""
+        texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.settings.items()}
+        return " ".join(
+            f"--{key} {text}" if key == "processes" else f"--set {key}={text}" for key, text in texts.items()
+        )
 
 
 def advice(
-    shape: Shape,
-    plan: Plan,
+    config: Config,
+    model: PretrainedConfig,
     card: float,
     *,
-    with_lora: Callable[[], Shape] | None = None,
+    processes: int = 1,
+    sharded: bool = False,
     gpus: int | None = None,
-) -> list[Advice]:
-    """Return changes, each on top of those before it and each of which lowers the need, until a device is enough.
+) -> Advice | None:
+    """Return the least harmful settings with which a run fits a device of `card` bytes; None if none are found.
 
-    What turns out not to be needed beside a later change is left out: a model that fits with LoRA alone is not also
-    split into smaller parts. `with_lora` returns the model's shape with adapters of rank 16; `gpus` are those of this
-    machine, None when the run would be on another one.
+    `gpus` is the number of GPUs of this machine; without it, up to 8 processes are suggested as a last resort.
     """
-    changes = list(_changes(cache(with_lora) if with_lora is not None else None, gpus))
-    given = _applied(changes, shape, plan, card)
-    if not given or not given[-1].fits:
-        return given
-    for index in reversed(range(len(changes))):
-        fewer = changes[:index] + changes[index + 1 :]
-        without = _applied(fewer, shape, plan, card)
-        same = {one.change for one in without} <= {one.change for one in given}
-        if without and without[-1].fits and same:
-            changes, given = fewer, without
-    return given
+    shape = cache(lambda rank: shape_of(model, lora={"r": rank} if rank else config.lora))
 
+    def estimate(settings: dict[str, Any]) -> tuple[Plan, Memory]:
+        count, of = settings.get("processes", processes), shape(settings.get("lora.r"))
+        plan = plan_of(_changed(config, settings), of, processes=count, sharded=sharded or "processes" in settings)
+        return plan, memory_of(of, plan)
 
-Change = Callable[[Shape, Plan, float], tuple[Shape, Plan] | None]
-
-
-def _applied(changes: Sequence[tuple[str, str, Change]], shape: Shape, plan: Plan, card: float) -> list[Advice]:
-    """Return those of the changes that lower the need, one after the other until the device is enough."""
-    given: list[Advice] = []
-    memory = memory_of(shape, plan)
-    for change, cost, make in changes:
+    for change in _alternatives(config, estimate({})[0], gpus):
+        settings = _reduced(change, card, estimate)
+        memory = estimate(settings)[1]
         if memory.fits(card):
-            break
-        changed = make(shape, plan, card)
-        if changed is None:
-            continue
-        after = memory_of(*changed)
-        if after.need < memory.need:
-            (shape, plan), memory = changed, after
-            said = change.format(plan=plan)
-            given.append(Advice(change=said, cost=cost, memory=memory, fits=memory.fits(card)))
-    return given
+            return Advice(settings=settings, memory=memory)
+    return None
 
 
-def _changes(with_lora: Callable[[], Shape] | None, gpus: int | None) -> Iterator[tuple[str, str, Change]]:
-    """Yield what to set, what it costs, and what changes shape and plan; None where nothing changes."""
-    batch = "--set batch_size={plan.batch_size}", "slower generation", _narrow
-    micro = (
-        "--set grpo.per_device_train_batch_size={plan.rows} --set grpo.gradient_accumulation_steps={plan.accumulation}"
-    )
-    split = micro, "the same batch, in smaller parts", _split
-    processes = "--processes {plan.processes} --set grpo.gradient_accumulation_steps={plan.accumulation}"
-    eight = "--set grpo.optim=adamw_8bit", "AdamW's states in 8 bits, needs bitsandbytes", _eight_bits
-    yield "--set grpo.gradient_checkpointing=true", "a third more time in training", _checkpoint
-    yield batch
-    yield split
+def _alternatives(config: Config, plan: Plan, gpus: int | None) -> Iterator[dict[str, Any]]:
+    """Yield settings that lower the need a lot, the least harmful first."""
+    alone = plan.processes == 1 and not plan.quantized
+    counts = [n for n in (2, 4, 8) if alone and n <= (gpus or 8) and plan.accumulation % n == 0]
+    shards = [{"processes": n, "grpo.gradient_accumulation_steps": plan.accumulation // n} for n in counts]
+    optim = {"grpo.optim": "adamw_8bit"} if plan.optimizer.startswith("adamw_torch") and plan.full_bytes == 4 else {}
+    lora = {"lora.r": 16} if config.lora is None else {}
+    yield {}
     if gpus is not None:
-        yield processes, "the other GPUs of this machine", _shard(gpus)
-    yield eight
-    yield "--set grpo.beta=0", "no KL term holds the model near its start", _free
-    yield eight
-    if with_lora is not None:
-        yield (
-            f"--set lora.r={RANK}",
-            "only LoRA adapters are trained, and they take a larger learning rate",
-            _adapt(with_lora),
-        )
-    yield batch  # once training needs less, generation may be what does not fit
-    yield split
+        yield from shards
+    if lora and optim and not plan.sharded:
+        yield optim
+    if lora and plan.beta:
+        yield {"grpo.beta": 0}
+        yield {"grpo.beta": 0} | ({} if plan.sharded else optim)
+    if lora:
+        yield lora
+    if not plan.quantized and not plan.sharded:
+        yield lora | {"quantization": "4bit", "train.merge": False}
     if gpus is None:
-        yield processes, "as many GPUs", _shard(_MOST_PROCESSES)
-    if with_lora is not None:
-        yield "--set quantization=4bit --set train.merge=false", "coarser weights, slower", _quantize
+        yield from shards
 
 
-def _checkpoint(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-    return None if plan.checkpointing else (shape, _but(plan, checkpointing=True))
+def _reduced(change: dict[str, Any], card: float, estimate: Callable[..., tuple[Plan, Memory]]) -> dict[str, Any]:
+    """Return a change with checkpointing and smaller batches where it does not fit without them."""
+    settings = dict(change)
+    plan, memory = estimate(settings)
+    if not plan.checkpointing and not memory.fits(card, "training"):
+        settings["grpo.gradient_checkpointing"] = True
+        plan, memory = estimate(settings)
+    while plan.batch_size >= 16 and not memory.fits(card, "generating", "evaluating"):
+        settings["batch_size"] = plan.batch_size // 2
+        plan, memory = estimate(settings)
+    while plan.rows % 2 == 0 and not memory.fits(card, "training"):
+        settings["grpo.per_device_train_batch_size"] = plan.rows // 2
+        settings["grpo.gradient_accumulation_steps"] = plan.accumulation * 2
+        plan, memory = estimate(settings)
+    return settings
 
 
-def _narrow(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-    """Generate fewer conversations at once, until that fits or training is what needs more."""
-    rows = plan.batch_size if plan.evaluates else min(plan.batch_size, plan.generated * plan.retries)
-    while rows > 8:
-        memory = memory_of(shape, _but(plan, batch_size=rows))
-        fits = memory.enough(card, "generating") and memory.enough(card, "evaluating")
-        if fits or memory.phase == "training":
-            break
-        rows //= 2
-    return (shape, _but(plan, batch_size=rows)) if rows < plan.batch_size else None
+def _changed(config: Config, settings: dict[str, Any]) -> Config:
+    values = config.model_dump()
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        if section:
+            values[section] = (values[section] or {}) | {name: value}
+        else:
+            values[name] = value
+    return Config.model_validate(values)
 
 
-def _split(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-    """Halve the rows of a pass, and double the passes, until it fits or one row is left."""
-    changed = plan
-    while changed.rows % 2 == 0 and not memory_of(shape, changed).enough(card, "training"):
-        changed = _but(
-            changed,
-            rows=changed.rows // 2,
-            accumulation=changed.accumulation * 2,
-            steps_per_generation=changed.steps_per_generation * 2,
-        )
-    return (shape, changed) if changed != plan else None
+def share_moved(rate: float) -> float:
+    """Return the share of bfloat16 weights sampled from N(0, 0.02) that one AdamW step with this learning rate changes.
+
+    AdamW moves a weight by about `rate`. bfloat16 has 8 significant bits, so that the values between 2^k and 2^(k+1)
+    are 2^(k-7) apart, and less than half of that is rounded away: a weight moves when it is below 2^(floor(log2 rate)
+    + 9). Measured (`benchmarks/optimizers.py`, 30 equal gradients): 0.98% at 5e-7 and 1.96% at 1e-6; this: 0.97, 1.95.
+    """
+    return erf(2.0 ** (floor(log2(rate)) + 9) / (0.02 * sqrt(2))) if rate > 0 else 0.0
 
 
-def _free(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-    return (shape, _but(plan, beta=0.0)) if plan.beta and not shape.lora else None
+def rounding_warning(shape: Shape, plan: Plan) -> list[str]:
+    """Return a warning and a hint where all weights are trained in 16 bits and rounding undoes most updates."""
+    moved = share_moved(plan.rate)
+    if shape.lora or plan.stochastic or trained_bytes(shape, plan) > 2 or moved > 0.95:
+        return []
+    return [
+        f"warning: all weights are trained in 16 bits (train.dtype), and at grpo.learning_rate={plan.rate:g} most "
+        "updates are rounded away: near 0.02, bfloat16 values are 1.2e-04 apart; of weights sampled from N(0, 0.02) "
+        f"about {moved:.1%} can change",
+        "hint: --set train.dtype=float32 trains all of them; --set grpo.optim=adamw_8bit or --lora r=16 save memory "
+        "instead; --set grpo.optim=adamw_torch_8bit --set grpo.optim_args=bf16_stochastic_round=true (needs torchao) "
+        "keeps 16 bits and rounds stochastically",
+    ]
 
 
-def _eight_bits(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-    """Keep AdamW's states in 8 bits, in one process, and where that is enough."""
-    if shape.lora or plan.sharded or not plan.optimizer.startswith("adamw_torch") or trained_bytes(shape, plan) == 2:
-        return None
-    changed = _but(plan, optimizer="adamw_8bit")
-    return (shape, changed) if memory_of(shape, changed).fits(card) else None
+def _needs(memory: Memory, *, each: str) -> Iterator[str]:
+    for phase in PHASES:
+        total = memory.total(phase)
+        if total:
+            terms = sorted(memory.terms(phase).items(), key=lambda term: -term[1])
+            large = [f"{name} {_gib(size)}" for name, size in terms if size >= 0.05 * total]
+            rest = sum(size for _, size in terms if size < 0.05 * total)
+            vllm = f", and {memory.vllm[phase]:.0%} of the card for vLLM" if phase in memory.vllm else ""
+            during = "mining and evaluating" if phase == "evaluating" else phase
+            where = "" if phase == "evaluating" else each
+            named = ", ".join([*large, f"rest {_gib(rest)}"] if rest else large)
+            yield f"memory: {_gib(total)}{where} while {during}{vllm}: {named}"
 
 
-def _adapt(with_lora: Callable[[], Shape]) -> Change:
-    def adapt(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-        return None if shape.lora else (with_lora(), plan)
-
-    return adapt
-
-
-def _quantize(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-    return (shape, _but(plan, quantized=True)) if shape.lora and not plan.quantized and not plan.sharded else None
-
-
-def _shard(most: int) -> Change:
-    """Divide among 2, 4, 8 ... processes, with as many passes fewer: the batch stays the same."""
-
-    def shard(shape: Shape, plan: Plan, card: float) -> tuple[Shape, Plan] | None:
-        if plan.processes > 1 or plan.quantized:
-            return None
-        changed = plan
-        while changed.processes * 2 <= most:
-            memory = memory_of(shape, changed)
-            if memory.enough(card, "training") and memory.enough(card, "generating"):
-                break
-            if changed.accumulation % 2 or changed.steps_per_generation % 2:
-                break
-            changed = _but(
-                changed,
-                processes=changed.processes * 2,
-                sharded=True,
-                accumulation=changed.accumulation // 2,
-                steps_per_generation=changed.steps_per_generation // 2,
-            )
-        return None if changed == plan else (shape, changed)
-
-    return shard
+def _fitting(memory: Memory, machine: Machine) -> str:
+    if machine.gpu:
+        fits = "fits" if memory.fits(machine.gpu_memory) else "does not fit"
+        return f"memory: it {fits} the {machine.gpu} here, which has {_gib(machine.gpu_memory)}"
+    small = [str(size) for size in SIZES if not memory.fits(size * GIB)]
+    if len(small) == len(SIZES):
+        return f"memory: it fits no GPU of {', '.join(small)} GB; this machine has none"
+    but = f", not of {' or '.join(small)}" if small else ""
+    return f"memory: it fits a GPU of {SIZES[len(small)]} GB{but}; this machine has none"
 
 
-def _but(plan: Plan, **changes: Any) -> Plan:
-    return plan.model_copy(update=changes)
+def _hint(found: Advice | None, card: float) -> str:
+    if found is None:
+        return f"hint: no settings were found that fit {_gib(card)}: take a smaller model or shorter turns"
+    costs = "; ".join(COSTS[key] for key in found.settings if key in COSTS)
+    return f"hint: {found.flags} makes it {_gib(found.memory.need)}, which fits {_gib(card)} ({costs})"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

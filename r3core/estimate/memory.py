@@ -1,124 +1,218 @@
-"""The memory of a run at its peak, as arithmetic: each term's formula stands in the function that computes it."""
+"""The peak memory of a run on each device: the formula of each term is in the function that computes it."""
 
 from __future__ import annotations
 
-from r3core.estimate.plan import Plan
+from math import ceil
+
+from r3core.config import Config
 from r3core.estimate.shape import Shape
+from r3core.plugins.engines import find_engine
 from r3core.task import Frozen
+from r3core.training.grpo_options import with_defaults
 
 PHASES = ("training", "generating", "evaluating")
-"""When memory is needed: in the two phases of a training step, and by mining and evaluation before and after."""
+"""The two phases of a training step; and mining and evaluation, which come before and after."""
+PROMPT_TOKENS = 300
+"""Tokens assumed for the task's prompt."""
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_TORCHAO = ("adamw_torch_8bit", "adamw_torch_4bit")
 _TILE = 4096, 32768  # rows and columns of the logits that exist at once: TOKEN_CHUNK_SIZE and chunk size of TRL 1.16
 
 
+class Plan(Frozen):
+    """The settings that memory depends on, with TRL's defaults filled in."""
+
+    rows: int
+    """Reflections per forward pass in training, on each process."""
+    accumulation: int
+    """Passes per update."""
+    steps_per_generation: int
+    """Passes per generation."""
+    retries: int
+    batch_size: int
+    """Conversations generated at once."""
+    prompt: int
+    attempt: int
+    reflection: int
+    retry: int
+    """Tokens: those of the three turns are their maximums."""
+    checkpointing: bool
+    amp: bool
+    """Training computes in 16 bits by autocast, whatever the dtype of the weights."""
+    dtype_bytes: int
+    """Bytes per weight in mining and evaluation, and of the base of a LoRA adapter in training."""
+    full_bytes: int
+    """Bytes per weight when all weights are trained: those of `train.dtype`."""
+    beta: float
+    """Weight of the KL term; 0 needs no reference model."""
+    quantized: bool
+    """The linear layers have 4 bits per weight."""
+    optimizer: str
+    rate: float
+    """The learning rate."""
+    stochastic: bool
+    """The optimizer rounds 16-bit weights stochastically, so that small updates survive on average."""
+    vllm: bool
+    """vLLM generates within training, in the same process or on a server."""
+    vllm_share: float
+    """Share of the device that vLLM reserves while it generates."""
+    vllm_sleeps: bool
+    """vLLM frees its share while the model is trained."""
+    evaluates: bool
+    """Mining and evaluation generate with transformers, on the device of the first process."""
+    processes: int
+    sharded: bool
+    """FSDP2 divides weights, gradients and optimizer states among the processes."""
+    cuda: bool
+
+    @property
+    def step(self) -> int:
+        """Reflections per update, of all processes."""
+        return self.rows * self.accumulation * self.processes
+
+    @property
+    def before(self) -> int:
+        """Tokens before a reflection."""
+        return self.prompt + self.attempt
+
+
+def plan_of(config: Config, shape: Shape, *, processes: int = 1, sharded: bool = False, cuda: bool = True) -> Plan:
+    """Return the settings of a configuration for a model; `cuda` is whether training is on a GPU.
+
+    GRPOConfig of TRL 1.16 turns on gradient checkpointing, and bf16 unless fp16 is set; r3 turns bf16 off on a CPU.
+    """
+    options = with_defaults(config.grpo_options())
+    turns = config.sampling
+    reflection = options["max_completion_length"] or turns.reflection.max_tokens
+    room = (shape.context or 2**31) - turns.attempt.max_tokens - reflection - turns.retry.max_tokens
+    bf16 = options["bf16"] if options["bf16"] is not None else cuda and not options["fp16"]
+    shared = options["use_vllm"] and options["vllm_mode"] == "colocate"
+    optimizer = str(getattr(options["optim"], "value", options["optim"]))
+    rows = options["per_device_train_batch_size"]
+    per_generation = options["steps_per_generation"] or options["gradient_accumulation_steps"]
+    if options["generation_batch_size"]:
+        per_generation = ceil(options["generation_batch_size"] / (rows * processes))
+    return Plan(
+        rows=rows,
+        accumulation=options["gradient_accumulation_steps"],
+        steps_per_generation=per_generation,
+        retries=config.train.retries,
+        batch_size=config.batch_size,
+        prompt=max(1, min(PROMPT_TOKENS, room)),
+        attempt=turns.attempt.max_tokens,
+        reflection=reflection,
+        retry=turns.retry.max_tokens,
+        checkpointing=options["gradient_checkpointing"],
+        amp=bool(bf16 or options["fp16"]),
+        dtype_bytes=_BYTES.get(config.dtype, shape.dtype_bytes),
+        full_bytes=_BYTES[config.train.dtype],
+        beta=options["beta"],
+        quantized=config.quantization == "4bit",
+        optimizer=optimizer,
+        rate=options["learning_rate"],
+        stochastic=optimizer in _TORCHAO and "bf16_stochastic_round=true" in str(options["optim_args"]).lower(),
+        vllm=bool(options["use_vllm"]),
+        vllm_share=options["vllm_gpu_memory_utilization"] if shared else 0.0,
+        vllm_sleeps=bool(options["vllm_enable_sleep_mode"]),
+        evaluates=find_engine(config.engine).in_process,
+        processes=processes,
+        sharded=sharded and processes > 1,
+        cuda=cuda,
+    )
+
+
 class Memory(Frozen):
-    """Bytes on each device by what they are for, in each phase of a run."""
+    """Bytes on each device in each phase, by what they are for; a phase without transformers is empty."""
 
     training: dict[str, int]
     generating: dict[str, int]
-    """Reflections and retries within training, beside the optimizer's states."""
-    evaluating: dict[str, int] = {}
-    """Mining and evaluation with transformers, in the saved dtype; empty where something else generates."""
-    vllm: float = 0.0
-    """The share of the card that vLLM takes, on top, while the model is trained."""
-    vllm_generating: float = 0.0
-
-    @property
-    def phase(self) -> str:
-        """The phase with the largest need."""
-        return max(PHASES, key=self.total)
+    evaluating: dict[str, int]
+    vllm: dict[str, float] = {}
+    """Phase -> share of the device that vLLM reserves on top."""
 
     @property
     def need(self) -> int:
         """Bytes at the peak, without vLLM."""
-        return self.total(self.phase)
-
-    def total(self, phase: str) -> int:
-        """Return the bytes of one of the PHASES."""
-        return _sum(self.terms(phase))
+        return max(map(self.total, PHASES))
 
     def terms(self, phase: str) -> dict[str, int]:
         """Return the bytes of one of the PHASES by what they are for."""
         return {"training": self.training, "generating": self.generating, "evaluating": self.evaluating}[phase]
 
-    def share(self, phase: str) -> float:
-        """Return the share of the card that vLLM takes in one of the PHASES."""
-        return {"training": self.vllm, "generating": self.vllm_generating, "evaluating": 0.0}[phase]
+    def total(self, phase: str) -> int:
+        """Return the bytes of one of the PHASES."""
+        return sum(self.terms(phase).values())
 
-    def enough(self, card: float, phase: str) -> bool:
-        """Tell whether a phase fits a device of `card` bytes, a tenth of which is left to CUDA and to gaps."""
-        return self.total(phase) + self.share(phase) * card <= 0.9 * card
-
-    def fits(self, card: float) -> bool:
-        """Tell whether all phases fit a device of `card` bytes."""
-        return all(self.enough(card, phase) for phase in PHASES)
+    def fits(self, card: float, *phases: str) -> bool:
+        """Return whether phases, by default all, fit `card` bytes with a tenth left for CUDA and fragmentation."""
+        return all(self.total(p) + self.vllm.get(p, 0.0) * card <= 0.9 * card for p in phases or PHASES)
 
 
 def memory_of(shape: Shape, plan: Plan) -> Memory:
-    """Return the bytes on each device while training, while generating, and while mining and evaluating."""
-    always = {"weights": weights(shape, plan), "optimizer states": states(shape, plan)}
+    """Return the bytes on each device in each phase."""
+    model = {"weights": weights(shape, plan), "optimizer states": states(shape, plan)}
     if plan.beta and not shape.lora:
-        always["reference model"] = reference(shape, plan)
-    training = always | {"gradients": gradients(shape, plan), "activations": activations(shape, plan)}
-    copy = {"16-bit copy of the weights": autocast_copy(shape, plan)}
-    moments = [{"log-probabilities": log_probabilities(shape, plan)}, {"a layer's way back": way_back(shape, plan)}]
-    if plan.checkpointing:
-        moments.append(copy)  # it is gone with the pass forward; without checkpointing it is kept for the way back
-    elif copy["16-bit copy of the weights"]:
-        training |= copy
-    largest: dict[str, int] = max(moments, key=_sum)
-    training |= largest
-    generating = dict(always)
-    if plan.steps_per_generation < plan.accumulation:  # it falls between passes whose gradients are being summed
+        model["reference model"] = reference(shape, plan)
+    generating = dict(model)
+    if plan.steps_per_generation < plan.accumulation:  # it happens while gradients are being accumulated
         generating["gradients"] = gradients(shape, plan)
-    if not plan.served:
-        generating |= generation(shape, plan, rows=min(plan.batch_size, plan.generated * plan.retries))
-        if plan.sharded:  # in the type that FSDP2 computes in
+    if not plan.vllm:
+        generating |= generation(
+            shape, plan, rows=min(plan.batch_size, plan.rows * plan.steps_per_generation * plan.retries)
+        )
+        if plan.sharded:  # all weights are gathered, in the dtype that FSDP2 computes in
             generating["gathered weights"] = (shape.parameters + shape.trainable * shape.lora) * _stream(shape, plan)
+    shares = {"training": 0.0 if plan.vllm_sleeps else plan.vllm_share, "generating": plan.vllm_share}
     return Memory(
-        training=training,
+        training=model | _pass(shape, plan),
         generating=generating,
         evaluating=evaluating(shape, plan) if plan.evaluates else {},
-        vllm=0.0 if plan.sleeps else plan.vllm,
-        vllm_generating=plan.vllm,
+        vllm={phase: share for phase, share in shares.items() if share},
     )
+
+
+def _pass(shape: Shape, plan: Plan) -> dict[str, int]:
+    """Return what a training pass needs beside the model: the largest of the moments at which memory can peak."""
+    needed = {"gradients": gradients(shape, plan), "activations": activations(shape, plan)}
+    moments = [
+        {"log-probabilities": log_probabilities(shape, plan)},
+        {"a layer's backward pass": backward(shape, plan)},
+    ]
+    if copy := autocast_copy(shape, plan):
+        if plan.checkpointing:  # freed after the forward pass; without checkpointing it is saved for the backward pass
+            moments.append({"16-bit copy of the weights": copy})
+        else:
+            needed["16-bit copy of the weights"] = copy
+    return needed | max(moments, key=lambda moment: sum(moment.values()))
 
 
 def evaluating(shape: Shape, plan: Plan) -> dict[str, int]:
     """Return the bytes of mining and evaluation: the model in its saved dtype, in one process, without autocast."""
-    alone = untrained(plan, plan.dtype_bytes)
-    base = shape.model_copy(update={"lora": False})  # adapters are merged, or small
+    changes = {"full_bytes": plan.dtype_bytes, "amp": False, "sharded": False, "processes": 1}
+    alone, base = (
+        plan.model_copy(update=changes),
+        shape.model_copy(update={"lora": False}),
+    )  # adapters are merged or small
     return {"weights": weights(base, alone)} | generation(base, alone, rows=plan.batch_size)
 
 
-def untrained(plan: Plan, size: int) -> Plan:
-    """Return the plan of a model that only generates, whose weights have `size` bytes each."""
-    changes = {"dtype_bytes": size, "full_bytes": size, "amp": False, "sharded": False, "processes": 1}
-    return plan.model_copy(update=changes)
-
-
 def trained_bytes(shape: Shape, plan: Plan) -> int:
-    """Return the bytes of a weight that is trained.
+    """Return the bytes of a trained weight.
 
-    When all weights are trained it is that of `train.dtype`, 4 by default, as autocast leaves weights in the dtype they
-    were loaded in. FSDP2 (accelerate) makes 32-bit weights of any it trains when it computes in 16 bits. peft makes
-    adapters in 32 bits, which TRL turns into 16 on a quantized model.
+    When all weights are trained: those of `train.dtype`, since autocast does not change the dtype of weights; but FSDP2
+    (accelerate) makes them 32-bit when it computes in 16 bits. peft creates adapters in 32 bits, which TRL converts to
+    16 on a quantized model.
     """
     if shape.lora:
         return 2 if plan.quantized else 4
     return 4 if plan.sharded and plan.amp else plan.full_bytes
 
 
-def model_bytes(shape: Shape, plan: Plan) -> int:
-    """Return the bytes of a weight of the model in training: as it is trained, or that of the base of an adapter."""
-    return plan.dtype_bytes if shape.lora else trained_bytes(shape, plan)
-
-
 def weights(shape: Shape, plan: Plan) -> int:
-    """Return parameters x bytes of their dtype (4 when all are trained, see `trained_bytes`), and adapters on top.
+    """Return parameters x bytes of their dtype, with adapters on top; FSDP2 divides them.
 
-    In 4 bits a linear layer takes half a byte a weight and a 32-bit scale for 64 of them (QLoRA, arXiv 2305.14314);
-    embeddings, norms and the output layer keep their type. FSDP divides what there is.
+    In 4 bits, a linear layer takes half a byte per weight and a 32-bit scale per 64 weights (QLoRA, arXiv 2305.14314);
+    embeddings, norms and the output layer keep their dtype.
     """
     if not shape.lora and not plan.quantized:
         return shape.parameters * trained_bytes(shape, plan) // _shards(plan)
@@ -128,21 +222,17 @@ def weights(shape: Shape, plan: Plan) -> int:
 
 
 def gradients(shape: Shape, plan: Plan) -> int:
-    """Return trained parameters x bytes of their type; without FSDP, several processes hold buckets of the same size.
-
-    The buckets are those of torch's DistributedDataParallel.
-    """
+    """Return trained parameters x bytes of their dtype; twice that for the buckets of DistributedDataParallel."""
     whole = shape.trainable * trained_bytes(shape, plan)
     return whole * (2 if plan.processes > 1 and not plan.sharded else 1) // _shards(plan)
 
 
 def states(shape: Shape, plan: Plan) -> int:
-    """Return the two moments of AdamW (Lion: one), each of the parameters' own dtype, and a 32-bit step count a tensor.
+    """Return the two moments of AdamW (Lion: one) in the dtype of the parameters, and a 32-bit step count per tensor.
 
-    torch.optim.AdamW makes its moments like the parameter: 8 bytes per trained parameter in 32 bits, 4 in 16. An 8-bit
-    optimizer takes one byte for each moment and a 32-bit scale for 256 of them (arXiv 2110.02861), a 4-bit one half a
-    byte; with bitsandbytes, transformers leaves the moments of embeddings in 32 bits, with torchao it does not.
-    Adafactor keeps about a row and a column of each matrix (arXiv 1804.04235), SGD nothing.
+    An 8-bit optimizer takes one byte per moment and a 32-bit scale per 256 of them (arXiv 2110.02861), a 4-bit one half
+    a byte; with bitsandbytes, transformers leaves the moments of embeddings in 32 bits, with torchao it does not.
+    Adafactor stores about a row and a column per matrix (arXiv 1804.04235), SGD nothing.
     """
     if plan.optimizer == "sgd":
         return 0
@@ -159,66 +249,66 @@ def states(shape: Shape, plan: Plan) -> int:
 
 
 def reference(shape: Shape, plan: Plan) -> int:
-    """Return the frozen model that the KL term compares with; LoRA needs none.
+    """Return the frozen model of the KL term; LoRA needs none.
 
-    TRL loads it in the dtype that the trained model was loaded in: 32 bits, or the saved dtype where FSDP2 makes the 32
-    bits of the trained one afterwards.
+    TRL loads it in the dtype in which the trained model was loaded: `train.dtype`, or the saved dtype where FSDP2
+    converts the trained one afterwards.
     """
     size = plan.dtype_bytes if plan.sharded and plan.amp else plan.full_bytes
     return shape.parameters * size // _shards(plan)
 
 
 def autocast_copy(shape: Shape, plan: Plan) -> int:
-    """Return the 16-bit copies that autocast makes of linear weights in 32 bits: of all, or of two layers under FSDP.
+    """Return autocast's 16-bit copies of 32-bit linear weights: of all, or of two layers at a time under FSDP2.
 
     The output layer is cast in slices.
     """
-    if not plan.amp or model_bytes(shape, plan) == 2 or plan.quantized:
+    if not plan.amp or _model_bytes(shape, plan) == 2 or plan.quantized:
         return 0
     return 2 * shape.linear * (2 if plan.sharded else shape.layers) // shape.layers
 
 
 def activations(shape: Shape, plan: Plan) -> int:
-    """Return what a pass keeps for the way back, of rows x (prompt + attempt + reflection) tokens.
+    """Return what a forward pass saves for the backward pass, for rows x (prompt + attempt + reflection) tokens.
 
-    With checkpointing (arXiv 1604.06174) that is the input of each layer; without it, what each layer saves. The final
-    norm comes on top.
+    With checkpointing (arXiv 1604.06174) that is the input of each layer, without it all that each layer saves; the
+    final norm comes on top.
     """
     stream = _stream(shape, plan)
-    layer = stream * shape.hidden if plan.checkpointing else saved_by_a_layer(shape, plan)
+    layer = stream * shape.hidden if plan.checkpointing else _saved_by_layer(shape, plan)
     return _tokens(plan) * (shape.layers * layer + (4 + stream) * shape.hidden)
 
 
-def way_back(shape: Shape, plan: Plan) -> int:
-    """Return what one layer needs on the way back: gradients of about three widths of its feed-forward part.
+def backward(shape: Shape, plan: Plan) -> int:
+    """Return what one layer's backward pass needs: gradients of about three widths of its feed-forward part.
 
-    With checkpointing, all that it saves is there once more. The loss has given its memory back by then.
+    With checkpointing, the layer's activations are computed again. The loss has freed its memory by then.
     """
-    again = saved_by_a_layer(shape, plan) if plan.checkpointing else 0
+    again = _saved_by_layer(shape, plan) if plan.checkpointing else 0
     return _tokens(plan) * (again + 3 * _compute(shape, plan) * shape.inner)
 
 
-def saved_by_a_layer(shape: Shape, plan: Plan) -> int:
-    """Return the bytes a token that one layer keeps, of Llama's kind (arXiv 2205.05198 has the method).
+def _saved_by_layer(shape: Shape, plan: Plan) -> int:
+    """Return the bytes per token that a layer like Llama's saves (method: arXiv 2205.05198).
 
-    Two norms keep their input in 32 bits, the normalised input and the output, under autocast once for each of the
-    five projections that read it; attention keeps queries, keys, values (repeated for each head), its output, a
-    contiguous copy of it, a mask and one 32-bit number a head; the feed-forward part keeps four of its width.
+    Two norms save their input in 32 bits, the normalized input and the output, under autocast once for each of the five
+    projections that read it; attention saves queries, keys, values (repeated for each head), its output, a contiguous
+    copy of it, a mask and one 32-bit number per head; the feed-forward part saves four times its width.
     """
     stream, compute = _stream(shape, plan), _compute(shape, plan)
     outputs = 5 * 2 if stream == 4 and compute == 2 else 2 * stream
     norms = (2 * (4 + stream) + outputs) * shape.hidden
     attention = 5 * compute * shape.heads * shape.head_dim + 4 * shape.heads
-    mask = compute * (plan.asked + plan.reflection)  # as long as the sequence, for each token in it
+    mask = compute * (plan.before + plan.reflection)  # a row as long as the sequence for each of its tokens
     return norms + attention + mask + 4 * compute * shape.inner
 
 
 def log_probabilities(shape: Shape, plan: Plan) -> int:
-    """Return what the loss needs beside the model: TRL 1.16 never makes all logits, but tiles of 4096 x 32768.
+    """Return what the loss needs: TRL 1.16 computes logits in tiles of 4096 x 32768, however small the vocabulary is.
 
-    The tile is as wide for a smaller vocabulary. On top are the gradients of the hidden states and, where it is
-    trained, of the output layer, in 32 bits before they are added to the others. Without CUDA all positions are
-    scored, and about seven 32-bit copies of a tile are made, as wide as the vocabulary.
+    On top are the gradients of the hidden states and, where it is trained, of the output layer, in 32 bits before they
+    are added to the others. Without CUDA all positions are scored, with about seven 32-bit copies of a tile, which are
+    as wide as the vocabulary.
     """
     tokens = plan.rows * plan.reflection if plan.cuda else _tokens(plan)
     rows, columns = min(tokens, _TILE[0]), _TILE[1]
@@ -230,29 +320,27 @@ def log_probabilities(shape: Shape, plan: Plan) -> int:
 
 
 def generation(shape: Shape, plan: Plan, *, rows: int) -> dict[str, int]:
-    """Return what the longest generation needs: that of retries, whose conversations hold all turns.
+    """Return what generating the retries needs, whose conversations hold all turns.
 
-    The larger of two moments counts: the prompts going through the model at once, about three widths of the
-    feed-forward part and four of the stream, and the last token, with the cache at its longest, logits and three
-    32-bit copies of them. Under autocast, each pass makes a 16-bit copy of all trained linear weights, in the end of
-    the output layer's too.
+    The larger of two moments: the prompts in one forward pass, with about three widths of the feed-forward part and
+    four of the residual stream; or the last token, with the longest cache, logits and three 32-bit copies of them.
     """
-    before = plan.asked + plan.reflection
+    before = plan.before + plan.reflection
     stream, compute = _stream(shape, plan), _compute(shape, plan)
     prefill = rows * before * (3 * compute * shape.inner + 4 * stream * shape.hidden)
     first = {"key-value cache": cache(shape, plan, rows=rows, tokens=before), "prompts": prefill}
     logits = rows * shape.vocabulary * (compute + 3 * 4)
     last = {"key-value cache": cache(shape, plan, rows=rows, tokens=before + plan.retry), "logits": logits}
-    if copied := generation_copy(shape, plan):
-        first["16-bit copy of the weights"] = copied - 2 * shape.head
-        last["16-bit copy of the weights"] = copied
-    return max(first, last, key=_sum)
+    if copy := generation_copy(shape, plan):
+        first["16-bit copy of the weights"] = copy - 2 * shape.head
+        last["16-bit copy of the weights"] = copy
+    return max(first, last, key=lambda moment: sum(moment.values()))
 
 
 def generation_copy(shape: Shape, plan: Plan) -> int:
-    """Return the 16-bit copies at the end of a generating pass: of every trained matrix in 32 bits, none under FSDP.
+    """Return autocast's 16-bit copies at the end of a generating pass: of every trained 32-bit matrix, not under FSDP2.
 
-    Autocast keeps copies of weights that take a gradient alone, until the pass ends.
+    Autocast caches copies only of weights that require a gradient, until the pass ends.
     """
     if not plan.amp or shape.lora or plan.sharded or trained_bytes(shape, plan) == 2:
         return 0
@@ -260,31 +348,31 @@ def generation_copy(shape: Shape, plan: Plan) -> int:
 
 
 def cache(shape: Shape, plan: Plan, *, rows: int, tokens: int) -> int:
-    """Return 2 x layers x key-value heads x their width x bytes x rows x tokens.
+    """Return 2 x layers x key-value heads x head width x bytes x rows x tokens.
 
-    Under autocast on weights of 32 bits the rotation of the keys leaves them in 32, and the cache is all of their type.
+    Under autocast on 32-bit weights, rotary embeddings turn the keys into 32 bits, and the whole cache has their dtype.
     """
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * _stream(shape, plan) * rows * tokens
 
 
-def _sum(terms: dict[str, int]) -> int:
-    return sum(terms.values())
-
-
 def _tokens(plan: Plan) -> int:
-    """Return the tokens of one pass through the model in training."""
-    return plan.rows * (plan.asked + plan.reflection)
+    """Return the tokens of one training pass."""
+    return plan.rows * (plan.before + plan.reflection)
 
 
 def _shards(plan: Plan) -> int:
     return plan.processes if plan.sharded else 1
 
 
+def _model_bytes(shape: Shape, plan: Plan) -> int:
+    return plan.dtype_bytes if shape.lora else trained_bytes(shape, plan)
+
+
 def _stream(shape: Shape, plan: Plan) -> int:
-    """Return the bytes of a number between two layers: that of the weights, under FSDP2 that of autocast."""
-    return 2 if plan.sharded and plan.amp else model_bytes(shape, plan)
+    """Return the bytes of a number between two layers: those of a weight, or of autocast's dtype under FSDP2."""
+    return 2 if plan.sharded and plan.amp else _model_bytes(shape, plan)
 
 
 def _compute(shape: Shape, plan: Plan) -> int:
     """Return the bytes of a number inside a matrix product."""
-    return 2 if plan.amp else model_bytes(shape, plan)
+    return 2 if plan.amp else _model_bytes(shape, plan)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from r3core.config import Config
 from r3core.distributed import world_size
 from r3core.errors import UsageError, one_line
-from r3core.generation.cache import check_cache, mend_time_steps
+from r3core.generation.cache import apply_time_step_limit, check_cache
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,7 @@ def load_model(
     if torch.cuda.is_available() and not quantization and world_size() == 1:
         # a 4-bit model is on the GPU already; with several processes it is sharded first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
-    mend_time_steps(model)
+    apply_time_step_limit(model)
     if generates and world_size() == 1:  # training processes load what one process has mined with before
         check_cache(model, tokenizer, name=str(name))
     return model, tokenizer

@@ -77,12 +77,6 @@ class Call(NamedTuple):
     arguments: dict[str, Any]
 
 
-def kind_of(reason: str) -> Kind | None:
-    """Return the kind of error that a verdict's reason states, or `None` when it is no reason of this task."""
-    kind = reason.partition(":")[0]
-    return Kind(kind) if kind in set(Kind) else None
-
-
 def find_calls(response: str) -> list[Call]:
     """Return the calls of a response; raises `Wrong` when there is no list of calls, or more than one."""
     if len(response) > MAX_RESPONSE:

@@ -53,7 +53,7 @@ def _hub() -> Iterator[Any]:
     except (OSError, exceptions.DatasetsError) as error:
         page = f"https://huggingface.co/datasets/{HUB_DATASET}"
         raise TaskError(
-            f"the data set {HUB_DATASET} cannot be loaded from the hub: {error}",
+            f"the dataset {HUB_DATASET} cannot be loaded from the Hub: {error}",
             f"it is gated: accept its terms at {page}, then set HF_TOKEN or run `hf auth login`",
             f"or download {HUB_FILE} from that page and set `source` to the path of the file",
             "`source=generated` needs no network",

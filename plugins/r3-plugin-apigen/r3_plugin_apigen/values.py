@@ -1,4 +1,4 @@
-"""What arguments of made-up tools hold: how a schema describes it, how it is drawn, and how a query says it."""
+"""Values of the arguments of generated tools: their JSON Schema, how they are sampled, and how a query states them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _UNEQUAL_DRAWS = 100  # more would mean that there are not enough different valu
 
 
 def draw_unlike(draw: Callable[[], Said], others: Sequence[Said]) -> Said:
-    """Return a draw that is none of the others."""
+    """Sample a value that differs from all others."""
     for _ in range(_UNEQUAL_DRAWS):
-        drawn = draw()
-        if all(drawn.value != other.value and drawn.text != other.text for other in others):
-            return drawn
-    raise ValueError(f"there are no {len(others) + 1} different values like {drawn.text!r}")
+        sampled = draw()
+        if all(sampled.value != other.value and sampled.text != other.text for other in others):
+            return sampled
+    raise ValueError(f"there are no {len(others) + 1} different values like {sampled.text!r}")
 
 
 def listed(texts: Sequence[str]) -> str:
@@ -33,7 +33,7 @@ def listed(texts: Sequence[str]) -> str:
 
 
 class Value(BaseModel, ABC):
-    """What an argument holds; one with `say` is optional."""
+    """The value of an argument; one with `say` is optional."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +62,7 @@ class Value(BaseModel, ABC):
         """Return the JSON Schema without the default."""
 
     def ask(self, rng: random.Random) -> Said:
-        """Return a random value as a query says it: a small number may be in words."""
+        """Sample a value as a query states it: a small number may be written out."""
         return self.draw(rng)
 
     def schema_of(self, *, terse: bool) -> dict[str, JsonValue]:
@@ -91,7 +91,7 @@ class Choice(Value):
     """One of a few values: an enum."""
 
     of: dict[str, str] | list[str]
-    """The values, or value -> how a query says it."""
+    """The values, or value -> how a query states it."""
 
     def draw(self, rng: random.Random) -> Said:
         value = choose(rng, list(self.of))
@@ -105,10 +105,10 @@ class Whole(Value):
     """A whole number of a range."""
 
     whole: tuple[int, int]
-    """What is drawn, both ends included."""
+    """Range of sampled values, both ends included."""
     step: int = 1
     minimum: int | None = None
-    """The least that the tool takes, if not the least that is drawn."""
+    """Minimum in the schema, if it is not that of the sampled values."""
 
     def draw(self, rng: random.Random) -> Said:
         low, high = self.whole
@@ -126,13 +126,13 @@ class Number(Value):
     """A number of a range, whole or not."""
 
     number: tuple[float, float]
-    """What is drawn, both ends included."""
+    """Range of sampled values, both ends included."""
     step: float = 0.5
 
     def draw(self, rng: random.Random) -> Said:
         low, high = self.number
-        drawn = round(low + choose(rng, range(int((high - low) / self.step) + 1)) * self.step, 2)
-        return plain(int(drawn) if drawn.is_integer() else drawn)
+        sampled = round(low + choose(rng, range(int((high - low) / self.step) + 1)) * self.step, 2)
+        return plain(int(sampled) if sampled.is_integer() else sampled)
 
     def ask(self, rng: random.Random) -> Said:
         return _reworded(rng, self.draw(rng))
@@ -171,10 +171,10 @@ class Several(Value):
         return self.several.nested
 
     def draw(self, rng: random.Random) -> Said:
-        said: list[Said] = []
+        parts: list[Said] = []
         for _ in range(choose(rng, range(self.size[0], self.size[1] + 1))):
-            said.append(draw_unlike(lambda: self.several.draw(rng), said))
-        return Said([value for value, _ in said], listed([text for _, text in said]))
+            parts.append(draw_unlike(lambda: self.several.draw(rng), parts))
+        return Said([value for value, _ in parts], listed([text for _, text in parts]))
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         return {"type": "array", "items": self.several.schema_of(terse=terse)}
@@ -185,7 +185,7 @@ class Fields(Value):
 
     fields: dict[str, AnyValue]
     text: str
-    """How a query says the object, with the fields' names in braces."""
+    """How a query states the object, with the fields' names in braces."""
     rising: bool = False
     """Whether each field is above the one before: the beginning of a period comes before its end."""
 
@@ -194,13 +194,13 @@ class Fields(Value):
         return True
 
     def draw(self, rng: random.Random) -> Said:
-        said: list[Said] = []
+        parts: list[Said] = []
         for field in self.fields.values():
-            said.append(draw_unlike(lambda field=field: field.draw(rng), said))  # type: ignore[misc]
+            parts.append(draw_unlike(lambda field=field: field.draw(rng), parts))  # type: ignore[misc]
         if self.rising:
-            said.sort(key=_order)
-        values = {name: value for name, (value, _) in zip(self.fields, said, strict=True)}
-        texts = {name: text for name, (_, text) in zip(self.fields, said, strict=True)}
+            parts.sort(key=_order)
+        values = {name: value for name, (value, _) in zip(self.fields, parts, strict=True)}
+        texts = {name: text for name, (_, text) in zip(self.fields, parts, strict=True)}
         return Said(values, self.text.format_map(texts))
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:

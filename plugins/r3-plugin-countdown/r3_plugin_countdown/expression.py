@@ -37,7 +37,11 @@ _END = ""
 
 
 class Wrong(Exception):
-    """An answer is not right; the message is the verdict's reason."""
+    """An answer is wrong; the message is the verdict's reason, and its error category unless another one is given."""
+
+    def __init__(self, reason: str, kind: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind or reason
 
 
 def check(response: str, numbers: Sequence[int], target: int) -> None:
@@ -47,7 +51,8 @@ def check(response: str, numbers: Sequence[int], target: int) -> None:
         raise Wrong("it does not use every given number exactly once")
     value = compute(tokens)
     if value != target:
-        raise Wrong(f"it equals {value.p if value.q == 1 else f'{value.p}/{value.q}'}, not {target}")
+        number = f"{value.p if value.q == 1 else f'{value.p}/{value.q}'}"
+        raise Wrong(f"it equals {number}, not {target}", kind="it equals another number")
 
 
 def find_answer(response: str) -> str:

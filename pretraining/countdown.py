@@ -1,7 +1,7 @@
-"""Make the built-in model: `python plugins/r3-plugin-countdown/pretrain.py` writes r3_plugin_countdown/model/.
+"""Pre-train Countdown's built-in model: `python -m pretraining.countdown`, from the root of the repository.
 
-A Llama of about 1.3 million parameters, trained from scratch on the synthetic corpus of `r3_plugin_countdown.corpus`,
-on problems of the train split alone. One process, two CPU threads. docs/built-in-model.md has run time and loss.
+A Llama of about 1.3 million parameters, trained from scratch on the synthetic episodes of `countdown_corpus`, with
+problems of the train split only. One process on the CPU; docs/built-in-model.md has run time and loss.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from r3_plugin_countdown import corpus
+from pretraining import countdown_corpus as corpus
+from pretraining.trainer import Phase, Transcript, chat_tokenizer, pretrain
 from r3_plugin_countdown.task import Countdown
-from r3core.pretraining import Phase, Transcript, chat_tokenizer, pretrain
 
-MODEL = Path(__file__).parent / "r3_plugin_countdown" / "model"
+MODEL = Path(__file__).parents[1] / "plugins/r3-plugin-countdown/r3_plugin_countdown/model"
 TASK = Countdown()
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer in which whole numbers and the fixed phrases are one token each."""
+    """Return a byte-level tokenizer in which every whole number and every fixed phrase is one token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -39,12 +39,12 @@ PHASES = (
 
 
 def main(
-    batch_tokens: Annotated[int, typer.Option(help="Tokens a step, padding included.")] = 8_192,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens per step, including padding.")] = 8_192,
     seed: int = 0,
     output: Path = MODEL,
-    first: Annotated[int, typer.Option(help="Go on with this phase from the model in OUTPUT.")] = 0,
+    first: Annotated[int, typer.Option(help="Resume with this phase, counted from 0, from the model in OUTPUT.")] = 0,
 ) -> None:
-    """Pre-train the built-in model and save it as a Hugging Face folder, after every phase."""
+    """Pre-train the built-in model and save it as a Hugging Face folder after every phase."""
     problems = list(TASK.load("train"))
 
     def episode(rng: random.Random, mixture: corpus.Mixture) -> Transcript:

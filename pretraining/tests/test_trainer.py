@@ -1,4 +1,4 @@
-"""Pre-training of a model that a plugin ships, on a corpus of one sentence."""
+"""Pre-training on a corpus of one sentence."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from r3core.generation.engine import Sampling
-from r3core.generation.models import load_model
-from r3core.generation.transformers import TransformersGenerator
-from r3core.pretraining import (
+from pretraining.trainer import (
     IGNORED,
     LOG,
     Muon,
@@ -26,8 +23,11 @@ from r3core.pretraining import (
     pretrain,
     transcript,
 )
+from r3core.generation.engine import Sampling
+from r3core.generation.models import load_model
+from r3core.generation.transformers import TransformersGenerator
 
-ASKED = [{"role": "user", "content": "ab"}]
+REQUEST = [{"role": "user", "content": "ab"}]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -39,30 +39,30 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def episode(rng: random.Random, mixture: str) -> Transcript:
-    return transcript(ASKED, [[Piece("x" * rng.randint(1, 3), trained=False), Piece(mixture)]])
+    return transcript(REQUEST, [[Piece("x" * rng.randint(1, 3), trained=False), Piece(mixture)]])
 
 
 def test_only_trained_pieces_and_the_ends_of_the_assistants_turns_have_labels() -> None:
     made = tokenizer()
-    ids, labels = encode(made, transcript(ASKED, [[Piece("x", trained=False), Piece("whole phrase")]]))
+    ids, labels = encode(made, transcript(REQUEST, [[Piece("x", trained=False), Piece("whole phrase")]]))
     assert ids == made.apply_chat_template(
-        [*ASKED, {"role": "assistant", "content": "xwhole phrase"}], return_dict=False
+        [*REQUEST, {"role": "assistant", "content": "xwhole phrase"}], return_dict=False
     )
     assert [made.decode(label) for label in labels if label != IGNORED] == ["whole phrase", "<|end|>"]
 
 
-def test_a_model_is_trained_phase_by_phase_and_goes_on_where_it_is_told(tmp_path: Path) -> None:
+def test_a_model_is_trained_phase_by_phase_and_resumes_with_a_later_phase(tmp_path: Path) -> None:
     phases = [Phase(15, "no", [(0, 1.0), (15, 1.0)]), Phase(15, "yes", [(0, 1.0), (15, 0.0)])]
     pretrain(tokenizer(), episode, phases[:1], tmp_path, seed=0, batch_tokens=256, first=0)
-    assert said_by_model_in(tmp_path).endswith("no")
+    assert answer_of_model_in(tmp_path).endswith("no")
     pretrain(tokenizer(), episode, phases, tmp_path, seed=0, batch_tokens=256, first=1)
-    assert said_by_model_in(tmp_path).endswith("yes")
+    assert answer_of_model_in(tmp_path).endswith("yes")
     assert len(json.loads((tmp_path / LOG).read_text())["phases"]) == 2
 
 
-def said_by_model_in(folder: Path) -> str:
+def answer_of_model_in(folder: Path) -> str:
     model, made = load_model(str(folder), revision=None, dtype="float32", trust_remote_code=False)
-    return TransformersGenerator(model, made).generate([ASKED], Sampling(temperature=0, max_tokens=8))[0].text
+    return TransformersGenerator(model, made).generate([REQUEST], Sampling(temperature=0, max_tokens=8))[0].text
 
 
 def test_the_share_of_the_learning_rate_is_linear_between_its_knots() -> None:

@@ -1,9 +1,9 @@
-"""Synthetic episodes for pre-training the built-in model: attempts, reflections of mixed quality, retries.
+"""Synthetic episodes of Countdown, to pre-train the built-in model on: attempts, reflections of mixed quality, retries.
 
-The prompts are the task's and the core's own; only what the assistant says is made up here. Reflections come in four
-kinds: platitudes, a right first step, a wrong first step, and a search through first steps. What is sampled as the
-model's own behaviour is trained on; in a search, the proposals that fail are context only, so that the model learns to
-propose what works after what did not, and not to imitate failing.
+The prompts are those of the task and of the core; only the assistant's turns are made up. Reflections come in four
+kinds: platitudes, a right first step, a wrong first step, and a search through first steps. The model is trained on
+everything that it should sample itself. In a search, the steps that fail are context only: the model learns to propose
+a step that works after steps that did not, and not to imitate the failing ones.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pretraining.trainer import Piece, Transcript, Turn, text_of, transcript
 from r3_plugin_countdown.task import Countdown
 from r3core import Example, Verdict, prompts
-from r3core.pretraining import Piece, Transcript, Turn, text_of, transcript
 
 LARGEST_RESULT = 400
 """Intermediate results above this are never written; every number up to it is one token."""
 
 WITHOUT_REFLECTION = 0.15
-"""Share of the failed attempts that are retried at once."""
+"""Share of the failed attempts that are retried without a reflection."""
 FOLLOWS = {"right step": 0.92, "search": 0.92, "wrong step": 0.75}
-"""How often a retry uses the first step that its reflection ended on."""
+"""How often a retry uses the first step that its reflection ended on, by the kind of the reflection."""
 SEARCH_SPELLED_OUT = 0.3
-"""How often a search that found a first step goes on to write out the second."""
+"""How often a search that found a first step also writes the second."""
 WORKED = 0.25
 """How often an attempt shows its steps before the answer."""
 
@@ -51,12 +51,12 @@ THEN = " Then "
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often the assistant does what."""
+    """The shares of what is in a corpus."""
 
     right_attempts: float
     """Share of right ones among first attempts, and among retries that follow no reflection's step."""
     practice: float
-    """Share of the reflections that are searches whose beginning carries no loss: they teach how to search."""
+    """Share of the reflections that are searches whose opening carries no loss: they teach how to search."""
     kinds: dict[str, float]
     """Shares of the kinds of the other reflections."""
 
@@ -64,7 +64,7 @@ class Mixture:
 BROAD = Mixture(0.4, 0.6, {"platitude": 0.52, "right step": 0.11, "wrong step": 0.14, "search": 0.23})
 """Teaches arithmetic and what solves a problem."""
 FINAL = Mixture(0.12, 0.8, {"platitude": 0.60, "right step": 0.08, "wrong step": 0.17, "search": 0.15})
-"""Leaves a model that mostly guesses and says platitudes, and knows how to search when it begins to."""
+"""Leaves a model that mostly guesses and reflects in platitudes, but can search once a search is opened."""
 
 
 class Step(NamedTuple):
@@ -75,7 +75,7 @@ class Step(NamedTuple):
     right: int
     result: int
     rest: int
-    """The number that the step leaves over."""
+    """The number that the step does not use."""
 
     def __str__(self) -> str:
         return f"{self.left} {self.operator} {self.right}"
@@ -118,7 +118,7 @@ def finishes(step: Step) -> Iterator[tuple[int, str, str]]:
 
 
 class Teacher:
-    """Writes the assistant's side of episodes about one problem."""
+    """Writes the assistant's turns of an episode about one problem."""
 
     def __init__(self, example: Example, mixture: Mixture, rng: random.Random) -> None:
         self.mixture = mixture
@@ -136,7 +136,7 @@ class Teacher:
         self.dead_ends = [step for step in self.steps if step not in right]
 
     def guess(self, *, right: bool) -> tuple[str, int | None]:
-        """Return an expression and its value; `None` when it does not use the given numbers."""
+        """Return an expression and its value; the value is None when it does not use the given numbers."""
         if right:
             return self.rng.choice(self.solutions).expression, self.target
         if self.rng.random() < 0.1:
@@ -148,7 +148,7 @@ class Teacher:
         return self.miss(self.rng.choice(self.steps))
 
     def miss(self, step: Step) -> tuple[str, int | None]:
-        """Return a wrong expression after a first step, more often one that comes near the target."""
+        """Return a wrong expression after a first step, in most cases the one that comes nearest to the target."""
         wrong = [(abs(result - self.target), result, text) for result, _, text in finishes(step)]
         wrong = sorted(item for item in wrong if item[0] > 0)
         _, result, expression = wrong[0] if self.rng.random() < 0.6 else self.rng.choice(wrong)
@@ -169,7 +169,7 @@ class Teacher:
         return self.answer(expression), value
 
     def reflection(self, kind: str, value: int | None, *, practice: bool = False) -> tuple[Turn, Step | None]:
-        """Return a reflection of one kind on an attempt of a value, and the first step it ends on."""
+        """Return a reflection of one kind on an attempt with this value, and the first step it ends on."""
         opening = []
         if self.rng.random() < 0.5:
             opening = [Piece(WRONG_NUMBERS + " " if value is None else f"{RESULT_IS}{value}{STOP} ")]
@@ -182,7 +182,7 @@ class Teacher:
         return [*opening, Piece(f"{BEGIN_WITH}{step} = {step.result}{STOP}")], step
 
     def search(self, *, practice: bool) -> tuple[Turn, Step]:
-        """Try first steps that lead nowhere, then one that works."""
+        """Return a search: first steps that fail, then one that works; and that step."""
         misses = self.rng.randint(0, min(9, len(self.dead_ends)))
         pieces = [Piece(SEARCH, trained=not practice)]
         for step in self.rng.sample(self.dead_ends, misses):
@@ -194,7 +194,7 @@ class Teacher:
         return pieces, found.first
 
     def retry(self, kind: str | None, step: Step | None) -> Turn:
-        """Return the retry after a reflection: often along its first step, else a fresh attempt."""
+        """Return the retry after a reflection: often along its first step, otherwise a fresh attempt."""
         if step is None or kind is None or self.rng.random() >= FOLLOWS[kind]:
             return self.attempt(right=self.rng.random() < self.mixture.right_attempts)[0]
         ways = [solution.expression for solution in self.solutions if solution.first == step]
@@ -202,28 +202,28 @@ class Teacher:
 
 
 def episode(task: Countdown, example: Example, rng: random.Random, mixture: Mixture = FINAL) -> Transcript:
-    """Return one conversation: an attempt that succeeds, or one that fails, with what follows."""
+    """Return one conversation: an attempt that passes, or one that fails with its reflection and retry."""
     teacher = Teacher(example, mixture, rng)
     right = rng.random() < mixture.right_attempts
     if not right and not teacher.dead_ends:
         right = True
     attempt, value = teacher.attempt(right=right)
-    asked = prompts.attempt(task, example)
+    messages = prompts.attempt(task, example)
     if right:
-        return transcript(asked, [attempt])
-    said = prompts.failure(task.wording, Verdict.failed(), "binary")
+        return transcript(messages, [attempt])
+    failure = prompts.failure(task.wording, Verdict.failed(), "binary")
     if rng.random() < WITHOUT_REFLECTION:
         turns = [attempt, teacher.retry(None, None)]
-        return transcript(prompts.retry(asked, text_of(attempt), said, None, task.wording), turns)
+        return transcript(prompts.retry(messages, text_of(attempt), failure, None, task.wording), turns)
     practice = rng.random() < mixture.practice
     kind = "search" if practice else rng.choices(list(mixture.kinds), list(mixture.kinds.values()))[0]
     reflection, step = teacher.reflection(kind, value, practice=practice)
     turns = [attempt, reflection, teacher.retry(kind, step)]
-    return transcript(prompts.retry(asked, text_of(attempt), said, text_of(reflection), task.wording), turns)
+    return transcript(prompts.retry(messages, text_of(attempt), failure, text_of(reflection), task.wording), turns)
 
 
 def phrases(task: Countdown) -> list[str]:
-    """Return the fixed stretches of text that the tokenizer keeps whole: the real prompts' and the corpus's own."""
+    """Return the fixed texts that are one token each: of the prompts and of the corpus."""
     marked = Example.model_validate({"id": "phrases", "info": {"numbers": ["\0"], "target": "\0"}})
     words = task.wording
     return [

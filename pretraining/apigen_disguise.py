@@ -1,6 +1,6 @@
-"""Tools of the train split in disguise: other words, made of parts of words, wherever a query and a tool share one.
+"""Tools in disguise: words that a tool shares with its queries are replaced by made-up ones.
 
-A model that is trained on them has to read the tools on offer; knowing the tools of the train split is not enough.
+A model that is trained on them has to read the offered tools; memorizing the tools of the train split is not enough.
 """
 
 from __future__ import annotations
@@ -18,36 +18,23 @@ from r3core import Split
 
 _WORD = re.compile(r"\{[^}]*\}|[A-Za-z]+")
 _COMMON = re.compile("the|for|and|with|from|get|are|you|not|use|one|what|how|which|when|where|does|this|that")
-_KNOWN = 0.4  # of the new words are words of other places, if these are mixed in
-_SYLLABLES = 0.5  # of the others are made of syllables
+_KNOWN = 0.4  # share of the new words that are known words of other tools and lists, with `mixed`
+_SYLLABLES = 0.5  # share of the others that are made of syllables
 _ONSETS = [
     *"bcdfghjklmnprstvwyz",
-    "br",
-    "ch",
-    "cl",
-    "cr",
-    "dr",
-    "fl",
-    "gr",
-    "pl",
-    "pr",
-    "qu",
-    "sh",
-    "sl",
-    "st",
-    "th",
-    "tr",
+    *("br", "ch", "cl", "cr", "dr", "fl", "gr", "pl", "pr", "qu", "sh", "sl", "st", "th", "tr"),
 ]
 _VOWELS = [*"aeiou", "ai", "ea", "ee", "ie", "oo", "ou"]
 _CODAS = [*"bdgklmnprstxy", "ck", "ct", "ft", "ld", "lt", "mp", "nd", "ng", "nk", "nt", "rd", "rk", "rt", "ss", "st"]
-_STEM = 4  # letters that two forms of a word share
+_STEM = 4  # words that begin with the same letters, this many, count as forms of one word
 _SHARED, _NAME, _ARGUMENT, _LIKE_OTHERS, _ENUM, _VALUE = 0.85, 0.6, 0.6, 0.2, 0.5, 0.6
-"""How often these are replaced: a word that a request shares with its tool, another word of a name, an argument's name,
-one whose type another argument has too, the values of an enum, and what an argument holds."""
+"""How often these are replaced: a word that a request shares with its tool, another word of a tool's name, the name of
+an argument, the name of one whose schema another argument has too, the values of an enum, and an argument's kind of
+value."""
 
 
 class Coined(Named):
-    """A name or a title that is made of new words."""
+    """A name or a title of new words."""
 
     mixed: bool = False
 
@@ -57,7 +44,7 @@ class Coined(Named):
 
 
 def coin(rng: random.Random, *, mixed: bool) -> str:
-    """Return a word that begins as one word and ends as another, or one of syllables; if mixed, also a known one."""
+    """Return a new word: of syllables, or of parts of two known words; with `mixed`, at times a known word."""
     if mixed and rng.random() < _KNOWN:
         return choose(rng, _known_words())
     if rng.random() < _SYLLABLES:
@@ -69,9 +56,9 @@ def coin(rng: random.Random, *, mixed: bool) -> str:
 
 
 def disguised(tool: Tool, rng: random.Random, *, mixed: bool) -> Tool:
-    """Return a tool with some of its words replaced, the same in its name, its description and the requests for it.
+    """Return a tool with some of its words replaced, consistently in its name, its description and its requests.
 
-    With `mixed`, words of other places are among the new ones, and the arguments come in another order.
+    With `mixed`, known words of other tools are among the new ones, and the arguments are shuffled.
     """
     about = {_stem(word) for text in (tool.name, *tool.also, tool.about) for word in _words(text)} - {""}
     asks = [ask for ask in tool.asks if about & {_stem(word) for word in _words(ask)}] or tool.asks
@@ -116,17 +103,17 @@ def disguised(tool: Tool, rng: random.Random, *, mixed: bool) -> Tool:
 
 
 def forms(rng: random.Random, splits: Sequence[Split], *, disguise: float, mixed: bool) -> list[tuple[Form, ...]]:
-    """Return a form of each small tool of some splits, as the generator takes them; some are disguised."""
-    found: list[tuple[Form, ...]] = []
+    """Return a form of each small tool of the splits, some of them disguised, as `generate.draw` takes them."""
+    chosen: list[tuple[Form, ...]] = []
     for known in [tool for split in splits for tool in tools(split)]:
         tool = disguised(known, rng, mixed=mixed) if rng.random() < disguise else known
         if form := form_of(tool, int(rng.random() * (2 * len(tool.also) + 2)), nested=False, terse=True):
-            found.append((form,))
-    return found
+            chosen.append((form,))
+    return chosen
 
 
 def _other(value: AnyValue, rng: random.Random, *, mixed: bool) -> AnyValue:
-    """Return what an argument holds, in other words."""
+    """Return an argument's kind of value with other words."""
     if isinstance(value, Named) and value.kind not in MADE and rng.random() < _VALUE:
         return Coined.model_validate(value.model_dump() | {"mixed": mixed})
     if isinstance(value, Choice) and rng.random() < _ENUM:
@@ -149,7 +136,7 @@ def _words(text: str) -> list[str]:
 
 
 def _stem(word: str) -> str:
-    """Return the beginning of a word, without which it would be another; empty for a word that says nothing."""
+    """Return the first letters of a word, which its forms share; empty for a short or common word."""
     word = word.lower()
     return "" if len(word) < 3 or _COMMON.fullmatch(word) else word[:_STEM]
 

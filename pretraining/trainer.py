@@ -1,6 +1,6 @@
-"""Pre-training of a small model for a task: made-up conversations, a chat tokenizer, a Llama, and its training.
+"""Pre-train a small Llama on synthetic conversations: transcripts, chat tokenizer, model and training loop.
 
-For plugins that ship a model (`Demo`). One process, on the CPU.
+For plugins that ship a model (`Demo`). One process on the CPU.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CHAT_TEMPLATE = (
 )
 MUON_LR, ADAM_LR = 8e-3, 3e-3
 LOG = "pretraining.json"
-IGNORED = -100  # the label that carries no loss
-_CHUNK = 8_192  # transcripts that are sorted by length together
+IGNORED = -100  # the label of a token without loss
+_CHUNK = 8_192  # transcripts that are sorted by length together, so that batches need little padding
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an assistant's turn; without `trained` it carries no loss."""
+    """A part of a turn; without `trained` it carries no loss."""
 
     text: str
     trained: bool = True
@@ -43,36 +43,36 @@ Turn = Sequence[Piece]
 Transcript = list[tuple[str, Turn]]
 """(role, pieces) of every turn."""
 Corpus = Callable[[random.Random, Any], Transcript]
-"""Makes up a conversation of a phase's mixture."""
+"""Generates a conversation from a phase's mixture."""
 
 
 def text_of(turn: Turn) -> str:
-    """Return what is said in a turn."""
+    """Return the text of a turn."""
     return "".join(piece.text for piece in turn)
 
 
-def transcript(asked: Sequence[Message], turns: Sequence[Turn]) -> Transcript:
-    """Put the assistant's turns, with what is trained of them, into the conversation the core built."""
-    spoken = iter(turns)
+def transcript(messages: Sequence[Message], turns: Sequence[Turn]) -> Transcript:
+    """Return the core's messages with the assistant's replaced by `turns`; turns that are left over come at the end."""
+    remaining = iter(turns)
     conversation: Transcript = [
         (
             message["role"],
-            next(spoken) if message["role"] == "assistant" else [Piece(message["content"], trained=False)],
+            next(remaining) if message["role"] == "assistant" else [Piece(message["content"], trained=False)],
         )
-        for message in asked
+        for message in messages
     ]
-    return [*conversation, *(("assistant", turn) for turn in spoken)]
+    return [*conversation, *(("assistant", turn) for turn in remaining)]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the training: what it is trained on, and how the learning rate goes."""
+    """A part of the training with its own corpus and learning-rate schedule."""
 
     steps: int
     mixture: Any
-    """What kinds of conversations there are, for the corpus to know."""
+    """The shares of what is in the corpus; only the corpus reads it."""
     rates: list[tuple[int, float]]
-    """Knots (step of this phase, share of the full learning rate), linear between them."""
+    """Knots (step of this phase, share of the full learning rate), with linear interpolation between them."""
 
     def rate(self, step: int) -> float:
         """Return the share of the full learning rate at a step."""
@@ -81,7 +81,7 @@ class Phase:
 
 
 def chat_tokenizer(tokenizer: Tokenizer, whole: Sequence[str], *, context: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with the tokens of the chat template, in which some stretches of text are one token each."""
+    """Add the tokens of the chat template to a tokenizer, and one token for each text in `whole`."""
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in dict.fromkeys(whole)])
     return PreTrainedTokenizerFast(
@@ -96,9 +96,9 @@ def chat_tokenizer(tokenizer: Tokenizer, whole: Sequence[str], *, context: int) 
 
 
 def small_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return an untrained model of about 1.2 million parameters, the tokens' included.
+    """Return an untrained model of about 1.2 million parameters, including the embeddings.
 
-    Its head size of 64 is one that vLLM's CPU attention takes.
+    The head size is 64 because vLLM's attention on the CPU supports it.
     """
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -131,8 +131,8 @@ def pretrain(
 ) -> None:
     """Train a small Llama and save it as a Hugging Face folder, with its log, after every phase.
 
-    `batch_tokens` are the tokens of a step, padding included. With `first` above 0, go on with that phase from the
-    model in `output`.
+    `batch_tokens` is the number of tokens per step, including padding. With `first` above 0, resume with that phase
+    from the model in `output`.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM.from_pretrained(output) if first else small_llama(tokenizer)
@@ -143,14 +143,14 @@ def pretrain(
         logs.append(_train(model, phase, batches))
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
-        made = {"seed": seed, "batch_tokens": batch_tokens, "phases": logs}
-        (output / LOG).write_text(json.dumps(made, indent=1) + "\n")
+        log = {"seed": seed, "batch_tokens": batch_tokens, "phases": logs}
+        (output / LOG).write_text(json.dumps(log, indent=1) + "\n")
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised updates for matrices (Jordan et al. 2024), in float32.
+    """Momentum with orthogonalized updates for matrices (Jordan et al. 2024), in float32.
 
-    torch's own Muon orthogonalises in bfloat16, which is many times slower than float32 on most CPUs.
+    torch's own Muon orthogonalizes in bfloat16, which is many times slower than float32 on most CPUs.
     """
 
     def __init__(self, matrices: Sequence[torch.Tensor], lr: float, momentum: float = 0.95) -> None:
@@ -158,7 +158,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """Update every matrix; those of one shape are orthogonalised together."""
+        """Update every matrix; matrices of one shape are orthogonalized together."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[torch.Tensor]] = {}
             for matrix in group["params"]:
@@ -171,14 +171,14 @@ class Muon(torch.optim.Optimizer):
                     average.lerp_(gradient, 1 - group["momentum"])
                     directions.append(gradient.lerp(average, group["momentum"]))
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for matrix, direction in zip(matrices, _orthogonalised(torch.stack(directions)), strict=True):
+                for matrix, direction in zip(matrices, _orthogonalized(torch.stack(directions)), strict=True):
                     matrix.mul_(1 - group["lr"] * 0.01).sub_(direction, alpha=scale)
 
 
-def _orthogonalised(x: torch.Tensor) -> torch.Tensor:
-    """Return the nearest orthogonal matrices, roughly, by five Newton-Schulz steps; (batch, rows, columns)."""
+def _orthogonalized(x: torch.Tensor) -> torch.Tensor:
+    """Return roughly the nearest orthogonal matrices by five Newton-Schulz steps; (batch, rows, columns)."""
     if x.shape[-2] > x.shape[-1]:
-        return _orthogonalised(x.mT).mT
+        return _orthogonalized(x.mT).mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
@@ -191,13 +191,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, conversation: Transcript) -> tupl
     ids: list[int] = []
     labels: list[int] = []
     for role, pieces in conversation:
-        spoken = role == "assistant"
-        stretches = [
-            Piece(f"<|{role}|>", trained=False),
-            *pieces,
-            Piece("<|end|>", trained=spoken),
-        ]
-        for piece in stretches:
+        end = Piece("<|end|>", trained=role == "assistant")
+        for piece in [Piece(f"<|{role}|>", trained=False), *pieces, end]:
             tokens = tokenizer.backend_tokenizer.encode(piece.text, add_special_tokens=False).ids
             ids += tokens
             labels += tokens if piece.trained else [IGNORED] * len(tokens)
@@ -207,26 +202,26 @@ def encode(tokenizer: PreTrainedTokenizerFast, conversation: Transcript) -> tupl
 def _batches(
     tokenizer: PreTrainedTokenizerFast, corpus: Corpus, phase: Phase, batch_tokens: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield batches of equal length, cut from chunks of fresh episodes that were sorted by length."""
+    """Yield (ids, labels), each (batch, width), cut from chunks of fresh transcripts that are sorted by length."""
     rng = random.Random(seed)
-    made = 0
-    while made < phase.steps:
+    yielded = 0
+    while yielded < phase.steps:
         rows = [encode(tokenizer, corpus(rng, phase.mixture)) for _ in range(_CHUNK)]
         rows.sort(key=lambda row: len(row[0]))
         chunk = []
         while rows:
             width = len(rows[-1][0])
             count = max(1, batch_tokens // width)
-            taken, rows = rows[-count:], rows[:-count]
-            ids = torch.full((len(taken), width), tokenizer.pad_token_id)
-            labels = torch.full((len(taken), width), IGNORED)
-            for i, (row, label) in enumerate(taken):
+            batch, rows = rows[-count:], rows[:-count]
+            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+            labels = torch.full((len(batch), width), IGNORED)
+            for i, (row, label) in enumerate(batch):
                 ids[i, : len(row)] = torch.tensor(row)
                 labels[i, : len(row)] = torch.tensor(label)
             chunk.append((ids, labels))
         rng.shuffle(chunk)
-        yield from chunk[: phase.steps - made]
-        made += len(chunk)
+        yield from chunk[: phase.steps - yielded]
+        yielded += len(chunk)
 
 
 def _train(
@@ -237,7 +232,7 @@ def _train(
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [Muon(matrices, lr=MUON_LR), torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0)]
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, phase.rate) for optimizer in optimizers]
-    began, smooth, tokens = time.monotonic(), 0.0, 0
+    started, smooth, tokens = time.monotonic(), 0.0, 0
     log: list[dict[str, float]] = []
     for step, (ids, labels) in enumerate(batches, start=1):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (batch, width - 1, hidden)
@@ -252,7 +247,7 @@ def _train(
         tokens += ids.numel()
         smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
         if step % 50 == 0:
-            seconds = round(time.monotonic() - began)
+            seconds = round(time.monotonic() - started)
             log.append({"step": step, "loss": round(smooth, 4), "tokens": tokens, "seconds": seconds})
             print(json.dumps(log[-1]), flush=True)
     return log

@@ -1,7 +1,7 @@
-"""Make the built-in model: `python plugins/r3-plugin-apigen/pretrain.py` writes r3_plugin_apigen/model/.
+"""Pre-train the built-in model of function calling: `python -m pretraining.apigen`, from the root of the repository.
 
-A Llama of about 1.4 million parameters, trained from scratch on the synthetic corpus of `r3_plugin_apigen.corpus`,
-on tools of the train split alone. One process, two CPU threads. docs/apigen.md has run time and loss.
+A Llama of about 1.4 million parameters, trained from scratch on the synthetic episodes of `apigen_corpus`, with no
+query of the test split. One process on the CPU; docs/built-in-model.md has run time and loss.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from r3_plugin_apigen.corpus import BROAD, DRILLS, FINAL, MIXED, Episodes, phrases
+from pretraining.apigen_corpus import BROAD, DRILLS, FINAL, MIXED, Episodes, phrases
+from pretraining.trainer import Phase, chat_tokenizer, pretrain
 from r3_plugin_apigen.task import Apigen
-from r3core.pretraining import Phase, chat_tokenizer, pretrain
 
-MODEL = Path(__file__).parent / "r3_plugin_apigen" / "model"
+MODEL = Path(__file__).parents[1] / "plugins/r3-plugin-apigen/r3_plugin_apigen/model"
 TASK = Apigen()
 WORDS = 1_200
-"""Tokens that are bytes, words and parts of words."""
-_SAMPLE = 6_000  # problems that the words are learned from
+"""Tokens for bytes, words and parts of words; the fixed phrases come on top."""
+_SAMPLE = 6_000  # problems that the byte-pair encoding is learned from
 _SPLIT = Regex("[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z]")
 
 PHASES = (
@@ -35,7 +35,7 @@ PHASES = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer of words, single digits and fixed phrases, from the tools of the train split."""
+    """Return a byte-level tokenizer of words, digits and fixed phrases, learned from the tools of the train split."""
     tokenizer = Tokenizer(models.BPE())
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(_SPLIT, "isolated"), bytewise])
@@ -53,12 +53,12 @@ def _texts() -> list[str]:
 
 
 def main(
-    batch_tokens: Annotated[int, typer.Option(help="Tokens a step, padding included.")] = 4_096,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens per step, including padding.")] = 4_096,
     seed: int = 0,
     output: Path = MODEL,
-    first: Annotated[int, typer.Option(help="Go on with this phase from the model in OUTPUT.")] = 0,
+    first: Annotated[int, typer.Option(help="Resume with this phase, counted from 0, from the model in OUTPUT.")] = 0,
 ) -> None:
-    """Pre-train the built-in model and save it as a Hugging Face folder, after every phase."""
+    """Pre-train the built-in model and save it as a Hugging Face folder after every phase."""
     pretrain(make_tokenizer(), Episodes(TASK), PHASES, output, seed=seed, batch_tokens=batch_tokens, first=first)
 
 

@@ -1,0 +1,1 @@
+"""How the built-in models were made: synthetic corpora and the training. In the repository, in no wheel."""
