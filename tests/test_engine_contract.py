@@ -206,8 +206,6 @@ def test_what_follows_a_request_to_reflect_that_is_too_long(generator: Generator
 def test_a_completion_may_be_empty(generator: Generator, reference: TransformersGenerator, comparable: Compare) -> None:
     texts = [chr(33 + number) * (number % 5 + 1) for number in range(60)]
     conversations = [Prompt(messages=[{"role": "user", "content": text}]) for text in texts]
-        Prompt(messages=[{"role": "user", "content": chr(33 + number) * (number % 5 + 1)}]) for number in range(60)
-    ]
     silent = [
         one
         for one, reported in zip(conversations, reference.generate(conversations, GREEDY), strict=True)

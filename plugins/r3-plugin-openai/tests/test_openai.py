@@ -531,6 +531,7 @@ def test_failures_are_mined_from_a_server(r3: R3, behind: Server) -> None:
     assert "forecast" in said.err
 
 
+@pytest.mark.processes
 def test_after_a_kill_only_missing_requests_are_sent(r3: R3, behind: Server, tmp_path: Path) -> None:
     arguments = asking(behind, "engine_options.concurrency=3")
     assert r3("eval", *asking(behind, "engine_options.concurrency=3", directory="whole")).code == 0
