@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.11 or newer, git and make: all else goes into .venv.
+# `make demo` and `make test` require only Python 3.11 or newer, git and make: everything else is installed into .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +15,7 @@ RIVALS := .venv-rivals/.stamp
 VLLM := .venv-vllm/.stamp
 DEEPSPEED := .venv-deepspeed/.stamp
 
-.PHONY: demo test test-vllm test-deepspeed check bench docs
+.PHONY: demo test test-fast test-vllm test-deepspeed check bench docs
 
 demo: $(INSTALLED)
 	$(BIN)/r3 run --task countdown
@@ -23,11 +23,15 @@ demo: $(INSTALLED)
 test: $(DEVELOP)
 	$(BIN)/python -m pytest
 
-# The engine itself, on the CPU. vLLM's own imports warn of this and that, so that warnings are no errors here.
+# The inner loop: under a minute, without training, worker processes, Ray and vLLM.
+test-fast: $(DEVELOP)
+	$(BIN)/python -m pytest -m "not slow and not processes and not ray and not vllm"
+
+# vLLM itself, on the CPU. Its imports cause warnings, so warnings are not errors here.
 test-vllm: $(VLLM)
 	.venv-vllm/bin/python -m pytest -W default --engines vllm,served tests/with_vllm tests/test_engine_contract.py
 
-# Training in two processes again, divided by ZeRO-3 on the CPU. It needs a C++ compiler.
+# Training in two processes, sharded by ZeRO-3 on the CPU. It needs a C++ compiler.
 test-deepspeed: $(DEEPSPEED)
 	DS_ACCELERATOR=cpu .venv-deepspeed/bin/python -m pytest -W default --backends deepspeed -k deepspeed tests/test_launch.py
 
@@ -49,15 +53,15 @@ bench: $(DEVELOP) $(RIVALS) $(VLLM)
 docs: $(DEVELOP)
 	$(BIN)/python docs/generate.py
 
-# What ours is measured against has an environment of its own: nothing else needs it.
+# The package that the verifier is compared with has an environment of its own: nothing else needs it.
 $(RIVALS): constraints.txt
 	$(PYTHON) -m venv .venv-rivals
 	.venv-rivals/bin/python -m pip install -c constraints.txt reasoning-gym==0.1.25 pebble pluggy pydantic
 	.venv-rivals/bin/python -m pip install --no-deps -e . -e plugins/r3-plugin-countdown
 	touch $@
 
-# vLLM names the versions that it needs, others than ours: an environment of its own. Its torchvision does not fit the
-# CPU build of torch, and nothing here needs it.
+# vLLM pins other versions than ours, so it has an environment of its own. Its torchvision does not match the CPU build
+# of torch, and nothing here needs it.
 $(VLLM): constraints-vllm.txt pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check $(shell grep '^torch==' constraints-vllm.txt)
@@ -65,7 +69,7 @@ $(VLLM): constraints-vllm.txt pyproject.toml
 	.venv-vllm/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	touch $@
 
-# DeepSpeed is built here, with the torch that it will work with.
+# DeepSpeed is built against the installed torch.
 $(DEEPSPEED): constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv-deepspeed
 	.venv-deepspeed/bin/python -m pip install --disable-pip-version-check $(shell grep '^torch==' constraints.txt)
@@ -74,7 +78,7 @@ $(DEEPSPEED): constraints.txt pyproject.toml
 	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu .venv-deepspeed/bin/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation deepspeed==0.19.8
 	touch $@
 
-# torch comes first and by its exact version: left to the resolver, another build may come, of several gigabytes.
+# torch is installed first and by its exact version: the resolver could choose another build, of several gigabytes.
 $(CREATED): constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: r3core needs Python 3.11 or newer\nhint: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)

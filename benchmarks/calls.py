@@ -1,10 +1,10 @@
-"""Measure the verdicts of the function calling task, beside the plain comparison of the same calls in Python.
+"""Measure the speed of function calling verdicts, beside a plain comparison of the same calls in Python.
 
-`make bench` runs it. Both judge the same responses, as many of each kind below, to generated requests that need one or
-two calls: calls of ordinary size. The plain comparison is `json.loads(response) == answer`: it knows no tags, no
-defaults, no order, takes true for 1, and checks no schema, so it stands for the least that a verdict can cost. The
-rates are medians over rounds that take turns, by the process's own time, so that other work on the machine matters
-little. Ours should make 5,000 verdicts a second. Exits with 1 when it does not.
+`make bench` runs it. Both judge the same responses, in equal numbers of each kind below, to generated requests that
+need one or two calls of ordinary size. The plain comparison is `json.loads(response) == answer`: it has no tags, no
+defaults, no order and no schema, and accepts true for 1, so it is a lower bound of the cost of a verdict. The rates are
+medians over alternating rounds, in CPU time of the process, so that other load on the machine matters little. The
+requirement is 5,000 verdicts/s; the exit code is 1 below it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Responses = Sequence[tuple[Example, str]]
 
 
 def responses_of(kind: str, examples: Sequence[Example]) -> Responses:
-    """Return one response of a kind for every problem."""
+    """Return one response of a kind per problem."""
     return [(example, _response(kind, example)) for example in examples]
 
 
@@ -45,8 +45,8 @@ def _response(kind: str, example: Example) -> str:
     elif kind == "wrong tool":
         used = [call["name"] for call in calls]
         calls[-1]["name"] = next(tool["name"] for tool in tools if tool["name"] not in used)
-    said = json.dumps(calls)
-    return said[:-1] if kind == "not JSON" else said
+    text = json.dumps(calls)
+    return text[:-1] if kind == "not JSON" else text
 
 
 def _changed(value: Any) -> Any:
@@ -65,7 +65,7 @@ def our_judge(task: Apigen) -> Callable[[Responses], list[bool]]:
 
 
 def plain_judge(responses: Responses) -> list[bool]:
-    """Judge responses by nothing but Python's own comparison."""
+    """Judge responses by Python's `==` alone."""
     return [_plain(response) == example.answer for example, response in responses]
 
 
@@ -77,13 +77,13 @@ def _plain(response: str) -> Any:
 
 
 def measure(judges: dict[str, Callable[[Responses], list[bool]]], responses: Responses) -> dict[str, float]:
-    """Return the median verdicts/s of each judge, in rounds that take turns."""
+    """Return the median verdicts/s of each judge, over alternating rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in judges}
     for _ in range(ROUNDS):
         for name, judge in judges.items():
-            began = time.process_time()
+            started = time.process_time()
             judge(responses)
-            seconds[name].append(time.process_time() - began)
+            seconds[name].append(time.process_time() - started)
     return {name: len(responses) / statistics.median(times) for name, times in seconds.items()}
 
 
@@ -95,7 +95,7 @@ def main() -> int:
     mixed: list[tuple[Example, str]] = []
     for kind in KINDS:
         responses = responses_of(kind, examples)
-        for name, judge in judges.items():  # also brings both to their usual speed
+        for name, judge in judges.items():  # also warms both up
             if set(judge(responses)) != {kind == "right"}:
                 print(f"{name} does not judge the responses of the kind `{kind}` as expected", file=sys.stderr)
                 return 1
@@ -110,7 +110,7 @@ def main() -> int:
 
 
 def report(kind: str, rates: dict[str, float]) -> None:
-    """Print one line."""
+    """Print the rates for one kind of response."""
     print(f"{kind:16}  r3 {rates['r3']:9,.0f}/s  plain comparison {rates['plain']:9,.0f}/s")
 
 

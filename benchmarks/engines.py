@@ -1,14 +1,14 @@
-"""Measure mining through r3, verdicts included, beside the engine alone on the same prompts.
+"""Compare the throughput of mining through r3, verdicts included, with that of the engine alone on the same prompts.
 
 `python benchmarks/engines.py transformers` or `vllm`; `make bench` runs both. The prompts are those of Countdown, for
 its built-in model, 512 problems twice each. transformers alone is `model.generate` on batches of the same size, padded
-on the left and sorted by length; vLLM alone is `LLM.generate` with the prompts' token ids. Rates are tokens generated
-in a second; both take turns, and the ratio is the median over rounds. It should be at least 0.9. Exits with 1 when it
-is not.
+on the left and sorted by length; vLLM alone is `LLM.generate` with the prompts' token ids. Rates are generated
+tokens/s; rounds alternate, and the ratio is the median over rounds. The requirement is 0.9; below it the exit code
+is 1.
 
-`python benchmarks/engines.py groups` measures what vLLM's cache of prefixes gains where the reflections of a group have
-one prompt: the same requests, 16 for each of 32 prompts of random tokens, with and without reading the cache. It has no
-bound.
+`python benchmarks/engines.py groups` measures the gain of vLLM's prefix cache where the reflections of a group share a
+prompt: the same requests, 16 for each of 32 prompts of random tokens, with and without reading the cache. It has no
+requirement.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ Rate = Callable[[], float]
 
 
 def ours(protocol: Protocol, generator: Generator, examples: Sequence[Example]) -> Rate:
-    """Return the rate of judged attempts, in batches of the run's size."""
+    """Return a function that measures the rate of judged attempts, in batches of the run's size."""
     size = protocol.config.batch_size // SAMPLES
 
     def rate() -> float:
-        began, tokens = time.perf_counter(), 0
+        started, tokens = time.perf_counter(), 0
         for start in range(0, len(examples), size):
             batch = examples[start : start + size]
             episodes = protocol.attempt(batch, generator, seed=start, samples=SAMPLES)
             tokens += sum(episode.attempt.tokens for episode in episodes)
-        return tokens / (time.perf_counter() - began)
+        return tokens / (time.perf_counter() - started)
 
     return rate
 
 
 def by_transformers(generator: Any, prompts: Sequence[list[int]], size: int) -> Rate:
-    """Return the rate of `model.generate`."""
+    """Return a function that measures the rate of `model.generate`."""
     import torch
 
     model, tokenizer = generator.model, generator.tokenizer
@@ -65,21 +65,21 @@ def by_transformers(generator: Any, prompts: Sequence[list[int]], size: int) -> 
     ordered = sorted(prompts, key=len, reverse=True)
 
     def rate() -> float:
-        began, tokens = time.perf_counter(), 0
+        started, tokens = time.perf_counter(), 0
         for start in range(0, len(ordered), size):
             batch = tokenizer.pad({"input_ids": ordered[start : start + size]}, return_tensors="pt")
             with torch.no_grad():
-                drawn = model.generate(**batch, do_sample=True, top_k=0, temperature=1.0, max_new_tokens=LIMIT)
-            new = drawn[:, batch["input_ids"].shape[1] :]
+                sampled = model.generate(**batch, do_sample=True, top_k=0, temperature=1.0, max_new_tokens=LIMIT)
+            new = sampled[:, batch["input_ids"].shape[1] :]
             ended = torch.isin(new, torch.tensor([tokenizer.eos_token_id, tokenizer.pad_token_id]))
             tokens += int((~ended).sum())
-        return tokens / (time.perf_counter() - began)
+        return tokens / (time.perf_counter() - started)
 
     return rate
 
 
 def by_vllm(generator: Any, prompts: Sequence[list[int]]) -> Rate:
-    """Return the rate of `LLM.generate`."""
+    """Return a function that measures the rate of `LLM.generate`."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
@@ -87,17 +87,17 @@ def by_vllm(generator: Any, prompts: Sequence[list[int]]) -> Rate:
     sampling = SamplingParams(temperature=1.0, max_tokens=LIMIT, stop_token_ids=sorted(generator.ends))
 
     def rate() -> float:
-        began = time.perf_counter()
+        started = time.perf_counter()
         written = generator.llm.generate(given, sampling, use_tqdm=False)
         ends = sum(one.outputs[0].finish_reason == "stop" for one in written)
         tokens: int = sum(len(one.outputs[0].token_ids) for one in written) - ends
-        return tokens / (time.perf_counter() - began)
+        return tokens / (time.perf_counter() - started)
 
     return rate
 
 
 def groups() -> int:
-    """Print how much faster groups are generated where vLLM reads its cache of prefixes; return the exit code."""
+    """Print how much faster vLLM generates groups when it reads its prefix cache; return the exit code."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
@@ -106,21 +106,21 @@ def groups() -> int:
     config = Config.model_validate({"task": "countdown", "engine": "vllm", "engine_options": options})
     generator: Any = open_engine(config, model_of(config, task))
     random = Random(0)
-    drawn = [random.choices(range(generator.llm.get_tokenizer().vocab_size), k=LENGTH) for _ in range(GROUPS)]
-    prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in drawn for _ in range(GROUP)]
+    sampled = [random.choices(range(generator.llm.get_tokenizer().vocab_size), k=LENGTH) for _ in range(GROUPS)]
+    prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in sampled for _ in range(GROUP)]
 
     def seconds(*, cached: bool) -> float:
         sampling = SamplingParams(max_tokens=LIMIT, ignore_eos=True, skip_reading_prefix_cache=not cached)
         generator.llm.reset_prefix_cache()
-        began = time.perf_counter()
+        started = time.perf_counter()
         generator.llm.generate(prompts, sampling, use_tqdm=False)
-        return time.perf_counter() - began
+        return time.perf_counter() - started
 
     rounds = [(seconds(cached=False), seconds(cached=True)) for _ in range(ROUNDS + 1)][1:]
     generator.close()
     times = [statistics.median(column) for column in zip(*rounds, strict=True)]
     ratio = statistics.median(without / with_cache for without, with_cache in rounds)
-    print(f"groups: {times[0]:.1f} s without the cache of prefixes, {times[1]:.1f} s with it, ratio {ratio:.2f}")
+    print(f"groups: {times[0]:.1f} s without the prefix cache, {times[1]:.1f} s with it, ratio {ratio:.2f}")
     return 0
 
 
@@ -132,7 +132,7 @@ def main(engine: str) -> int:
     task = get_task("countdown")
     options: dict[str, Any] = {"enforce_eager": True, "max_num_seqs": 128} if engine == "vllm" else {}
     turn = {"temperature": 1.0, "max_tokens": LIMIT}
-    size = 128 if engine == "transformers" else PROBLEMS * SAMPLES  # vLLM forms its own batches
+    size = 128 if engine == "transformers" else PROBLEMS * SAMPLES  # vLLM batches by itself
     config = Config.model_validate(
         {"task": "countdown", "engine": engine, "engine_options": options, "batch_size": size}
         | {"sampling": {"attempt": turn}, "dtype": "float32"}
@@ -145,7 +145,7 @@ def main(engine: str) -> int:
         prompts = [encode(generator.tokenizer, request) for request in requests]
         alone = by_vllm(generator, prompts) if engine == "vllm" else by_transformers(generator, prompts, size)
         mining = ours(protocol, generator, examples)
-        rounds = [(mining(), alone()) for _ in range(ROUNDS + 1)][1:]  # the first one warms up
+        rounds = [(mining(), alone()) for _ in range(ROUNDS + 1)][1:]  # the first round warms up
     generator.close()
     ratio = statistics.median(one / other for one, other in rounds)
     rates = [statistics.median(column) for column in zip(*rounds, strict=True)]

@@ -1,10 +1,10 @@
-"""Measure which optimizers move weights at small learning rates, in bfloat16 and in float32, and what they store.
+"""Measure which optimizers move weights at small learning rates, in bfloat16 and in float32, and their memory.
 
 `python benchmarks/optimizers.py` prints one Markdown table. The weights are the seven matrices of one layer of
-SmolLM2-135M's shape, drawn from N(0, 0.02); each gets the same gradient in all steps, which is the case in which the
+SmolLM2-135M's shape, sampled from N(0, 0.02); each gets the same gradient in all steps, which is the case in which the
 most weights change. Columns: the share of the weights that changed, the mean distance that a weight moved in units of
-`steps x learning rate` (AdamW in float32: 1.00), and the bytes of optimizer state per weight. The optimizers are made
-by transformers from `grpo.optim` and `grpo.optim_args`, as in training. Those whose library is missing are named:
+`steps x learning rate` (AdamW in float32: 1.00), and the bytes of optimizer state per weight. transformers creates the
+optimizers from `grpo.optim` and `grpo.optim_args`, as in training. Those whose library is missing are listed:
 torchao for adamw_torch_8bit and _4bit, torch-optimi for stable_adamw, bitsandbytes for adamw_8bit and lion_8bit.
 """
 
@@ -54,16 +54,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     count = sum(rows * columns for rows, columns in SHAPES)
-    print(f"{count:,} weights, {asked.steps} steps, seed {asked.seed}\n")
+    print(f"{count:,} weights, {arguments.steps} steps, seed {arguments.seed}\n")
     cells = [cell for rate in RATES for cell in (f"changed at {rate:g}", "distance")]
     head = ("weights", "`grpo.optim`", "`grpo.optim_args`", *cells, "bytes of state per weight")
     print(f"| {' | '.join(head)} |\n| {' | '.join(['---'] * len(head))} |")
     missing = []
     for choice in CHOICES:
         try:
-            measured = [moved(choice, rate, steps=asked.steps, seed=asked.seed) for rate in RATES]
+            measured = [moved(choice, rate, steps=arguments.steps, seed=arguments.seed) for rate in RATES]
         except (ImportError, ValueError) as error:
             missing.append(f"{choice.optim}: {str(error).splitlines()[0]}")
             continue
@@ -77,9 +77,9 @@ def main() -> None:
 def moved(choice: Choice, rate: float, *, steps: int, seed: int) -> tuple[float, float, float]:
     """Return the share of the weights that changed, the mean distance / (steps x rate), and state bytes per weight."""
     random = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # stochastic rounding draws from here
-    weights = [torch.nn.Parameter(_drawn(shape, random, choice.dtype, 0.02)) for shape in SHAPES]
-    gradients = [_drawn(shape, random, choice.dtype, 1e-3) for shape in SHAPES]
+    torch.manual_seed(seed)  # the generator of stochastic rounding
+    weights = [torch.nn.Parameter(_sampled(shape, random, choice.dtype, 0.02)) for shape in SHAPES]
+    gradients = [_sampled(shape, random, choice.dtype, 1e-3) for shape in SHAPES]
     before = [weight.detach().clone() for weight in weights]
     optimizer = _optimizer(weights, choice, rate)
     for _ in range(steps):
@@ -94,12 +94,12 @@ def moved(choice: Choice, rate: float, *, steps: int, seed: int) -> tuple[float,
     return changed / count, distance / count / (steps * rate), stored / count
 
 
-def _drawn(shape: tuple[int, int], random: torch.Generator, dtype: torch.dtype, scale: float) -> torch.Tensor:
+def _sampled(shape: tuple[int, int], random: torch.Generator, dtype: torch.dtype, scale: float) -> torch.Tensor:
     return (torch.randn(shape, generator=random) * scale).to(dtype)
 
 
 def _optimizer(weights: list[torch.nn.Parameter], choice: Choice, rate: float) -> Any:
-    """Return the optimizer that transformers makes of TRL's options."""
+    """Return the optimizer that transformers creates from TRL's options."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         args = GRPOConfig(
@@ -111,12 +111,12 @@ def _optimizer(weights: list[torch.nn.Parameter], choice: Choice, rate: float) -
             bf16=False,
             report_to="none",
         )
-        made, options = Trainer.get_optimizer_cls_and_kwargs(args)
-        return made(weights, **options)
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        return optimizer(weights, **options)
 
 
 def _bytes(value: Any) -> int:
-    """Return the bytes of a tensor, or of those that one of torchao's quantized states consists of."""
+    """Return the bytes of a tensor; one of torchao's quantized states consists of several."""
     if not isinstance(value, torch.Tensor):
         return 0
     if hasattr(value, "__tensor_flatten__"):

@@ -1,14 +1,13 @@
 """Compare the speed of verdicts on Countdown answers with that of reasoning-gym's Countdown scorer.
 
-`make bench` runs it, in an environment of its own that has reasoning-gym 0.1.25: nothing else needs that package.
+`make bench` runs it, in an environment of its own with reasoning-gym 0.1.25: nothing else needs that package.
 
 Both judge the same answers, a quarter of each kind below: reasoning-gym gets the bare answer, ours the whole response
-with its tags, and returns a verdict with a reason. The rates are medians over rounds that take turns. First the bare
-verifiers in this process, by the process's own time, so that other work on the machine matters little: ours should be
-15 times as fast. Then what a run does: batches of 1,000 answers through the worker processes with all their limits,
-against reasoning-gym's scorer without any, in this process, by the clock: ours should be 5 times as fast on two
-processors. Exits with 1 when one of them is not. reasoning-gym executes the answers that it scores; these ones are
-harmless.
+with its tags, and returns a verdict with a reason. The rates are medians over alternating rounds. First the bare
+verifiers in this process, in CPU time, so that other load on the machine matters little: ours must be 15 times as fast.
+Then, as in a run, batches of 1,000 answers through the worker processes with all their limits, against reasoning-gym's
+scorer without limits in this process, by the clock: ours must be 5 times as fast on two processors. The exit code is 1
+when a requirement is not met. reasoning-gym executes the answers that it scores; these ones are harmless.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Answers = Sequence[tuple[Example, str]]
 
 
 def answers_of(kind: str, examples: Sequence[Example], rng: random.Random) -> Answers:
-    """Return one bare answer of a kind for every problem."""
+    """Return one bare answer of a kind per problem."""
     return [(example, _answer(kind, example, rng)) for example in examples]
 
 
@@ -67,10 +66,10 @@ def their_judge() -> Callable[[Answers], list[bool]]:
     from reasoning_gym.games.countdown import CountdownDataset
 
     score = CountdownDataset.score_answer
-    nobody = SimpleNamespace()  # the scorer looks at no field of its data set
+    dataset = SimpleNamespace()  # the scorer reads no field of its dataset
 
     def judge(answers: Answers) -> list[bool]:
-        return [score(nobody, answer, {"metadata": example.info}) == 1.0 for example, answer in answers]
+        return [score(dataset, answer, {"metadata": example.info}) == 1.0 for example, answer in answers]
 
     return judge
 
@@ -90,13 +89,13 @@ def measure(
     answers: Answers,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, float]:
-    """Return the median answers/s of each judge, in rounds that take turns."""
+    """Return the median answers/s of each judge, over alternating rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in judges}
     for _ in range(ROUNDS):
         for name, judge in judges.items():
-            began = clock()
+            started = clock()
             judge(answers)
-            seconds[name].append(clock() - began)
+            seconds[name].append(clock() - started)
     return {name: len(answers) / statistics.median(times) for name, times in seconds.items()}
 
 
@@ -109,7 +108,7 @@ def main() -> int:
     mixed: list[tuple[Example, str]] = []
     for kind in KINDS:
         answers = answers_of(kind, examples, rng)
-        for name, judge in judges.items():  # also brings both to their usual speed
+        for name, judge in judges.items():  # also warms both up
             if set(judge(answers)) != {kind == "right"}:
                 print(f"{name} does not judge the answers of the kind `{kind}` as expected", file=sys.stderr)
                 return 1
@@ -131,7 +130,7 @@ def main() -> int:
 
 
 def report(kind: str, rates: dict[str, float]) -> float:
-    """Print one line and return the ratio."""
+    """Print the rates for one kind of answer, and return their ratio."""
     ratio = rates["r3"] / rates["reasoning-gym"]
     print(f"{kind:13}  r3 {rates['r3']:9,.0f}/s  reasoning-gym {rates['reasoning-gym']:7,.0f}/s  ratio {ratio:5.1f}")
     return ratio

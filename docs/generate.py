@@ -36,9 +36,10 @@ from pretraining.trainer import Phase
 from r3_plugin_apigen.task import Apigen
 from r3_plugin_countdown.task import Countdown
 from r3core.cli.main import app
-from r3core.config import PRESETS, SOURCES, Config, Section
+from r3core.config import Config, Section
 from r3core.generation.server import Server
 from r3core.plugins.options import type_text
+from r3core.presets import PRESETS
 from r3core.training.grpo_options import OWNED
 
 _GREEDY = " ".join(f"--set sampling.{turn}.temperature=0" for turn in ("attempt", "reflection", "retry"))
@@ -85,7 +86,8 @@ def command_line() -> str:
     lines = [
         "# Command line",
         NOTE,
-        "`r3 COMMAND --help` says the same. Exit codes: 0 done, 1 the run failed, 2 what was asked for cannot be done.",
+        "The same as `r3 COMMAND --help`. Exit codes: 0 success, 1 the run failed, 2 the arguments, the configuration "
+        "or the task are wrong.",
         "Results go to standard output; progress, warnings and errors go to standard error.",
     ]
     for name, command in commands.items():
@@ -105,15 +107,19 @@ def configuration() -> str:
         "# Configuration",
         NOTE,
         "A key is set in a YAML file (`--config FILE`), by `--set KEY=VALUE`, or by its flag where it has one. "
-        "From weak to strong: the defaults below, the settings of the task's built-in model when that one is used, the "
-        "preset, the file, `--set`, flags. An unknown key is an error that names the nearest one. "
-        "`--dry-run` prints the whole configuration as it was resolved.",
+        "From weak to strong: the defaults below, the settings of the task's built-in model if the run uses it, the "
+        "preset, the file, `--set`, flags. An unknown key is an error that suggests the nearest one. "
+        "`--dry-run` prints the resolved configuration.",
+        "In `--set`, `--task-option` and `--lora`, the value of a text key (`str`, `Path` or a choice of texts) is "
+        "taken as typed: `--set 'wording.retry=Try: again'`, `--task-option language=no`. `null` unsets it where "
+        "`None` is allowed. Every other value is YAML: `--set mine.limit=null`, `--set grpo.learning_rate=5e-7`, "
+        "`--set 'lora.target_modules=[q_proj, v_proj]'`. There is no interpolation: `${...}` is plain text.",
         "## Keys",
         table(("key", "type", "default", "meaning"), list(_keys(Config))),
         "## Options of TRL",
-        f"Every option of [TRL's `GRPOConfig`]({grpo}) can be set under `grpo`, by its own name. Where "
-        "`grpo` does not say it, `temperature`, `top_p`, `top_k` and `max_completion_length` follow "
-        "`sampling.reflection`. These are r3's own and are refused:",
+        f"Every option of [TRL's `GRPOConfig`]({grpo}) can be set under `grpo`, by its own name. If they are not set "
+        "there, `temperature`, `top_p`, `top_k` and `max_completion_length` follow `sampling.reflection`, and "
+        "`use_vllm` and `vllm_mode` follow `engine` (see [scale.md](scale.md)). Only these options are refused:",
         table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
         "## Options of a server",
         "With `engine: openai`, these are set under `engine_options`. The key is read from the environment variable "
@@ -123,7 +129,7 @@ def configuration() -> str:
         "`--preset NAME` sets:",
     ]
     for name, values in PRESETS.items():
-        rows = [(f"`{key}`", f"`{json.dumps(value)}`", SOURCES[name][key]) for key, value in values.items()]
+        rows = [(f"`{key}`", f"`{json.dumps(value)}`", source) for key, (value, source) in values.items()]
         lines += [f"### {name}", table(("key", "value", "source"), rows), *_of_tasks(name)]
     for title, task in (("Countdown", Countdown), ("apigen", Apigen)):
         assert task.demo is not None
@@ -151,7 +157,7 @@ def file_map() -> str:
     folder = ROOT / "r3core"
     files = [(f"`{name}.py`", _summary(folder / f"{name}.py")) for name in names if not (folder / name).is_dir()]
     folders = [(f"`{name}/`", _summary(folder / name / "__init__.py")) for name in names if (folder / name).is_dir()]
-    return table(("`r3core/`", "holds"), [*files, *folders])
+    return table(("`r3core/`", "contents"), [*files, *folders])
 
 
 def countdown_corpus() -> str:

@@ -1,4 +1,4 @@
-"""The published tables, from the records of finished runs in `docs/runs/`; docs/record.py writes these."""
+"""The published tables, made from the records of finished runs in `docs/runs/`, which docs/record.py writes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SEEDS = (0, 1, 2)
 
 
 class MissingRecord(Exception):
-    """A run was not recorded, or by a version whose record cannot be read any more."""
+    """A run was not recorded, or its record is of a version that can no longer be read."""
 
 
 class Record(NamedTuple):
-    """A finished run, as docs/record.py wrote it."""
+    """A finished run, as docs/record.py recorded it; `facts` is the whole record."""
 
     config: Config
     result: Result
@@ -38,10 +38,14 @@ class Record(NamedTuple):
 
 
 def read(name: str) -> Record:
-    """Return a record; MissingRecord when there is none that can be read."""
+    """Return a record.
+
+    Raises:
+        MissingRecord: the record does not exist, or cannot be read.
+    """
     path = RUNS / f"{name}.json"
     if not path.exists():
-        raise MissingRecord(f"{name}: there is no {path.name}")
+        raise MissingRecord(f"{name}: {path.name} does not exist")
     facts = json.loads(path.read_text(encoding="utf-8"))
     settings = {key: value for key, value in facts["config"].items() if key not in NOT_SETTINGS}
     try:
@@ -52,7 +56,7 @@ def read(name: str) -> Record:
         raise MissingRecord(f"{name}: {path.name} is of another version: {where}: {first['msg']}") from None
 
 
-# --- blocks: each returns the text of one generated block
+# --- one function for each generated block
 
 
 def demo_table() -> str:
@@ -77,7 +81,7 @@ def apigen_in_short() -> str:
 
 
 def seeds(task: str) -> str:
-    """Return base against trained of every seed, and the mean over them."""
+    """Return a table of base and trained model by seed, and the mean difference over the seeds."""
     runs = {seed: record.result for seed, record in _seeds(task).items()}
     head = ("seed", "first try, base", "trained", "second try, base", "trained", "trained - base, second try")
     rows = []
@@ -99,7 +103,7 @@ def seeds(task: str) -> str:
 
 
 def controls(task: str) -> str:
-    """Return the fix rates with other things in the reflection's place."""
+    """Return a table of the fix rates with each control in place of the reflection."""
     runs = {seed: record.result for seed, record in _seeds(task).items()}
     head = ("seed", "model", "with its reflection", "none", "generic sentence", "another problem's", "plain resampling")
     rows = [
@@ -119,7 +123,7 @@ def controls(task: str) -> str:
 
 
 def cross(task: str) -> str:
-    """Return who earns the gain."""
+    """Return a table of fix rates by the model that reflects and the model that retries."""
     runs = {seed: record.result.cross or {} for seed, record in _seeds(task).items()}
     head = ("seed", "reflections by", "retries by the base", "retries by the trained model")
     rows = [
@@ -131,15 +135,15 @@ def cross(task: str) -> str:
     def cell(by: str, then: str) -> str:
         return _span(result[by][then].rate for result in runs.values())
 
-    said = (
+    summary = (
         f"On reflections by the trained model, the base fixes {cell('trained', 'base')}% and the trained model "
         f"{cell('trained', 'trained')}%; on those by the base, {cell('base', 'base')}% and {cell('base', 'trained')}%."
     )
-    return f"{_table(head, rows)}\n\n{said}"
+    return f"{_table(head, rows)}\n\n{summary}"
 
 
 def reflections(task: str) -> str:
-    """Return what is known of the reflections themselves."""
+    """Return a table of the shares of reflections that leak the answer, and that were cut off."""
     runs = {seed: record.result for seed, record in _seeds(task).items()}
     head = ("seed", "model", "reflections that hold the answer", "fix rate of the others", "cut off by the limit")
     rows = [
@@ -151,14 +155,14 @@ def reflections(task: str) -> str:
     return f"{_table(head, rows)}\n\nAnswers that could not be judged, over all seeds: {errors}."
 
 
-def kinds(task: str) -> str:
-    """Return the kinds of mistake, of seed 0."""
+def categories(task: str) -> str:
+    """Return a table of the failed answers by error category, of seed 0."""
     head, *rows = error_categories(read(f"{task}-0").result)
     return f"Numbers of failed answers, seed 0:\n\n{_table(head, rows)}"
 
 
 def time(task: str) -> str:
-    """Return the seconds by stage, and where they were measured."""
+    """Return a table of the seconds by stage, and the environment that they were measured in."""
     runs = _seeds(task)
     stages = list(dict.fromkeys(stage for record in runs.values() for stage in record.facts["seconds"]))
     parts = list(runs[0].facts["shares_of_a_step"])
@@ -167,18 +171,18 @@ def time(task: str) -> str:
     for seed, record in runs.items():
         seconds = (f"{record.facts['seconds'].get(stage, 0):.0f}" for stage in stages)
         rows.append((str(seed), *seconds, *(f"{record.facts['shares_of_a_step'][part]:.0%}" for part in parts)))
-    here = runs[0].facts["environment"]
-    libraries = ", ".join(f"{name} {here['libraries'][name]}" for name in ("torch", "transformers", "trl"))
-    said = (
-        f"{runs[0].config.grpo['max_steps']} training steps; {here['processors']} processors, {here['platform']}, "
-        f"Python {here['python']}, {libraries}. Other work may have run on the machine; installation and the start of "
-        "Python come on top."
+    environment = runs[0].facts["environment"]
+    libraries = ", ".join(f"{name} {environment['libraries'][name]}" for name in ("torch", "transformers", "trl"))
+    setup = (
+        f"{runs[0].config.grpo['max_steps']} training steps; {environment['processors']} processors, "
+        f"{environment['platform']}, Python {environment['python']}, {libraries}. Other work may have run on the "
+        "machine; installation and the start of Python come on top."
     )
-    return f"{_table(head, rows)}\n\n{said}"
+    return f"{_table(head, rows)}\n\n{setup}"
 
 
 def training_controls() -> str:
-    """Return the runs of seed 0 with other rewards beside the plain one."""
+    """Return a table of runs of seed 0 with different rewards."""
     named = {"as above": "0", "rewards shuffled": "shuffled"}
     named["no reward for a reflection that holds the solution"] = "noleak"
     runs = {label: read(f"countdown-{name}").result for label, name in named.items()}
@@ -186,14 +190,14 @@ def training_controls() -> str:
 
 
 def greedy() -> str:
-    """Return the trained models of the three seeds under greedy decoding."""
+    """Return a table of the trained models of the three seeds under greedy decoding."""
     runs = {str(seed): read(f"countdown-greedy-{seed}").result for seed in SEEDS}
     results = list(runs.values())
-    said = (
+    mean = (
         f"Mean over the seeds, with the 95% t interval: second try {_mean(_differences(results, 'second'))}, first try "
         f"{_mean(_differences(results, 'first'))}."
     )
-    return f"{_compared('seed of the model', runs)}\n\n{said}"
+    return f"{_compared('seed of the model', runs)}\n\n{mean}"
 
 
 _OF_A_TASK: dict[str, Callable[[str], str]] = {
@@ -201,7 +205,7 @@ _OF_A_TASK: dict[str, Callable[[str], str]] = {
     "controls": controls,
     "cross": cross,
     "reflections": reflections,
-    "mistakes": kinds,
+    "error categories": categories,
     "time": time,
 }
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -211,10 +215,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "countdown training controls": training_controls,
     "countdown greedy": greedy,
 }
-"""What stands between `<!-- generated: NAME -->` and `<!-- /generated -->`."""
+"""The text between `<!-- generated: NAME -->` and `<!-- /generated -->`, by its name."""
 
 
-# --- parts of them
+# --- cells and tables
 
 _ARMS: tuple[Arm, ...] = CONTROLS
 
@@ -264,19 +268,19 @@ def _p(one: Difference) -> str:
 
 
 def _ps(differences: Sequence[Difference]) -> str:
-    told = [_p(one) for one in differences]
-    return f"{told[0]} in each" if len(set(told)) == 1 else ", ".join(told)
+    values = [_p(one) for one in differences]
+    return f"{values[0]} in each" if len(set(values)) == 1 else ", ".join(values)
 
 
 def _mean(differences: Sequence[Difference]) -> str:
-    """Return the mean of some differences with Student's interval."""
+    """Return the mean of some differences in percentage points, with its t interval (Student 1908)."""
     values = [100 * one.difference for one in differences]
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
     return f"{fmean(values):+.1f} [{fmean(values) - half:+.1f}, {fmean(values) + half:+.1f}]"
 
 
 def _span(rates: Iterable[float], *, signed: bool = False) -> str:
-    """Return the smallest and the largest of some rates, in percent."""
+    """Return the range of some rates in percent: `68.9 to 70.3`."""
     ordered = sorted(rates)
     low, high = (f"{100 * rate:{'+' if signed else ''}.1f}" for rate in (ordered[0], ordered[-1]))
     return low if low == high else f"{low} to {high}"

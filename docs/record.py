@@ -1,7 +1,7 @@
-"""Record what is published of a finished run: `python docs/record.py RUN_DIRECTORY NAME` writes `docs/runs/NAME.json`.
+"""Record the published part of a finished run: `python docs/record.py RUN_DIRECTORY NAME` writes `docs/runs/NAME.json`.
 
-docs/generate.py makes the published tables from these records; the names it wants are listed at its top. Record a run
-right after it was made, with the code that made it: the digests of the verifier and of the weights are those of now.
+docs/generate.py makes the published tables from these records; its RECORDS lists the names. Record a run right after it
+has finished, with the code that made it: the digests of the verifier and of the weights are computed now.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ _FIRST_STEPS = 2
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """Return what is published of the run in a folder: no path and no name of a machine is in it.
+    """Return the published part of the run in a folder, without paths and names of machines.
 
-    Pipeline that the run did not have, such as the mining of an `r3 eval`, are null.
+    Stages that the run did not have, such as the mining of an `r3 eval`, are null.
+
+    Raises:
+        SystemExit: the run is not finished, or its verifier has changed since.
     """
     run = RunRecord(folder)
     config, result = run.read_json("config"), run.read_json("result")
@@ -53,29 +56,29 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def digest_of_problems(run: RunRecord) -> dict[str, Any]:
-    """Return how many problems a run evaluated, and a hash of their ids, in order."""
+    """Return the number of problems that a run evaluated, and the SHA-256 of their ids, in order."""
     ids = list(dict.fromkeys(row["example"]["id"] for row in run.rows("evaluate-base")))
     return {"count": len(ids), "sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()}
 
 
 def digest_of_weights(task: Task) -> str | None:
-    """Return the SHA-256 of the weights of a task's built-in model, which every published run begins from."""
+    """Return the SHA-256 of the weights of a task's built-in model, from which every published run starts."""
     if task.demo is None:
         return None
     with Path(str(task.demo.model), "model.safetensors").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _environment(here: dict[str, Any]) -> dict[str, Any]:
-    """Return the versions of a run's environment, and the kind of machine without its kernel's name."""
-    kind = _PLATFORM.fullmatch(here["platform"])
-    named = ", ".join(part for part in kind.groups() if part) if kind else here["platform"].partition("-")[0]
-    kept = {key: here[key] for key in ("processors", "python", "plugins", "libraries")}
-    return {"date": here["time"].partition("T")[0], "platform": named, **kept}
+def _environment(environment: dict[str, Any]) -> dict[str, Any]:
+    """Return the versions in a run's environment, and its platform without the kernel's name."""
+    kind = _PLATFORM.fullmatch(environment["platform"])
+    named = ", ".join(part for part in kind.groups() if part) if kind else environment["platform"].partition("-")[0]
+    versions = {key: environment[key] for key in ("processors", "python", "plugins", "libraries")}
+    return {"date": environment["time"].partition("T")[0], "platform": named, **versions}
 
 
 def _without_place(value: Any) -> Any:
-    """Return a value of the configuration with absolute paths cut down to their last part."""
+    """Return a value of the configuration with absolute paths reduced to their last part."""
     if isinstance(value, dict):
         return {key: _without_place(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -84,7 +87,7 @@ def _without_place(value: Any) -> Any:
 
 
 def main() -> None:
-    """Write the record that the command line asks for."""
+    """Write the record of the run that the command line names."""
     if len(sys.argv) != 3 or not re.fullmatch(r"[a-z0-9-]+", sys.argv[2]):
         raise SystemExit("usage: python docs/record.py RUN_DIRECTORY NAME   (a name like countdown-0)")
     file = RUNS / f"{sys.argv[2]}.json"

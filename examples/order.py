@@ -1,4 +1,4 @@
-"""Turn an order in plain words into JSON: one gold answer, compared value by value."""
+"""Turn an order in plain English into JSON: one gold answer, compared value by value."""
 
 import hashlib
 import itertools
@@ -33,16 +33,16 @@ class Order(Task):
             gold: dict[str, Any] = {"customer": person, "items": dict(zip(goods, counts, strict=True))}
             key = json.dumps(gold)
             if hashlib.sha256(key.encode()).digest()[0] % 10 in SPLITS[split]:
-                yield Example(id=key, prompt=_asked(gold), answer=gold)
+                yield Example(id=key, prompt=_request(gold), answer=gold)
 
     def verify(self, example: Example, response: str) -> Verdict:
-        said = response.strip()
-        fenced = FENCE.fullmatch(said)
+        text = response.strip()
+        fenced = FENCE.fullmatch(text)
         try:
-            value = json.loads(fenced[1] if fenced else said, object_pairs_hook=_without_repeats)
-            # As text, because in Python 3 == 3.0 and 1 == True. The order of keys does not matter.
+            value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_without_repeats)
+            # Compared as text, because in Python 3 == 3.0 and 1 == True. The order of keys does not matter.
             same = json.dumps(value, sort_keys=True) == json.dumps(example.answer, sort_keys=True)
-        except (ValueError, RecursionError) as error:  # the model's doing: a wrong answer, not a broken verifier
+        except (ValueError, RecursionError) as error:  # invalid JSON is a wrong answer, not an error of the verifier
             return Verdict.failed(f"it is not JSON: {error}")
         return Verdict.passed() if same else Verdict.failed("another customer, good or number was ordered")
 
@@ -50,7 +50,7 @@ class Order(Task):
         return json.dumps(example.answer)
 
 
-def _asked(gold: dict[str, Any]) -> str:
+def _request(gold: dict[str, Any]) -> str:
     (one, few), (other, many) = gold["items"].items()
     return (
         f"{gold['customer']} wants {few + many} things from us: {many} of them are {other}, the rest are {one}.\n"

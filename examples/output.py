@@ -1,4 +1,4 @@
-"""Say what a short program prints. The generator of a program knows its output: nothing is ever executed."""
+"""Predict what a short program prints. The generator computes a program's output itself: nothing is executed."""
 
 import hashlib
 import operator
@@ -23,33 +23,33 @@ class Program(NamedTuple):
 
 
 class Output(Task):
-    """Say what a short Python program prints, line by line."""
+    """Predict what a short Python program prints, line by line."""
 
     name = "output"
 
     problems: int = Field(default=2000, ge=1)
-    """How many programs are made; those that come out alike count once."""
+    """The number of programs that are generated; identical ones count once."""
     turns: int = Field(default=3, ge=2, le=20)
-    """How often a program's loop runs, and how many lines it prints."""
+    """The number of iterations of a program's loop, and of the lines that it prints."""
 
     def load(self, split: Split) -> Iterable[Example]:
         for program in dict.fromkeys(_program(number, self.turns) for number in range(self.problems)):
             digest = hashlib.sha256(program.source.encode()).hexdigest()
             if int(digest, 16) % 10 in SPLITS[split]:
-                asked = (
+                prompt = (
                     f"What does this Python program print?\n\n{program.source}\n\nAnswer with the printed lines alone."
                 )
-                yield Example(id=digest[:12], prompt=asked, answer=program.printed)
+                yield Example(id=digest[:12], prompt=prompt, answer=program.printed)
 
     def verify(self, example: Example, response: str) -> Verdict:
-        said = response.strip()
-        fenced = FENCE.fullmatch(said)
-        lines = (fenced[1] if fenced else said).split("\n")
+        text = response.strip()
+        fenced = FENCE.fullmatch(text)
+        lines = (fenced[1] if fenced else text).split("\n")
         right = str(example.answer).split("\n")
         if len(lines) != len(right):
             return Verdict.failed(f"it prints {len(right)} lines, not {len(lines)}")
         for number, (line, printed) in enumerate(zip(lines, right, strict=True), start=1):
-            if line.rstrip() != printed:  # as text: int() would read `07`, `1_0` and the digits of other scripts
+            if line.rstrip() != printed:  # compared as text: int() accepts `07`, `1_0` and the digits of other scripts
                 return Verdict.failed(f"line {number} is another")
         return Verdict.passed()
 
@@ -58,7 +58,7 @@ class Output(Task):
 
 
 def _program(number: int, turns: int) -> Program:
-    dice = iter(hashlib.sha256(f"program {number}".encode()).digest())  # the same ones on every machine
+    dice = iter(hashlib.sha256(f"program {number}".encode()).digest())  # the same bytes on every machine
     x = start = 2 + next(dice) % 8
     steps = [(list(STEPS)[next(dice) % len(STEPS)], 2 + next(dice) % 8) for _ in range(2)]
     printed = []

@@ -19,6 +19,7 @@ class Questions(Task):
     file: Path
     """A JSONL file with the columns `question` and `answer`."""
     ask: str = "End with a line that holds the answer alone."
+    """The sentence after each question."""
 
     def load(self, split: Split) -> Iterable[Example]:
         if not self.file.is_file():
@@ -27,18 +28,18 @@ class Questions(Task):
         for line in filter(str.strip, self.file.read_text(encoding="utf-8").split("\n")):
             row = json.loads(line)
             digest = hashlib.sha256(row["question"].encode()).hexdigest()
-            # The question alone decides its split: what is held out stays so when the file grows.
+            # The question alone decides its split, so that held-out questions stay held out when the file grows.
             if digest not in seen and int(digest, 16) % 10 in SPLITS[split]:
                 seen.add(digest)
                 yield Example(id=digest[:12], prompt=f"{row['question']}\n{self.ask}", answer=str(row["answer"]))
 
     def verify(self, example: Example, response: str) -> Verdict:
-        said = response.strip().split("\n")[-1].strip()
+        answer = response.strip().split("\n")[-1].strip()
         right = str(example.answer).strip().removesuffix(".")
-        # The spellings come from the answer: to fold the case of what was said would let look-alikes through.
-        if said.removesuffix(".") in {right, right.lower(), right.upper(), right.title(), right.capitalize()}:
+        # Accepted spellings derive from the gold answer: folding the case of the response would accept look-alikes.
+        if answer.removesuffix(".") in {right, right.lower(), right.upper(), right.title(), right.capitalize()}:
             return Verdict.passed()
-        return Verdict.failed(f"{said[:40]!r} is not the answer")
+        return Verdict.failed(f"{answer[:40]!r} is not the answer")
 
     def reference(self, example: Example) -> str:
         return str(example.answer)

@@ -1,4 +1,4 @@
-"""Write a sentence of a given length around two given words: many answers are right, so a program judges them."""
+"""Write a sentence of a given length that uses two given words: many answers are right, so a program judges them."""
 
 import hashlib
 import itertools
@@ -18,12 +18,14 @@ SENTENCE = re.compile(rf"{WORD}(?:,? {WORD})*[.!?]")
 
 
 class Sentence(Task):
-    """Write one sentence of exactly so many words, with two given words in it and no word twice."""
+    """Write one sentence with an exact number of words: two given words in it, and no word twice."""
 
     name = "sentence"
 
     shortest: int = Field(default=8, ge=2)
+    """The smallest number of words in a sentence."""
     longest: int = Field(default=16, le=22)
+    """The largest number of words in a sentence."""
 
     def load(self, split: Split) -> Iterable[Example]:
         for length in range(self.shortest, self.longest + 1):
@@ -33,30 +35,30 @@ class Sentence(Task):
                     yield Example(id=key, info={"words": list(pair), "length": length})
 
     def prompt(self, example: Example) -> str:
-        (one, other), length = _asked(example)
+        (one, other), length = _problem(example)
         return (
             f"Write one sentence of exactly {length} words. Use the words `{one}` and `{other}`. Use no word twice. "
             "Answer with the sentence alone."
         )
 
     def verify(self, example: Example, response: str) -> Verdict:
-        wanted, length = _asked(example)
-        said = response.strip()
-        if not SENTENCE.fullmatch(said):
+        required, length = _problem(example)
+        answer = response.strip()
+        if not SENTENCE.fullmatch(answer):
             return Verdict.failed("it is not one sentence of plain words with its mark at the end")
-        words = re.findall(WORD, said.lower())
-        if missing := [word for word in wanted if word not in words]:
+        words = re.findall(WORD, answer.lower())
+        if missing := [word for word in required if word not in words]:
             return Verdict.failed(f"`{missing[0]}` is missing")
         if len(words) != length:
             return Verdict.failed(f"it has {len(words)} words, not {length}")
         return Verdict.passed() if len(set(words)) == length else Verdict.failed("a word is there twice")
 
     def reference(self, example: Example) -> str:
-        words, length = _asked(example)
+        words, length = _problem(example)
         return " ".join([*FILLER.split(), *words][-length:]).capitalize() + "."
 
 
-def _asked(example: Example) -> tuple[list[str], int]:
+def _problem(example: Example) -> tuple[list[str], int]:
     info: Any = example.info
     return info["words"], info["length"]
 

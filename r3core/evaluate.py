@@ -8,15 +8,14 @@ from functools import partial
 
 from r3core.config import Config
 from r3core.console import progress_bar
-from r3core.dataset import Taken
+from r3core.dataset import Selection
 from r3core.episode import CONTROLS, Answer, Arm, Episode
 from r3core.executor import Make, Work
 from r3core.generation.engine import Generator
-from r3core.plugins.diagnostics import blamed
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, values_of
 from r3core.stats import Difference, Rate, clustered, paired, wilson
-from r3core.task import Example, Frozen, Task
+from r3core.task import Example, Frozen
 from r3core.truncation import TurnKind, warn_if_truncated
 
 
@@ -45,9 +44,9 @@ class Scores(Frozen):
     """Answers that the verifier could not judge; they count in no rate."""
     overlong: int = 0
     """Turns that were not generated, as their conversation does not fit the model's context; they count in no rate."""
-    first_mistakes: dict[str, int] = {}
-    """Attempts that failed, by their kind of mistake, the commonest first; empty for a task that names no kinds."""
-    second_mistakes: dict[str, int] = {}
+    first_error_categories: dict[str, int] = {}
+    """Failed attempts per error category (`Verdict.kind`), the most frequent first; empty for a task without them."""
+    second_error_categories: dict[str, int] = {}
     """The same for the retries after a reflection."""
 
 
@@ -66,7 +65,7 @@ class Result(Frozen):
     paired: Paired | None = None
     cross: dict[str, dict[str, Rate]] | None = None
     """Fix rates over the base's failures: reflections by -> retries by -> rate."""
-    problems: Taken | None = None
+    problems: Selection | None = None
     """Which problems of the split were attempted."""
 
 
@@ -77,7 +76,7 @@ def evaluate(
     *,
     base: Make,
     trained: Make | None,
-    problems: Taken | None = None,
+    problems: Selection | None = None,
 ) -> Result:
     """Evaluate one or two models on the same problems with the same seeds; resumes where it was stopped."""
     models = {"base": base} | ({"trained": trained} if trained else {})
@@ -89,7 +88,7 @@ def evaluate(
         if protocol.config.evaluate.cross and trained:
             cross = _cross(run, protocol, episodes["base"], models=models, tick=tick)
     controls = CONTROLS if protocol.config.evaluate.controls else ()
-    sides = {name: scores(found, controls, protocol.task) for name, found in episodes.items()}
+    sides = {name: scores(found, controls) for name, found in episodes.items()}
     _warn_if_truncated(protocol.config, sides)
     return Result(
         **sides,
@@ -111,11 +110,8 @@ def _warn_if_truncated(config: Config, sides: dict[str, Scores]) -> None:
         warn_if_truncated(config, turn, cut.passed, total=cut.total, by=f" of the {name} model")
 
 
-def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = (), task: Task | None = None) -> Scores:
-    """Return the rates of one model's episodes, with those of some controls; samples of one problem are clustered.
-
-    With a task, its kinds of mistake are counted too.
-    """
+def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
+    """Return the rates of one model's episodes, with those of some controls; samples of one problem are clustered."""
     failed = [episode for episode in episodes if episode.failed]
     reflected = [(e, e.reflection) for e in failed if e.reflection]
     answers = [answer for episode in episodes for answer in (episode.attempt, *episode.retries.values())]
@@ -131,8 +127,8 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = (), task: Task
         retries_truncated=_rate((e, r.stopped == "length") for e in failed if (r := e.retries.get("reflect"))),
         errors=sum(one.verdict.outcome == "error" and one.stopped != "overlong" for one in answers),
         overlong=sum(turn.stopped == "overlong" for turn in [*answers, *(reflection for _, reflection in reflected)]),
-        first_mistakes=_mistakes(task, [episode.attempt for episode in failed]),
-        second_mistakes=_mistakes(task, [e.retries["reflect"] for e in failed if "reflect" in e.retries]),
+        first_error_categories=_error_categories(episode.attempt for episode in failed),
+        second_error_categories=_error_categories(e.retries["reflect"] for e in failed if "reflect" in e.retries),
     )
 
 
@@ -236,12 +232,9 @@ def retried(
     return protocol.retry(bare, generator, seed=seed_of(protocol.config.seed, "cross", number, name))
 
 
-def _mistakes(task: Task | None, answers: Iterable[Answer]) -> dict[str, int]:
-    if task is None:
-        return {}
-    reasons = [answer.verdict.reason for answer in answers if answer.verdict.outcome == "fail"]
-    with blamed(task, "`mistake`"):
-        return dict(Counter(kind for reason in reasons if (kind := task.mistake(reason))).most_common())
+def _error_categories(answers: Iterable[Answer]) -> dict[str, int]:
+    verdicts = [answer.verdict for answer in answers if answer.verdict.outcome == "fail"]
+    return dict(Counter(verdict.kind for verdict in verdicts if verdict.kind).most_common())
 
 
 def _passed(answer: Answer | None) -> bool | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from r3core.config import Config, Mine
 from r3core.console import progress_bar
-from r3core.dataset import Taken, problems_to_mine
+from r3core.dataset import Selection, problems_to_mine
 from r3core.environment import environment
 from r3core.episode import Episode
 from r3core.errors import ConfigError, RunError, UsageError
@@ -118,7 +118,7 @@ def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
     return kept
 
 
-def _counts(episodes: Sequence[Episode], failures: Sequence[Failure], taken: Taken) -> dict[str, Any]:
+def _counts(episodes: Sequence[Episode], failures: Sequence[Failure], taken: Selection) -> dict[str, Any]:
     """Return what mining found; an attempt that was cut off and did not pass is both truncated and left out."""
     cut = [episode for episode in episodes if episode.attempt.stopped == "length"]
     outcomes = [episode.attempt.verdict.outcome for episode in episodes if episode.attempt.stopped != "overlong"]

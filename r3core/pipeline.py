@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r3core import report
-from r3core.check import certified, demand
+from r3core.check import certificate_of, require_passed
 from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
 from r3core.dataset import load_examples, problems_to_evaluate
@@ -24,7 +24,7 @@ from r3core.failures import Failure, read_failures, write_failures
 from r3core.files import atomic_write
 from r3core.fleet import Fleet, options_of
 from r3core.forecast import forecast
-from r3core.generation.cache import check_training
+from r3core.generation.cache import check_padding
 from r3core.generation.chat import encode
 from r3core.generation.models import Engines, check_engine, folder_of, load, load_tokenizer, saved_dtype
 from r3core.generation.transformers import TransformersGenerator
@@ -87,10 +87,10 @@ class Pipeline:
         """Put the verifier's certificate into the run; RunError when it does not pass and the run insists on it."""
         if self.run.done("train") is not None:
             return
-        certificate = certified(self.task, self.config.judge)
+        certificate = certificate_of(self.task, self.config.judge)
         self.run.write_json("certificate", certificate)
         if not self.config.uncertified:
-            demand(certificate, self.config.task)
+            require_passed(certificate, self.config.task)
         elif certificate.broken:
             print(f"warning: trained on an untrusted verifier: {certificate.summary()}", file=sys.stderr)
 
@@ -100,7 +100,7 @@ class Pipeline:
             name = model_of(self.config, self.task)
             generator = self.engines.open(name)
             assert isinstance(generator, TransformersGenerator)
-            check_training(generator.model, generator.tokenizer, name=name)
+            check_padding(generator.model, generator.tokenizer, name=name)
 
     def mine(self) -> list[Failure]:
         """Return the run's failures: mined, or taken from the set that the configuration names."""
@@ -137,7 +137,7 @@ class Pipeline:
         served = bool(self.config.grpo_options().get("use_vllm"))  # then transformers' cache is not used
         model, tokenizer = load(self.config, name, dtype=training_dtype(self.config), generates=not served)
         if world_size() == 1:  # several processes may hold parts of it; `r3 run` has checked it before it mined
-            check_training(model, tokenizer, name=name)
+            check_padding(model, tokenizer, name=name)
         failures = read_failures(self.run.path / "failures")[0]
         dtype = saved_dtype(self.config, name) if self.config.lora is None else None
         facts = train(self.run, self.protocol, failures, model=model, tokenizer=tokenizer, saved_dtype=dtype)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from r3core.episode import Text
 from r3core.errors import TaskError
-from r3core.plugins.diagnostics import blamed
+from r3core.plugins.diagnostics import as_task_error
 from r3core.task import TOOLS, Example, Message, Task, Verdict, Wording
 
 Feedback = Literal["binary", "reason"]
@@ -20,7 +20,7 @@ def attempt(task: Task, example: Example) -> list[Message]:
             f"task `{task.name}`: example {example.id!r} has no prompt, and `{type(task).__name__}` defines none",
             "give every Example a `prompt`, or write `def prompt(self, example)`",
         )
-    with blamed(task, f"`prompt` of example {example.id!r}"):
+    with as_task_error(task, f"`prompt` of example {example.id!r}"):
         prompt = task.prompt(example)
     if fault := _fault(prompt):
         raise TaskError(

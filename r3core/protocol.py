@@ -19,7 +19,8 @@ from r3core.errors import RunError
 from r3core.generation.engine import Completion, Conversation, Generator, Sampling
 from r3core.prompts import Feedback
 from r3core.task import Example, Task, Verdict, Wording
-from r3core.verification.judge import Batch, Judge
+from r3core.verification.batch import Batch
+from r3core.verification.judge import Judge
 
 T = TypeVar("T")
 
@@ -194,7 +195,7 @@ class Protocol:
             into.add((index, examples[index], completion.text) for index, completion in fitting)
             for index, completion in new:
                 if completion.stopped == "overlong":
-                    into.settle(index, unjudged(completion))
+                    into.set_result(index, unjudged(completion))
 
         written = generator.generate(conversations, sampling, ended=ended) if conversations else []
         self.lengths.count(examples, written, limit=self.config.max_overlong)

@@ -50,8 +50,8 @@ def error_categories(result: Result) -> list[tuple[str, ...]]:
     Empty for a task whose verifier names no categories.
     """
     sides = _sides(result)
-    counts = {f"first try, {name}": side.first_mistakes for name, side in sides.items()}
-    counts |= {f"retry, {name}": side.second_mistakes for name, side in sides.items()}
+    counts = {f"first try, {name}": side.first_error_categories for name, side in sides.items()}
+    counts |= {f"retry, {name}": side.second_error_categories for name, side in sides.items()}
     total = sum((Counter(column) for column in counts.values()), Counter[str]())
     kinds = sorted(sorted(total), key=lambda kind: -total[kind])
     lines = [(visible(kind), *(str(column.get(kind, 0)) for column in counts.values())) for kind in kinds]

@@ -1,17 +1,17 @@
-"""The reward of a reflection, which follows from its retries, and what is logged of rewards; no torch, no TRL."""
+"""The reward of a reflection, computed from its retries, and the metrics of a batch of rewards; no torch, no TRL."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from r3core.episode import Answer, Episode, Reflection
 
 
 def judged(answer: Answer) -> bool | None:
-    """Return whether an answer passed; None for an error, and for one that was cut off before it was given.
+    """Return whether an answer passed; None for a verifier error, and for a failed answer that was cut off.
 
-    An answer that passed although the token limit cut off what came after it was given in time.
+    An answer that passes although the token limit cut off the text after it is complete.
     """
     outcome = answer.verdict.outcome
     if outcome == "error" or (outcome == "fail" and answer.stopped == "length"):
@@ -19,65 +19,73 @@ def judged(answer: Answer) -> bool | None:
     return outcome == "pass"
 
 
-def reward_of(group: Sequence[Episode], *, reward_leaks: bool = True) -> float | None:
-    """Return the reward of one reflection: the share of its judged retries that passed; None when none was judged.
+def reward_of(retried: Sequence[Episode], *, reward_leaks: bool = True) -> float | None:
+    """Return the reward of one reflection, in [0, 1]: the share of its judged retries that passed.
 
-    `group` holds the reflection's episode once for each of its retries. The reward lies in [0, 1].
+    `retried` has the reflection's episode once per retry. None when no retry was judged. Without `reward_leaks`, a
+    reflection that gives the answer away earns 0, and None when that is unknown.
     """
-    outcomes = [judged(episode.retries["reflect"]) for episode in group]
+    outcomes = [judged(episode.retries["reflect"]) for episode in retried]
     known = [passed for passed in outcomes if passed is not None]
-    reflection = group[0].reflection
+    reflection = retried[0].reflection
     leaked = reflection.leaked if reflection else None
     if not known or (not reward_leaks and leaked is None):
         return None
     return 0.0 if leaked and not reward_leaks else sum(known) / len(known)
 
 
-def is_broken(group: Sequence[Episode]) -> bool:
-    """Return whether the verifier could not judge any retry of a reflection that it received."""
-    asked = [retry for retry in (episode.retries["reflect"] for episode in group) if retry.stopped != "overlong"]
-    return any(retry.verdict.outcome == "error" for retry in asked)
+def is_broken(retried: Sequence[Episode]) -> bool:
+    """Return whether the verifier failed on a retry of a reflection; an overlong one never reached the verifier."""
+    retries = [episode.retries["reflect"] for episode in retried]
+    return any(retry.stopped != "overlong" and retry.verdict.outcome == "error" for retry in retries)
 
 
 def without_broken_groups(
     rewards: Sequence[float | None], failure: Sequence[int], broken: Sequence[bool], *, max_share: float
 ) -> list[float | None]:
-    """Return the rewards, all None in each group of which a larger share than `max_share` is broken.
+    """Return the rewards, with None for every row of a group when a share above `max_share` of it is broken.
 
-    TRL gives a None row the advantage 0 and a failing row a negative one. In a group of which the verifier judged
-    little, the few verdicts that are left would push failing rows down in favour of rows that broke the verifier.
-    `failure` identifies the group of each row: rows of a group stand next to each other. `broken` marks rows whose None
-    is the verifier's; a retry that was cut off is None too, and does not count here.
+    TRL gives a None row the advantage 0 and a failing row a negative one. In a group with few verdicts, these would
+    make failing less likely than breaking the verifier. All three sequences have P * G rows: `failure` identifies the
+    group of each, and rows of a group are adjacent; `broken` marks rows whose None comes from the verifier, and not
+    from a retry that was cut off.
     """
-    kept: list[float | None] = []
+    result: list[float | None] = []
     for _, rows in groupby(zip(failure, rewards, broken, strict=True), key=lambda row: row[0]):
         group = list(rows)
-        unjudged = sum(one for _, _, one in group) > max_share * len(group)
-        kept += [None if unjudged else reward for _, reward, _ in group]
-    return kept
+        too_many = sum(is_broken for _, _, is_broken in group) > max_share * len(group)
+        result += [None if too_many else reward for _, reward, _ in group]
+    return result
 
 
-def measures(
-    rewards: Sequence[float | None], failure: Sequence[int], groups: Sequence[Sequence[Episode]]
+def batch_metrics(
+    rewards: Sequence[float | None], failure: Sequence[int], retried: Sequence[Sequence[Episode]]
 ) -> dict[str, float]:
-    """Return what is logged of one batch beside TRL's own metrics; `failure` identifies the group of each row."""
-    kinds = []
-    unjudged = 0
-    for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0]):
-        given = {reward for _, reward in rows if reward is not None}
-        if given:
-            only = {frozenset([1.0]): "all_right", frozenset([0.0]): "all_wrong"}.get(frozenset(given), "all_equal")
-            kinds.append("mixed" if len(given) > 1 else only)
-        else:
-            unjudged += 1
-    reflections: list[Reflection] = [group[0].reflection for group in groups if group[0].reflection]
+    """Return the metrics of P * G reflections that are logged beside TRL's own; all are shares, in [0, 1].
+
+    `failure` identifies the group of each row; `retried` has the episodes of each reflection, one per retry.
+    """
+    groups = [
+        {reward for _, reward in rows if reward is not None}
+        for _, rows in groupby(zip(failure, rewards, strict=True), key=lambda row: row[0])
+    ]
+    judged_groups = [group for group in groups if group]
+    reflections: list[Reflection] = [episodes[0].reflection for episodes in retried if episodes[0].reflection]
     tested = [reflection.leaked for reflection in reflections if reflection.leaked is not None]
-    retries = [episode.retries["reflect"] for group in groups for episode in group]
-    shares = {f"groups/{kind}": kinds.count(kind) / max(1, len(kinds)) for kind in ("mixed", "all_right", "all_wrong")}
-    return shares | {
-        "groups/unjudged": unjudged / (unjudged + len(kinds)),  # of all groups; the other kinds are shares of the rest
-        "reflections/leak_rate": sum(tested) / max(1, len(tested)),
-        "reflections/truncated": sum(r.stopped == "length" for r in reflections) / max(1, len(reflections)),
-        "retries/truncated": sum(retry.stopped == "length" for retry in retries) / len(retries),
-        "retries/unjudged": sum(judged(retry) is None for retry in retries) / len(retries),
+    retries = [episode.retries["reflect"] for episodes in retried for episode in episodes]
+    return {
+        "groups/mixed": _share(len(group) > 1 for group in judged_groups),
+        "groups/all_right": _share(group == {1.0} for group in judged_groups),
+        "groups/all_wrong": _share(group == {0.0} for group in judged_groups),
+        "groups/unjudged": _share(not group for group in groups),  # of all groups; the other three of the judged ones
+        "reflections/leak_rate": _share(tested),
+        "reflections/truncated": _share(reflection.stopped == "length" for reflection in reflections),
+        "retries/truncated": _share(retry.stopped == "length" for retry in retries),
+        "retries/unjudged": _share(judged(retry) is None for retry in retries),
     }
+
+
+def _share(values: Iterable[bool]) -> float:
+    """Return the share of true values, 0 when there are none."""
+    listed = list(values)
+    return sum(listed) / max(1, len(listed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -35,21 +36,36 @@ class Example(Frozen):
     """Whatever else the task needs to know of the problem."""
 
 
+class Limit(StrEnum):
+    """A limit of a verdict (`judge.*` in the configuration) that was exceeded."""
+
+    TIME = "time"
+    MEMORY = "memory"
+    OUTPUT = "output"
+    """Characters that the verifier printed."""
+    CHARACTERS = "characters"
+    """Characters of the response: it fails without being passed to the verifier."""
+
+
 class Verdict(Frozen):
-    """What a verifier says of one response: pass, fail, or error (it could not judge)."""
+    """A verifier's judgment of one response: pass, fail, or error (it could not judge)."""
 
     outcome: Outcome
     """`error` means that the verifier broke; it is never a reward of 0."""
     reason: str = ""
     """For people; the model sees it only under `feedback: reason`."""
+    kind: str = ""
+    """Error category of a wrong answer, one of a few per task: an evaluation counts failed answers by it."""
+    limit: Limit | None = None
+    """The limit that was exceeded; set by the judge, never by a verifier."""
 
     @classmethod
     def passed(cls, reason: str = "") -> Verdict:
         return cls(outcome="pass", reason=reason)
 
     @classmethod
-    def failed(cls, reason: str = "") -> Verdict:
-        return cls(outcome="fail", reason=reason)
+    def failed(cls, reason: str = "", *, kind: str = "") -> Verdict:
+        return cls(outcome="fail", reason=reason, kind=kind)
 
     @classmethod
     def error(cls, reason: str) -> Verdict:
@@ -112,7 +128,7 @@ class Task(Frozen, ABC):
 
     @abstractmethod
     def verify(self, example: Example, response: str) -> Verdict | bool:
-        """Judge one response. A wrong answer is `Verdict.failed(reason)`; only a broken verifier raises."""
+        """Judge one response. A wrong answer is `Verdict.failed(reason, kind=...)`; only a broken verifier raises."""
 
     def prompt(self, example: Example) -> str | list[Message]:
         """Return what the model is asked: a text, or chat messages that end with the user's turn.
@@ -131,10 +147,6 @@ class Task(Frozen, ABC):
     def variants(self, example: Example) -> Iterable[str]:
         """Yield other responses that must pass: what a right answer may look like besides the reference."""
         return ()
-
-    def mistake(self, reason: str) -> str | None:
-        """Return which of a few kinds of mistake a failed verdict's reason tells of: a report counts them."""
-        return None
 
     def leaks(self, example: Example, reflection: str) -> bool:
         """Tell whether a reflection gives the answer away; by default, whether the verifier accepts it."""

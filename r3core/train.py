@@ -1,8 +1,6 @@
-"""Training: GRPO on the reflections alone. This is the only module that touches TRL.
+"""The training stage: GRPO on the reflections alone, from failures to a model in `model/`.
 
-Prompt = [task, failed attempt, request to reflect]; completion = the reflection; a group = G reflections on one
-failure. The retry is generated inside the reward, with the current policy, and its verdict is the reward. So the
-reflection's tokens are the only ones in the completion, and the only ones that are trained.
+This file has the stage from top to bottom; the trainer itself, with the reward, is `training/trainer.py`. Both use TRL.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
-from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 
 from r3core.console import progress_bar
@@ -25,13 +22,20 @@ from r3core.errors import UsageError
 from r3core.failures import Failure
 from r3core.protocol import Protocol
 from r3core.runs import Run
+from r3core.training.callback import StepCallback
 from r3core.training.checkpoints import last_checkpoint, save_model
 from r3core.training.grpo_options import check_training, checkpoint_steps
 from r3core.training.launch import current_world
-from r3core.training.trainer import ReflectionTrainer, Steps
+from r3core.training.trainer import ReflectionTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MISLEADING_WARNINGS = (
+    "`model_init_kwargs` will be ignored",  # they are used for the reference model
+    "All reward functions returned None",  # expected, and counted in metrics; it prints unescaped model text
+)
+"""Parts of TRL's warnings that are not shown."""
 
 
 def train(
@@ -43,48 +47,55 @@ def train(
     tokenizer: PreTrainedTokenizerBase,
     saved_dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """Train the reflections on the failures, put the model into `model/`, and return what is to be known of it.
+    """Train the reflections on the failures, save the model in `model/`, and return the counts for the run's record.
 
-    `saved_dtype` is the dtype that `model/` is written in, by default that of the model. Resumes from the last complete
-    checkpoint after a kill.
+    Resumes from the last complete checkpoint. `saved_dtype` is the dtype of `model/`, by default that of the model.
+
+    Raises:
+        UsageError: TRL rejects the options, or other processes than these wrote the last checkpoint.
+        RunError: too few failures, too many that exceed the context, too many verifier errors, or a lost process.
     """
-    args = arguments(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
-    run.record_resolved(resolved(args))
-    asked = protocol.config.grpo.get("save_steps", 1)
-    if rank() == 0 and args.save_strategy != "no" and args.save_steps != asked >= 1:
+    args = grpo_config(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
+    run.record_resolved(resolved_options(args))
+    save_steps = protocol.config.grpo.get("save_steps", 1)
+    if rank() == 0 and args.save_strategy != "no" and args.save_steps != save_steps >= 1:
         print(
-            f"note: a checkpoint every {args.save_steps:g} steps: a generation is used up only there", file=sys.stderr
+            f"note: a checkpoint every {args.save_steps:g} steps, as a generation serves several steps", file=sys.stderr
         )
     trainer = ReflectionTrainer(
         run, protocol, failures, model=model, tokenizer=tokenizer, args=args, saved_dtype=saved_dtype
     )
     with main_process_first():
-        last = last_checkpoint(run.path / "checkpoints", world=trainer.world)
-    done = int(last.name.rpartition("-")[2]) if last else 0
-    for name in ("train", "train-episodes"):  # of steps after the checkpoint, which are made again
+        checkpoint = last_checkpoint(run.path / "checkpoints", world=trainer.world)
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    for name in ("train", "train-episodes"):  # the steps after the checkpoint are repeated
         run.drop(name, lambda row: bool(row["step"] > done))
-    for callback in [callback for callback in trainer.callback_handler.callbacks if _prints(callback)]:
-        trainer.remove_callback(callback)
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):  # standard output belongs to --json
+            trainer.remove_callback(callback)
     with (
-        run.clock("train") as tick,
+        run.clock("train") as save_clock,
         progress_bar("train", args.max_steps, done=done) as advance,
         redirect_stdout(sys.stderr),  # some trackers print
         closing(trainer.policy),
         lost_process_errors(),
     ):
-        trainer.add_callback(Steps(run, trainer, advance=advance, tick=tick))
+        trainer.add_callback(StepCallback(trainer, advance=advance, save_clock=save_clock))
         if done < args.max_steps:
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-        else:  # killed before the model was saved: transformers would train one more step
-            trainer.restore(last)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        else:  # stopped between the last step and saving; transformers would train one more step
+            trainer.restore(checkpoint)
         save_model(trainer, protocol.config, run.path / "model", dtype=trainer.saved_dtype)
-        trainer.accelerator.wait_for_everyone()  # with vLLM's engine, the connection between the processes closes too
-    left_out = len(failures) - len(trainer.failures)
-    return {"steps": args.max_steps, "failures": len(trainer.failures), **({"left_out": left_out} if left_out else {})}
+        trainer.accelerator.wait_for_everyone()  # closing vLLM's engine closes the connection between processes too
+    skipped = len(failures) - len(trainer.failures)
+    return {"steps": args.max_steps, "failures": len(trainer.failures), **({"left_out": skipped} if skipped else {})}
 
 
-def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
-    """Return TRL's arguments: what the configuration sets under `grpo`, and the few that r3 owns."""
+def grpo_config(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
+    """Return TRL's arguments: the options under `grpo`, r3's defaults for them, and the few that r3 sets itself.
+
+    Raises UsageError (or ConfigError) when training is impossible with these options.
+    """
     config = protocol.config
     options = config.grpo_options()
     world = current_world().processes
@@ -94,34 +105,23 @@ def arguments(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
     if on_cpu:
         options = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False} | options
     options["trust_remote_code"] = config.trust_remote_code
-    if config.revision is not None:  # the reference model of beta > 0 is loaded by TRL
+    if config.revision is not None:  # TRL loads the reference model of beta > 0
         options["model_init_kwargs"] = {"revision": config.revision}
-    logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_news)
+    logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_shown)
     try:
         return GRPOConfig(output_dir=str(folder), disable_tqdm=True, remove_unused_columns=False, **options)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"TRL does not take these options under `grpo`: {error}") from error
+        raise UsageError(f"TRL rejects the options under `grpo`: {error}") from error
 
 
-def resolved(args: GRPOConfig) -> dict[str, Any]:
-    """Return all that TRL will train with, its defaults included, but for places, tokens and what is not set."""
+def resolved_options(args: GRPOConfig) -> dict[str, Any]:
+    """Return every option that TRL trains with, defaults included, except paths, access tokens and unset ones."""
     values = args.to_dict()
-    places = {"output_dir", "logging_dir", "run_name", "local_rank"} | {key for key in values if key.endswith("_token")}
+    hidden = {"output_dir", "logging_dir", "run_name", "local_rank"} | {key for key in values if key.endswith("_token")}
     return {"trl": trl.__version__} | {
-        key: value for key, value in sorted(values.items()) if value is not None and key not in places
+        key: value for key, value in sorted(values.items()) if value is not None and key not in hidden
     }
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Drop two of TRL's warnings.
-
-    That `model_init_kwargs` are ignored is not so for the reference model. A row without a reward is counted here in
-    metrics; the warning would print what the model wrote, unescaped.
-    """
-    said = record.getMessage()
-    return "`model_init_kwargs` will be ignored" not in said and "All reward functions returned None" not in said
-
-
-def _prints(callback: TrainerCallback) -> bool:
-    """Tell whether a callback writes to standard output, which belongs to --json."""
-    return type(callback).__name__ in ("PrinterCallback", "ProgressCallback")
+def _is_shown(record: logging.LogRecord) -> bool:
+    return not any(part in record.getMessage() for part in MISLEADING_WARNINGS)

@@ -1,7 +1,7 @@
-"""Every kind of cache that transformers has, on tiny random models: a batch must generate what each prompt does alone.
+"""Every kind of cache of transformers, on tiny random models: a batch must generate what each prompt does alone.
 
-A fault in a recurrent layer raises nothing: the probabilities are other ones, and nobody sees it. So ids are compared
-with plain `generate`, unpadded and one prompt at a time, and log-probabilities with one pass over the sequence.
+An error in a recurrent layer raises nothing: it only changes the probabilities. So ids are compared with plain
+`generate`, unpadded and one prompt at a time, and log-probabilities with one pass over the sequence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from r3core import UsageError
-from r3core.generation.cache import check_cache, check_training, mend_time_steps
+from r3core.generation.cache import apply_time_step_limit, check_cache, check_padding
 from r3core.generation.engine import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
@@ -127,7 +127,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 ABSOLUTE = ["gpt2"]
-"""Families that TRL's trainer computes wrongly: it gives no positions, and their positions are learned ones."""
+"""Families whose learned positions TRL's trainer gets wrong: it passes none."""
 
 REFUSED: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {  # its state is in its modules, where no row can be copied or dropped; ignores the mask
@@ -155,8 +155,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-ELSEWHERE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
-"""Multimodal families that `AutoModelForCausalLM` of transformers 5.23 does not know."""
+NOT_CAUSAL = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+"""Multimodal families that `AutoModelForCausalLM` of transformers 5.23 does not load."""
 
 LONG, GREEDY = 12, Sampling(temperature=0, max_tokens=12, logprobs=True)
 
@@ -177,7 +177,7 @@ def model_of(family: str, *, spread: float = 0.25) -> PreTrainedModel:
                 weights.normal_(0, spread, generator=random)
             else:
                 weights.add_(0.3 * torch.randn(weights.shape, generator=random))
-    mend_time_steps(model)
+    apply_time_step_limit(model)
     return model
 
 
@@ -201,8 +201,10 @@ def prompts() -> list[list[int]]:
     import torch
 
     random = torch.Generator().manual_seed(7)
-    drawn: list[list[int]] = [torch.randint(1, 250, (n,), generator=random).tolist() for n in (3, 21, 1, 17, 9, 26, 2)]
-    return drawn + drawn[:3]
+    distinct: list[list[int]] = [
+        torch.randint(1, 250, (n,), generator=random).tolist() for n in (3, 21, 1, 17, 9, 26, 2)
+    ]
+    return distinct + distinct[:3]
 
 
 def passed(model: PreTrainedModel, ids: list[int]) -> Any:
@@ -246,12 +248,12 @@ def test_these_models_can_be_generated_from_and_trained(family: str) -> None:
     model = model_of(family)
     check_cache(model, TOKENIZER, name="tiny")
     if family not in ABSOLUTE:
-        check_training(model, TOKENIZER, name="tiny")
+        check_padding(model, TOKENIZER, name="tiny")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_comes_first_matters_to_these_models(family: str) -> None:
-    """Else nothing of the above could fail."""
+def test_the_first_token_changes_the_output_of_these_models(family: str) -> None:
+    """Otherwise none of the tests above could fail."""
     model = model_of(family)
     assert (passed(model, [5, 9, 13])[-1] - passed(model, [200, 9, 13])[-1]).abs().max() > 0.01
 
@@ -272,7 +274,7 @@ def test_every_kind_of_cache_layer_is_tested() -> None:
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_models_that_would_be_generated_from_wrongly_are_not_loaded(family: str, tmp_path: Path) -> None:
+def test_models_that_the_engine_would_get_wrong_are_not_loaded(family: str, tmp_path: Path) -> None:
     model_of(family).save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=f"cannot be generated from .*model type `{family}`"):
@@ -280,7 +282,7 @@ def test_models_that_would_be_generated_from_wrongly_are_not_loaded(family: str,
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_next", "nemotron_h", "mamba", "gemma3"])
-def test_models_of_every_sort_are_loaded_from_a_folder(family: str, tmp_path: Path) -> None:
+def test_models_of_several_families_are_loaded_from_a_folder(family: str, tmp_path: Path) -> None:
     made = model_of(family)
     made.save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
@@ -289,8 +291,8 @@ def test_models_of_every_sort_are_loaded_from_a_folder(family: str, tmp_path: Pa
     assert ids == [one.ids for one in TransformersGenerator(made, TOKENIZER).continue_ids(prompts(), GREEDY)]
 
 
-@pytest.mark.parametrize("family", ELSEWHERE)
-def test_a_multimodal_model_that_is_no_causal_one_is_refused(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", NOT_CAUSAL)
+def test_a_multimodal_model_without_a_causal_class_is_an_error(family: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
     AutoConfig.for_model(family).save_pretrained(tmp_path)
@@ -309,25 +311,25 @@ def test_time_steps_are_not_raised_in_one_pass_alone(family: str) -> None:
     for mixer in mixers:
         mixer.time_step_limit = (0.5, float("inf"))  # what transformers does, by more
     assert (passed(model, text) - ours).abs().max() > 0.01
-    with pytest.raises(UsageError, match="other probabilities there than in one pass"):
+    with pytest.raises(UsageError, match="other probabilities than in one pass"):
         check_cache(model, TOKENIZER, name="tiny")
 
 
-def test_a_model_of_damaged_weights_is_told_from_one_of_a_wrong_architecture() -> None:
+def test_damaged_weights_are_not_reported_as_an_unsupported_architecture() -> None:
     model = model_of("llama")
     next(model.parameters()).data.fill_(float("nan"))
     with pytest.raises(
-        UsageError, match="`tiny` gives NaN for ordinary text: its weights are damaged, or the training"
+        UsageError, match="`tiny` returns NaN for ordinary text: its weights are damaged, or its training"
     ):
         check_cache(model, TOKENIZER, name="tiny")
 
 
 @pytest.mark.parametrize("family", [*ABSOLUTE, "rwkv", "xlstm"])
-def test_models_that_padding_confuses_are_not_trained(family: str) -> None:
+def test_models_that_padding_changes_cannot_be_trained(family: str) -> None:
     model = model_of(family)
     model.train()
-    with pytest.raises(UsageError, match=f"`tiny` cannot be trained here: .*model type `{family}`"):
-        check_training(model, TOKENIZER, name="tiny")
+    with pytest.raises(UsageError, match=f"`tiny` cannot be trained: .*model type `{family}`"):
+        check_padding(model, TOKENIZER, name="tiny")
     assert model.training
 
 
@@ -360,7 +362,7 @@ def test_the_trainers_log_probabilities_are_those_of_a_lone_sequence(family: str
         assert row[: len(one.ids)] == pytest.approx(one.logprobs, abs=1e-4)
 
 
-def test_the_context_of_a_model_that_also_sees_is_that_of_its_text(tmp_path: Path) -> None:
+def test_the_context_of_a_multimodal_model_is_that_of_its_text_part(tmp_path: Path) -> None:
     from r3core.generation.engine import TooLong
 
     for family, context in {"gemma3": 128, "qwen3_5": 128, "llama": 128, "gpt2": 128, "mamba": None}.items():

@@ -1,4 +1,4 @@
-"""The questions of the check one by one; that they catch what they must is shown by the gallery."""
+"""The checks one by one; that each fails broken verifiers is tested by the gallery."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from gallery import Sound
 
 from r3core import Example, RunError, Split, Task, TaskError, assert_certified
-from r3core.check import certified, data, demand
+from r3core.check import certificate_of, data, require_passed
 from r3core.check.certificate import Finding
 from r3core.check.context import Checking, plain
 from r3core.check.data import check_data
@@ -30,7 +30,7 @@ BARE = Frame("", "")
 
 
 class Endless(Sound):
-    """Makes problems as long as somebody asks."""
+    """An unlimited number of problems."""
 
     def load(self, split: Split) -> Iterator[Example]:
         if split != "validation":
@@ -39,14 +39,14 @@ class Endless(Sound):
 
 
 class Empty(Sound):
-    """Has no problem at all."""
+    """No problems."""
 
     def load(self, split: Split) -> Iterator[Example]:
         return iter(())
 
 
 class Twins(Sound):
-    """Has a problem twice in one split."""
+    """A problem that occurs twice in one split."""
 
     def load(self, split: Split) -> Iterator[Example]:
         for example in super().load(split):
@@ -55,32 +55,32 @@ class Twins(Sound):
                 yield example.model_copy(update={"id": "twin"})
 
 
-class Told(Sound):
-    """Tells the sum in some prompts, and a longer number with it in the others."""
+class AnswerInPrompt(Sound):
+    """Some prompts contain the sum, the others a longer number that contains its digits."""
 
     def prompt(self, example: Example) -> str:
         return f"Say {example.answer}." if example.id in ("n0", "n1") else f"Say half of {example.answer}0."
 
 
 class Several(Sound):
-    """Every sum may be called 51 too."""
+    """51 passes for every sum."""
 
     def verify(self, example: Example, response: str) -> bool:
         return response.strip() in (example.answer, "51")
 
 
 class NumberAsReference(Sound):
-    """Forgets that a response is text."""
+    """A reference that is not a string."""
 
     def reference(self, example: Example) -> str | None:
-        return int(str(example.answer))  # type: ignore[return-value]  # the mistake
+        return int(str(example.answer))  # type: ignore[return-value]  # what is tested
 
 
 class BreakingVariants(Sound):
-    """Breaks while it makes variants."""
+    """An exception in `variants`."""
 
     def variants(self, example: Example) -> Iterable[str]:
-        return [example.info["spelled"]]  # type: ignore[list-item]  # there is none
+        return [example.info["spelled"]]  # type: ignore[list-item]  # a missing key
 
 
 @contextmanager
@@ -103,14 +103,14 @@ def test_sound_data_are_described() -> None:
     assert {split: len(found) for split, found in splits.items()} == {"train": 20, "validation": 20, "test": 20}
     assert {finding.status for finding in one.findings} == {"ok"}
     assert one.not_checked == []
-    asked = [len(str(example.prompt)) for example in examples(Sound())]
+    lengths = [len(str(example.prompt)) for example in examples(Sound())]
     assert one.facts["train"] == {
         "problems": 20,
-        "prompt characters": {"shortest": min(asked), "median": 47, "longest": max(asked)},
+        "prompt characters": {"shortest": min(lengths), "median": 47, "longest": max(lengths)},
     }
 
 
-def test_no_more_of_endless_data_is_loaded_than_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_of_endless_data_is_loaded_than_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "LOADED", 10)
     with checking(Endless()) as one:
         splits = check_data(one)
@@ -120,11 +120,11 @@ def test_no_more_of_endless_data_is_loaded_than_is_looked_at(monkeypatch: pytest
     assert {finding.status for finding in one.findings} == {"ok"}
 
 
-def test_a_hash_seed_for_every_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fixed_hash_seed_is_listed_as_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     with checking(Sound()) as one:
         check_data(one)
-    assert one.not_checked == ["other orders of sets: PYTHONHASHSEED holds for every process"]
+    assert one.not_checked == ["other orders of sets: PYTHONHASHSEED is set for every process"]
 
 
 def test_a_task_without_problems_is_an_error() -> None:
@@ -132,7 +132,7 @@ def test_a_task_without_problems_is_an_error() -> None:
         check_data(one)
 
 
-def test_a_prompt_that_comes_twice_in_a_split_is_noted() -> None:
+def test_a_prompt_that_occurs_twice_in_a_split_is_noted() -> None:
     with checking(Twins()) as one:
         check_data(one)
     found = by_name(one)["no two prompts are the same"]
@@ -141,36 +141,38 @@ def test_a_prompt_that_comes_twice_in_a_split_is_noted() -> None:
     assert {finding.status for finding in one.findings if finding is not found} == {"ok"}
 
 
-def test_a_prompt_that_holds_the_answer_is_noted() -> None:
-    with checking(Told()) as one:
-        right = check_references(one, {"train": examples(Told()), "test": examples(Told(), "validation")})
+def test_a_prompt_that_contains_the_answer_is_noted() -> None:
+    with checking(AnswerInPrompt()) as one:
+        right = check_references(
+            one, {"train": examples(AnswerInPrompt()), "test": examples(AnswerInPrompt(), "validation")}
+        )
     assert len(right) == 40
-    found = by_name(one)["prompts do not hold the answer"]
+    found = by_name(one)["prompts do not contain the answer"]
     assert (found.status, found.held.passed, found.held.total) == ("noted", 38, 40)
     assert {shown.example for shown in found.counterexamples} == {"n0", "n1"}
 
 
-def test_what_is_left_out_of_the_references_is_told() -> None:
+def test_missing_references_are_listed_as_not_checked() -> None:
     task = gallery.NoReference()
     with checking(task) as one:
         assert check_references(one, {"train": examples(task), "validation": []}) == []
     assert one.findings == []
-    assert one.not_checked == ["references of `train`: the task knows none"]
+    assert one.not_checked == ["references of `train`: the task has none"]
 
 
 @pytest.mark.parametrize(
-    ("task", "said"),
+    ("task", "message"),
     [
         (NumberAsReference(), r"`reference` of example 'n\d+' returned 51\d*"),
         (BreakingVariants(), r"`variants` of example 'n\d+' raised KeyError: 'spelled' \(test_check.py, line \d+\)"),
     ],
 )
-def test_mistakes_in_references_are_told(task: Task, said: str) -> None:
-    with checking(task) as one, pytest.raises(TaskError, match=said):
+def test_a_plugin_error_in_references_is_reported(task: Task, message: str) -> None:
+    with checking(task) as one, pytest.raises(TaskError, match=message):
         check_references(one, {"train": examples(task)[:1]})
 
 
-def test_a_counter_example_can_be_kept_as_a_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_counterexample_can_be_saved_as_a_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = gallery.Substring()
     right = [(example, str(example.answer)) for example in examples(task)]
     with checking(task) as one:
@@ -204,7 +206,7 @@ def test_an_answer_that_is_right_for_some_others_is_noted() -> None:
     assert {finding.status for finding in one.findings if finding is not found} == {"ok"}
 
 
-def test_without_another_answer_that_fails_it_is_told_what_could_not_be_made() -> None:
+def test_probes_without_a_wrong_answer_are_listed_as_not_checked() -> None:
     right = [(example, str(example.answer)) for example in examples(Sound())[:1]]
     with checking(Sound()) as one:
         check_probes(one, right, [], frame=BARE)
@@ -212,7 +214,7 @@ def test_without_another_answer_that_fails_it_is_told_what_could_not_be_made() -
     assert not {"another's answer", "right then wrong", "contradicting"} & set(by_name(one))
 
 
-def test_after_a_few_errors_of_one_probe_no_more_are_tried() -> None:
+def test_a_probe_stops_after_a_few_errors() -> None:
     task = gallery_odd.Exits()
     right = [(example, str(example.answer)) for example in examples(task)]
     with checking(task) as one:
@@ -226,23 +228,23 @@ def test_plain_texts_differ_in_more_than_space_and_case() -> None:
     assert plain(" What  is\n1 + 1? ") == plain("what is 1 + 1?") != plain("what is 1+ 1?")
 
 
-def test_one_call_tells_whether_a_task_is_certified() -> None:
+def test_one_call_asserts_that_a_task_is_certified() -> None:
     assert_certified(Sound())
-    with pytest.raises(AssertionError, match="the verifier of task `sound` is not to be trusted") as caught:
+    with pytest.raises(AssertionError, match="the verifier of task `sound` cannot be trusted") as caught:
         assert_certified(gallery.Prefix())
     assert "- prefix of the answer does not hold:" in str(caught.value)
 
 
-def test_a_certificate_is_made_once_and_kept(
+def test_a_certificate_is_made_once_and_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("R3_CACHE", str(tmp_path))
-    made = certified(gallery.Prefix(), Limits())
+    first = certificate_of(gallery.Prefix(), Limits())
     assert "checking the verifier of `sound`" in capsys.readouterr().err
-    assert certified(gallery.Prefix(), Limits()) == made
+    assert certificate_of(gallery.Prefix(), Limits()) == first
     assert capsys.readouterr().err == ""
     with pytest.raises(RunError, match="does not hold: `prefix of the answer`") as caught:
-        demand(made, made.task)
-    first, way_out = caught.value.hints
-    assert first.startswith("prefix of the answer: held ")
-    assert way_out.startswith("`r3 check sound` shows all of it; mend it, or say --uncertified")
+        require_passed(first, first.task)
+    finding, way_out = caught.value.hints
+    assert finding.startswith("prefix of the answer: held ")
+    assert way_out.startswith("`r3 check sound` shows all findings; fix the verifier, or train without")

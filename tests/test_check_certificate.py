@@ -9,7 +9,15 @@ import pytest
 
 from r3core import Example, Split, Task
 from r3core.check import certificate
-from r3core.check.certificate import Certificate, Counterexample, Finding, keep, kept, print_certificate, state_of
+from r3core.check.certificate import (
+    Certificate,
+    Counterexample,
+    Finding,
+    cache_certificate,
+    cached_certificate,
+    print_certificate,
+    state_of,
+)
 from r3core.config import Limits
 from r3core.stats import wilson
 
@@ -17,7 +25,7 @@ LIMITS = Limits()
 
 
 class Toy(Task):
-    """A task whose class and options the tests change."""
+    """A task whose class and options are changed by the tests."""
 
     name = "toy"
 
@@ -107,38 +115,38 @@ def test_the_state_follows_the_limits_of_a_verdict_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("findings", [[], [BROKEN, WAIVED]])
-def test_what_is_kept_is_found_again(findings: list[Finding], cache: Path) -> None:
-    made = certified(Toy(), *findings)
-    assert kept(Toy(), LIMITS) is None
-    assert keep(Toy(), made) == cache / f"toy-{made.state}.json"
-    assert kept(Toy(), LIMITS) == made
-    assert [path.name for path in cache.iterdir()] == [f"toy-{made.state}.json"]
+def test_a_cached_certificate_is_found_again(findings: list[Finding], cache: Path) -> None:
+    issued = certified(Toy(), *findings)
+    assert cached_certificate(Toy(), LIMITS) is None
+    assert cache_certificate(Toy(), issued) == cache / f"toy-{issued.state}.json"
+    assert cached_certificate(Toy(), LIMITS) == issued
+    assert [path.name for path in cache.iterdir()] == [f"toy-{issued.state}.json"]
 
 
 def test_a_certificate_of_another_state_is_not_found() -> None:
-    keep(Toy(), certified(Toy()))
-    assert kept(Toy(size=2), LIMITS) is None
-    assert kept(Toy(), Limits(seconds=1)) is None
+    cache_certificate(Toy(), certified(Toy()))
+    assert cached_certificate(Toy(size=2), LIMITS) is None
+    assert cached_certificate(Toy(), Limits(seconds=1)) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", "\x00"])
 def test_a_damaged_file_is_ignored(content: str) -> None:
-    path = keep(Toy(), certified(Toy()))
+    path = cache_certificate(Toy(), certified(Toy()))
     assert path is not None
     path.write_text(content, encoding="utf-8")
-    assert kept(Toy(), LIMITS) is None
+    assert cached_certificate(Toy(), LIMITS) is None
 
 
 def test_a_file_under_the_wrong_name_is_ignored() -> None:
-    path = keep(Toy(), certified(Toy()))
+    path = cache_certificate(Toy(), certified(Toy()))
     assert path is not None
     path.rename(path.with_name(f"toy-{state_of(Toy(size=2), LIMITS)}.json"))
-    assert kept(Toy(size=2), LIMITS) is None
+    assert cached_certificate(Toy(size=2), LIMITS) is None
 
 
-def test_a_folder_that_cannot_be_written_keeps_nobody_from_working(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
-    assert keep(Toy(), certified(Toy())) is None
+    assert cache_certificate(Toy(), certified(Toy())) is None
 
 
 def test_the_summary_is_one_line() -> None:
@@ -148,30 +156,30 @@ def test_the_summary_is_one_line() -> None:
 
 
 def test_the_table_shows_counts_intervals_and_what_was_not_checked() -> None:
-    told = printed(finding(), BROKEN, WAIVED)
-    assert "4 of 4" in told
-    assert "4.6 to 69.9%" in told
-    assert "- near number (waived): near is enough" in told
-    assert "- negated does not hold:" in told
-    assert "- not checked: fixtures: the task has none" in told
-    assert told.endswith("fail: 3 checks, 12 tries, does not hold: `negated` in 2 s\n")
+    text = printed(finding(), BROKEN, WAIVED)
+    assert "4 of 4" in text
+    assert "4.6 to 69.9%" in text
+    assert "- near number (waived): near is enough" in text
+    assert "- negated does not hold:" in text
+    assert "- not checked: fixtures: the task has none" in text
+    assert text.endswith("fail: 3 checks, 12 tries, does not hold: `negated` in 2 s\n")
 
 
 @pytest.mark.parametrize("bad", ["\x1b[2J", "\x07", "\r", "\u202e", "[bold]x[/]", "[/]"])
 def test_model_text_cannot_steer_the_terminal(bad: str) -> None:
-    one = Counterexample(example=f"n{bad}", response=f"r{bad}", said=f"pass: {bad}")
-    told = printed(BROKEN.model_copy(update={"counterexamples": [one]}))
+    one = Counterexample(example=f"n{bad}", response=f"r{bad}", verdict=f"pass: {bad}")
+    text = printed(BROKEN.model_copy(update={"counterexamples": [one]}))
     spelled = bad if bad.isprintable() else bad.encode("unicode_escape").decode()
-    assert told.count(spelled) == 3
-    assert bad.isprintable() or bad not in told
+    assert text.count(spelled) == 3
+    assert bad.isprintable() or bad not in text
 
 
 def test_a_long_response_is_cut() -> None:
-    one = Counterexample(example="n1", response="y" * 2_000, said="pass")
-    told = "".join(printed(BROKEN.model_copy(update={"counterexamples": [one]})).split())
-    assert f"{'y' * 160}'...(shortened)" in told
+    one = Counterexample(example="n1", response="y" * 2_000, verdict="pass")
+    text = "".join(printed(BROKEN.model_copy(update={"counterexamples": [one]})).split())
+    assert f"{'y' * 160}'...(shortened)" in text
 
 
-def test_counter_examples_of_what_holds_are_not_shown() -> None:
-    one = Counterexample(example="n1", response="hello", said="pass")
+def test_counterexamples_of_what_holds_are_not_shown() -> None:
+    one = Counterexample(example="n1", response="hello", verdict="pass")
     assert "hello" not in printed(WAIVED.model_copy(update={"counterexamples": [one]}))

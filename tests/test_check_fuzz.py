@@ -1,4 +1,4 @@
-"""The search for texts that a verifier cannot judge, or does not judge the same way twice."""
+"""The search for texts that a verifier cannot judge, or judges differently the second time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from r3core import Example, Split, Task, Verdict
-from r3core.check.fuzz import Strange, search
+from r3core.check.fuzz import Failing, search
 from r3core.check.probes import Frame
 from r3core.config import Limits
+from r3core.task import Limit
 from r3core.verification.judge import Judge
 
 TAG = Frame("<answer>", "</answer>")
@@ -17,11 +18,11 @@ EXAMPLES = [Example(id="n1", answer="51"), Example(id="n2", answer="59")]
 _seen: set[str] = set()
 
 
-def refuse(response: str) -> bool:
+def reject(response: str) -> bool:
     raise ValueError(f"cannot read {len(response)} characters")
 
 
-def stay(response: str) -> bool:
+def hang(response: str) -> bool:
     while True:
         pass
 
@@ -32,19 +33,19 @@ def only_once(response: str) -> bool:
     return not known
 
 
-SAYS: dict[str, Callable[[str], bool]] = {
+VERIFIERS: dict[str, Callable[[str], bool]] = {
     "sound": lambda text: text == "<answer>51</answer>",
-    "sign": lambda text: "\\" in text and refuse(text),
-    "long": lambda text: len(text) > 100 and refuse(text),
-    "inside": lambda text: text.startswith("<answer>") and "[" in text and refuse(text),
+    "symbol": lambda text: "\\" in text and reject(text),
+    "long": lambda text: len(text) > 100 and reject(text),
+    "inside": lambda text: text.startswith("<answer>") and "[" in text and reject(text),
     "encoded": lambda text: text.encode() == b"51",
     "only once": only_once,
-    "slow": lambda text: len(text) > 150 and stay(text),
+    "slow": lambda text: len(text) > 150 and hang(text),
 }
 
 
 class Toy(Task):
-    """A verifier of the kind that its option names."""
+    """A verifier that is chosen by an option."""
 
     name = "toy"
 
@@ -54,49 +55,49 @@ class Toy(Task):
         return iter(())
 
     def verify(self, example: Example, response: str) -> bool:
-        return SAYS[self.kind](response)
+        return VERIFIERS[self.kind](response)
 
 
-def found(kind: str, *, seconds: float = 5.0) -> tuple[int, Strange | None]:
+def found(kind: str, *, seconds: float = 5.0) -> tuple[int, Failing | None]:
     with Judge(Toy(kind=kind), Limits(workers=1, seconds=seconds, max_errors=1)) as judge:
         rights = [TAG.around(str(example.answer)) for example in EXAMPLES]
         return search(judge, EXAMPLES, rights, frame=TAG, number=0, count=300)
 
 
-def test_nothing_is_found_where_nothing_is() -> None:
-    judged, strange = found("sound")
-    assert strange is None
+def test_nothing_is_found_in_a_sound_verifier() -> None:
+    judged, failing = found("sound")
+    assert failing is None
     assert judged >= 150
 
 
-@pytest.mark.parametrize(("kind", "shortest"), [("sign", 1), ("long", 101), ("inside", 20)])
-def test_a_text_that_raises_is_found_and_made_short(kind: str, shortest: int) -> None:
-    _, strange = found(kind)
-    assert strange is not None
-    [(example, text)] = strange.texts
+@pytest.mark.parametrize(("kind", "shortest"), [("symbol", 1), ("long", 101), ("inside", 20)])
+def test_a_text_that_raises_is_found_and_shrunk(kind: str, shortest: int) -> None:
+    _, failing = found(kind)
+    assert failing is not None
+    [(example, text)] = failing.texts
     assert example == EXAMPLES[0]
     assert len(text) <= shortest
-    assert strange.verdict == Verdict.error(f"ValueError: cannot read {len(text)} characters")
+    assert failing.verdict == Verdict.error(f"ValueError: cannot read {len(text)} characters")
 
 
 def test_a_lone_surrogate_is_found() -> None:
-    _, strange = found("encoded")
-    assert strange is not None
-    assert "surrogates not allowed" in strange.verdict.reason
-    assert len(strange.texts[0][1]) == 1
+    _, failing = found("encoded")
+    assert failing is not None
+    assert "surrogates not allowed" in failing.verdict.reason
+    assert len(failing.texts[0][1]) == 1
 
 
 def test_a_verdict_that_changes_is_found() -> None:
-    _, strange = found("only once")
-    assert strange is not None
-    assert strange.verdict == Verdict.failed()
+    _, failing = found("only once")
+    assert failing is not None
+    assert failing.verdict == Verdict.failed()
 
 
-def test_a_slow_text_is_not_made_shorter() -> None:
-    judged, strange = found("slow", seconds=0.2)
-    assert strange is not None
-    assert strange.verdict == Verdict.error("it gave no verdict within 0.2 s")
-    assert len(strange.texts[0][1]) > 150
+def test_a_slow_text_is_not_shrunk() -> None:
+    judged, failing = found("slow", seconds=0.2)
+    assert failing is not None
+    assert failing.verdict == Verdict(outcome="error", reason="it gave no verdict within 0.2 s", limit=Limit.TIME)
+    assert len(failing.texts[0][1]) > 150
     assert judged < 300
 
 

@@ -1,4 +1,4 @@
-"""What a training leaves on the disk: the dtype of its weights, and how many of them changed."""
+"""What training saves: the dtype of the weights, and the share of them that changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from r3core.training.checkpoints import _in_dtype, changed_share
+from r3core.training.checkpoints import _cast, changed_share
 
 
 def test_only_floating_point_weights_take_the_dtype() -> None:
@@ -20,7 +20,7 @@ def test_only_floating_point_weights_take_the_dtype() -> None:
         "empty": torch.empty(0, 3),
         "hollow": torch.empty(2, 0),
     }
-    saved = _in_dtype(weights, torch.bfloat16, wide=("router.bias",))
+    saved = _cast(weights, torch.bfloat16, keep=("router.bias",))
     assert saved["embed"] is saved["head"], "tied weights stay tied"
     assert saved["embed"].dtype == torch.bfloat16
     assert saved["counter"].tolist() == [4097]

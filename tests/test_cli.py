@@ -9,7 +9,7 @@ import r3core
 from r3core import TaskError, __version__
 from r3core.cli import main as cli
 
-HEAVY = {"torch", "transformers", "trl", "datasets", "sympy", "scipy", "omegaconf"}
+HEAVY = {"torch", "transformers", "trl", "datasets", "sympy", "scipy"}
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

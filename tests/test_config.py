@@ -1,13 +1,14 @@
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from r3core import ConfigError, Demo, Example, Split, Task, TaskError, Wording
-from r3core.cli.arguments import Asked
-from r3core.config import PRESETS, SOURCES, Config, Phrases, chosen_task, known_keys, model_of, resolve
+from r3core.cli.arguments import Arguments
+from r3core.config import Config, Phrases, chosen_task, configure, known_keys, model_of, read_settings, resolve
+from r3core.plugins.options import set_options
+from r3core.presets import PRESETS
 from r3core.training.grpo_options import OWNED, check_grpo, check_training, checkpoint_steps, explain_batch
 
 
@@ -17,6 +18,7 @@ class Toy(Task):
     name = "toy"
     wording = Wording(retry="Once more.")
     size: int = 3
+    lang: str = "en"
 
     def load(self, split: Split) -> Iterable[Example]:
         return []
@@ -39,7 +41,7 @@ def written(folder: Path, text: str) -> Path:
 
 def test_defaults_are_enough() -> None:
     config = resolve(Toy())
-    assert (config.task, config.task_options, config.mine.limit) == ("toy", {"size": 3}, 512)
+    assert (config.task, config.task_options, config.mine.limit) == ("toy", {"size": 3, "lang": "en"}, 512)
 
 
 def test_each_layer_is_stronger_than_the_one_before(tmp_path: Path) -> None:
@@ -67,10 +69,67 @@ def test_settings_of_the_built_in_model_are_not_used_for_another_model() -> None
         ("grpo.run_name='a=b'", "run_name", "a=b"),
         ("grpo.bf16=false", "bf16", False),
         ("grpo.delta=null", "delta", None),
+        ("grpo.lr_scheduler_type=cosine", "lr_scheduler_type", "cosine"),
+        ("grpo.save_strategy=no", "save_strategy", "no"),
+        ("grpo.run_name=Costs ${x}", "run_name", "Costs ${x}"),
     ],
 )
-def test_overrides_are_read_as_yaml(override: str, key: str, value: object) -> None:
-    assert resolve(Toy(), overrides=[override]).grpo == {key: value}
+def test_options_of_trl_are_read_as_yaml(override: str, key: str, value: object) -> None:
+    [found] = resolve(Toy(), overrides=[override]).grpo.items()
+    assert (found, type(found[1])) == ((key, value), type(value))
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("wording.retry=Try: again, please", lambda config: config.wording.retry == "Try: again, please"),
+        ("wording.retry=Costs ${x}", lambda config: config.wording.retry == "Costs ${x}"),
+        (r"wording.retry=One\nTwo", lambda config: config.wording.retry == r"One\nTwo"),
+        ("wording.retry=One\nTwo", lambda config: config.wording.retry == "One\nTwo"),
+        ("wording.retry= # {[ ", lambda config: config.wording.retry == " # {[ "),
+        ("wording.retry=no", lambda config: config.wording.retry == "no"),
+        ("wording.retry=", lambda config: config.wording.retry == ""),
+        ("wording.retry=null", lambda config: config.wording.retry is None),
+        ("model=007", lambda config: config.model == "007"),
+        ("revision=1e5", lambda config: config.revision == "1e5"),
+        ("mine.failures=2026-01-01", lambda config: config.mine.failures == Path("2026-01-01")),
+        ("mine.limit=null", lambda config: config.mine.limit is None),
+        ("mine={limit: 3}", lambda config: config.mine.limit == 3),
+        ("train.merge=no", lambda config: config.train.merge is False),
+        ("lora.r=32", lambda config: config.lora == {"r": 32}),
+        (
+            "lora.target_modules=[q_proj, v_proj]",
+            lambda config: config.lora == {"target_modules": ["q_proj", "v_proj"]},
+        ),
+        ("engine_options.max_model_len=1e3", lambda config: config.engine_options == {"max_model_len": 1000.0}),
+    ],
+)
+def test_the_type_of_a_key_decides_how_an_override_is_read(override: str, read: Callable[[Config], bool]) -> None:
+    assert read(resolve(Toy(), overrides=[override]))
+
+
+def test_overrides_of_a_section_and_of_its_keys_are_merged() -> None:
+    config = resolve(Toy(), overrides=["grpo={beta: 0, max_steps: 3}", "grpo.max_steps=4"])
+    assert config.grpo == {"beta": 0, "max_steps": 4}
+
+
+@pytest.mark.parametrize("given", ["--set", "--task-option"])
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        *(("lang", text, text) for text in ("no", "007", "1e-3", "null", "a # b", "[", "{", " x ", "${x}", r"\n")),
+        ("size", "007", 7),
+        ("size", " 4 ", 4),
+    ],
+)
+def test_the_type_of_a_task_option_decides_how_it_is_read(given: str, option: str, text: str, value: object) -> None:
+    if given == "--set":
+        settings = read_settings(None, [f"task_options.{option}={text}"], flags={"task": "toy"})
+    else:
+        flags = Arguments.of(task="toy", task_option=[f"{option}={text}"]).flags
+        settings = read_settings(flags=flags)
+    task = set_options(Toy, chosen_task(settings)[1])
+    assert configure(task, settings).task_options[option] == value
 
 
 @pytest.mark.parametrize(
@@ -87,7 +146,7 @@ def test_overrides_are_read_as_yaml(override: str, key: str, value: object) -> N
         ("preset=papper", "no preset is called `papper`; known: paper\nhint: did you mean `paper`?"),
         ("seed", "`--set seed` is not of the form key=value"),
         ("=3", "is not of the form key=value"),
-        ("seed=[1", "--set seed=[1 cannot be read"),
+        ("seed=[1", "`seed=[1` cannot be read: "),
     ],
 )
 def test_an_error_names_key_value_and_what_is_allowed(override: str, said: str) -> None:
@@ -102,7 +161,7 @@ def test_bounds_on_the_pass_rate_must_be_in_order() -> None:
     assert resolve(Toy(), overrides=["mine.min_pass_rate=0.5", "mine.max_pass_rate=0.5"]).mine.max_pass_rate == 0.5
 
 
-@pytest.mark.parametrize("text", ["mine: [", "- a list", "a: 1\na: 2", "model: ${nowhere}"])
+@pytest.mark.parametrize("text", ["mine: [", "- a list", "a: 1\na: 2", "preset: [paper]", "grpo: 3"])
 def test_a_file_that_cannot_be_read_is_a_configuration_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError):
         resolve(Toy(), written(tmp_path, text))
@@ -115,18 +174,16 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_the_task_is_known_before_the_rest(tmp_path: Path) -> None:
     file = written(tmp_path, "task: countdown\ntask_options: {numbers: [3], largest: 20}\nunknown: 1\n")
-    assert chosen_task(file, ["task_options.numbers=[3,4]"], flags={"task_options": {"data_seed": 1}}) == (
-        "countdown",
-        {"numbers": [3, 4], "largest": 20, "data_seed": 1},
-    )
-    assert chosen_task(file, flags={"task": "other"})[0] == "other"
+    settings = read_settings(file, ["task_options.numbers=[3,4]"], flags={"task_options": {"data_seed": 1}})
+    assert chosen_task(settings) == ("countdown", {"numbers": "[3,4]", "largest": 20, "data_seed": 1})
+    assert chosen_task(read_settings(file, flags={"task": "other"}))[0] == "other"
     with pytest.raises(ConfigError, match="no task is named"):
-        chosen_task()
+        chosen_task(read_settings())
 
 
 def test_task_options_are_those_of_the_task_itself() -> None:
     config = resolve(Toy(size=5), flags={"task": "some/file.py:Toy", "task_options": {"size": "5"}})
-    assert (config.task, config.task_options) == ("some/file.py:Toy", {"size": 5})
+    assert (config.task, config.task_options) == ("some/file.py:Toy", {"size": 5, "lang": "en"})
 
 
 def test_the_run_directory_follows_from_the_configuration() -> None:
@@ -228,19 +285,18 @@ def test_checkpoints_of_several_processes_count_all_of_their_passes() -> None:
     assert checkpoint_steps({"generation_batch_size": 32, "per_device_train_batch_size": 8}, 4) == 1
 
 
-def test_a_task_adds_its_data_to_a_preset(tmp_path: Path) -> None:
-    asked = Asked("countdown", [], None, ["preset=paper"], {"output_dir": None, "model": "a/b"}, True, False)
-    task, config = asked.resolve()
+def test_a_task_adds_its_data_to_a_preset() -> None:
+    given: dict[str, Any] = {"task": "countdown", "model": "a/b", "overrides": ["preset=paper"]}
+    task, config = Arguments.of(**given).resolve()
     assert task.options()["source"] == config.task_options["source"] == "hub"
-    given = replace(asked, task_options=["source=generated"])
-    assert given.resolve()[0].options()["source"] == "generated"
+    assert Arguments.of(**given, task_option=["source=generated"]).resolve()[0].options()["source"] == "generated"
     with pytest.raises(TaskError, match="numbers has no effect unless source=generated") as error:
-        replace(asked, task_options=["numbers=4"]).resolve()
+        Arguments.of(**given, task_option=["numbers=4"]).resolve()
     assert "the preset `paper` sets source=hub for this task" in error.value.hints
 
 
 def test_every_value_of_the_paper_s_preset_has_a_source() -> None:
-    assert SOURCES["paper"].keys() == PRESETS["paper"].keys()
+    assert all(setting.source for setting in PRESETS["paper"].values())
     pinned = {"grpo.loss_type", "grpo.scale_rewards", "grpo.epsilon", "grpo.num_iterations", "grpo.num_generations"}
     assert pinned <= PRESETS["paper"].keys()
     assert resolve(Toy(), overrides=["preset=paper"]).evaluate.controls
@@ -253,7 +309,7 @@ def test_the_paper_s_batch_is_256() -> None:
 def test_every_key_is_described() -> None:
     described = Config.model_fields["mine"].annotation
     assert described is not None
-    assert Config.model_fields["seed"].description == "The one seed that everything random follows from."
+    assert Config.model_fields["seed"].description == "Random seed."
     assert {"mine", "mine.limit", "sampling.retry.top_k", "grpo"} <= set(known_keys())
 
 
@@ -261,7 +317,7 @@ def test_every_key_is_described() -> None:
     ("grpo", "said"),
     [
         ({"num_generation": 4}, "no option `num_generation`\nhint: did you mean `num_generations`?"),
-        ({"output_dir": "x"}, "`grpo.output_dir` is not set here\nhint: set `output_dir`"),
+        ({"output_dir": "x"}, "`grpo.output_dir` is set by r3\nhint: set `output_dir`"),
         ({"learning_rate": "fast"}, "`grpo.learning_rate` cannot be 'fast': it should be a valid number"),
         ({"max_steps": 1.5}, "`grpo.max_steps` cannot be 1.5: it should be a valid integer"),
         ({"bf16": "yes"}, "`grpo.bf16` cannot be 'yes': it should be a valid boolean"),
@@ -288,7 +344,7 @@ def test_the_batch_is_explained_in_words() -> None:
     assert explain_batch(grpo, 2) == [
         "a step trains on 64 reflections = per_device_train_batch_size 8 x gradient_accumulation_steps 4 x 2 processes",
         "64 reflections are generated at a time = 16 failures x num_generations 4",
-        "max_steps 10 use 160 failures, 16 a step",
+        "max_steps 10 use 160 failures, 16 per step",
     ]
 
 
@@ -297,7 +353,7 @@ def test_a_generation_may_serve_several_steps() -> None:
     assert lines[1:] == [
         "32 reflections are generated at a time = 4 failures x num_generations 8",
         "each generation serves 8 steps",
-        "num_train_epochs 3 over the failures, 0.5 a step",
+        "num_train_epochs 3 over the failures, 0.5 per step",
     ]
 
 
@@ -306,18 +362,21 @@ def test_a_generation_may_serve_several_steps() -> None:
     [
         (
             {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "num_generations": 6},
-            "16 reflections are generated at a time, and that is no multiple of `grpo.num_generations` = 6\n"
-            "hint: num_generations can be 2, 4, 8 or 16\n"
+            "generation batch size (16) must be divisible by num_generations (6); "
+            "num_generations can be 2, 4, 8 or 16\n"
             "hint: gradient_accumulation_steps can be 3 or 6",
         ),
         (
             {"per_device_train_batch_size": 4, "generation_batch_size": 20, "num_generations": 8},
-            "hint: num_generations can be 2, 4, 5 or 10\nhint: generation_batch_size can be 16 or 24",
+            "; num_generations can be 2, 4, 5, 10 or 20\nhint: generation_batch_size can be 16 or 24",
         ),
-        ({"per_device_train_batch_size": 4, "generation_batch_size": 6}, "hint: it can be 4 or 8"),
-        ({"generation_batch_size": 8, "steps_per_generation": 1}, "exclude each other"),
-        ({"num_generations": 1}, "a group has at least 2 reflections"),
-        ({"per_device_train_batch_size": 0}, "it should be a whole number of at least 1"),
+        (
+            {"per_device_train_batch_size": 4, "generation_batch_size": 6},
+            "(6) must be divisible by per_device_train_batch_size x processes (4); generation_batch_size can be 4 or 8",
+        ),
+        ({"generation_batch_size": 8, "steps_per_generation": 1}, "cannot both be set"),
+        ({"num_generations": 1}, "`grpo.num_generations` (1) must be at least 2"),
+        ({"per_device_train_batch_size": 0}, "it should be a positive integer"),
     ],
 )
 def test_a_batch_that_trl_would_refuse_comes_with_values_that_fit(grpo: dict[str, object], said: str) -> None:
@@ -355,8 +414,8 @@ def test_the_batch_arithmetic_agrees_with_trl(tmp_path: Path, batch: int, accumu
     [
         ({}, "`grpo.max_steps` is not set"),
         ({"max_steps": 0}, "`grpo.max_steps` is not set"),
-        ({"max_steps": 5, "seed": 1}, "`grpo.seed` is not set here"),
-        ({"max_steps": 5, "num_generations": 7}, "is no multiple of `grpo.num_generations` = 7"),
+        ({"max_steps": 5, "seed": 1}, "`grpo.seed` is set by r3"),
+        ({"max_steps": 5, "num_generations": 7}, "must be divisible by num_generations (7)"),
     ],
 )
 def test_training_that_could_not_begin_is_refused(grpo: dict[str, Any], message: str) -> None:

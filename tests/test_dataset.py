@@ -1,4 +1,4 @@
-"""Which problems of a split a stage works on."""
+"""Which examples of a split a stage works on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from toy import Toy
 
 from r3core import Example, Split, TaskError
 from r3core.config import Evaluate, Mine, resolve
-from r3core.dataset import Taken, examples_of, problems_to_evaluate, problems_to_mine
+from r3core.dataset import Selection, problems_to_evaluate, problems_to_mine, select_examples
 
 
-class Odd(Toy):
-    """A task whose examples are what a test makes them."""
+class Rows(Toy):
+    """A task with the rows that a test sets."""
 
     rows: tuple[Any, ...] = ()
 
@@ -25,7 +25,7 @@ class Odd(Toy):
 
 
 class Endless(Toy):
-    """A task that never runs out of problems."""
+    """A task that never runs out of examples."""
 
     def load(self, split: Split) -> Iterator[Example]:
         for number in count():
@@ -45,17 +45,15 @@ def ids(task: Toy, *overrides: str, stage: str = "mine") -> list[str]:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ((), "task `toy` has no problem in its split `train`: `load('train')` yielded nothing"),
-        ((ONE, ONE), "task `toy`: two problems of the split `train` have the id 'n1'"),
+        ((), "task `toy` has no examples in its split `train`: `load('train')` yielded nothing"),
+        ((ONE, ONE), "task `toy`: two examples of the split `train` have the id 'n1'"),
         ((ONE, {"id": "n2"}), "task `toy`: `load('train')` yielded {'id': 'n2'}"),
         ((None,), "task `toy`: `load('train')` yielded None"),
     ],
 )
-def test_examples_that_cannot_be_used_are_the_tasks_fault(
-    rows: tuple[Any, ...], message: str, order: Any, limit: int | None
-) -> None:
+def test_invalid_examples_are_task_errors(rows: tuple[Any, ...], message: str, order: Any, limit: int | None) -> None:
     with pytest.raises(TaskError) as raised:
-        examples_of(Odd(rows=rows), Mine(order=order, limit=limit), salt="")
+        select_examples(Rows(rows=rows), Mine(order=order, limit=limit), salt="")
     assert raised.value.message == message
 
 
@@ -74,10 +72,10 @@ def test_a_sample_is_random_and_the_beginning_of_a_larger_one(stage: str) -> Non
 def test_a_sample_does_not_depend_on_the_order_of_the_file() -> None:
     rows = list(Toy(problems=100).load("train"))
     shuffled = random.Random(1).sample(rows, len(rows))
-    assert ids(Odd(rows=tuple(rows)), "mine.limit=9") == ids(Odd(rows=tuple(shuffled)), "mine.limit=9")
+    assert ids(Rows(rows=tuple(rows)), "mine.limit=9") == ids(Rows(rows=tuple(shuffled)), "mine.limit=9")
 
 
-def test_another_seed_mines_other_problems_and_evaluates_the_same_ones() -> None:
+def test_the_seed_changes_what_is_mined_but_not_what_is_evaluated() -> None:
     task = Toy(problems=100)
     mined = [set(ids(task, "mine.limit=20", f"seed={seed}")) for seed in (0, 1)]
     assert mined[0] != mined[1]
@@ -85,7 +83,7 @@ def test_another_seed_mines_other_problems_and_evaluates_the_same_ones() -> None
     assert tested[0] == tested[1]
 
 
-def test_mining_and_evaluation_of_one_split_take_other_problems() -> None:
+def test_mining_and_evaluation_sample_one_split_differently() -> None:
     task = Toy(problems=100)
     tested = set(ids(task, "evaluate.limit=20", "evaluate.split=train", stage="evaluate"))
     assert tested != set(ids(task, "mine.limit=20"))
@@ -98,19 +96,19 @@ def test_the_head_is_the_first_problems_in_their_order(stage: str) -> None:
     assert ids(task, f"{stage}.split=train", f"{stage}.limit=7", f"{stage}.order=head", stage=stage) == expected
 
 
-def test_the_head_of_an_endless_split_is_taken_without_reading_on() -> None:
-    problems = examples_of(Endless(), Mine(limit=7, order="head"), salt="")
-    assert problems.taken == Taken(order="head", taken=7, read=7, whole=False)
+def test_the_head_of_an_endless_split_is_taken_without_reading_further() -> None:
+    problems = select_examples(Endless(), Mine(limit=7, order="head"), salt="")
+    assert problems.selection == Selection(order="head", taken=7, read=7, whole=False)
 
 
 def test_a_sample_of_an_endless_split_is_one_of_its_beginning() -> None:
-    problems = examples_of(Endless(), Evaluate(limit=7), salt="", most=1_000)
-    assert problems.taken == Taken(order="random", taken=7, read=1_000, whole=False)
-    assert problems.taken.describe() == "a random sample of 7 of the first 1,000 problems"
+    problems = select_examples(Endless(), Evaluate(limit=7), salt="", max_read=1_000)
+    assert problems.selection == Selection(order="random", taken=7, read=1_000, whole=False)
+    assert problems.selection.describe() == "a random sample of 7 of the first 1,000 problems"
 
 
 @pytest.mark.parametrize(
-    ("order", "limit", "said"),
+    ("order", "limit", "description"),
     [
         ("random", 500, "a random sample of 500 of 1,200 problems, the same for every seed"),
         ("head", 500, "the first 500 problems"),
@@ -121,6 +119,6 @@ def test_a_sample_of_an_endless_split_is_one_of_its_beginning() -> None:
         ("random", None, "all 1,200 problems"),
     ],
 )
-def test_the_choice_is_told_in_words(order: Any, limit: int | None, said: str) -> None:
-    taken = examples_of(Toy(problems=1200), Evaluate(order=order, limit=limit), salt="").taken
-    assert taken.describe(", the same for every seed") == said
+def test_the_description_of_a_selection(order: Any, limit: int | None, description: str) -> None:
+    taken = select_examples(Toy(problems=1200), Evaluate(order=order, limit=limit), salt="").selection
+    assert taken.describe(", the same for every seed") == description

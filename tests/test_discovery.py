@@ -93,15 +93,15 @@ def test_an_installed_task_is_found_with_its_distribution(install: Install) -> N
         (plugin("x").replace("return [x]", "return [1 / 0]"), "ZeroDivisionError"),
         (plugin("x").replace("return [x]", "return x"), "did not return a list of tasks"),
         (plugin("x").replace("return [x]", "pass"), "did not return a list of tasks"),
-        (plugin("x").replace("return [x]", "return [x()]"), "leave out the brackets behind its name"),
+        (plugin("x").replace("return [x]", "return [x()]"), "leave out the parentheses after its name"),
         (plugin("x").replace("return [x]", "return [int]"), "<class 'int'> is not a subclass of `r3core.Task`"),
         (plugin("x").replace("def verify", "def judge"), "`x` does not define `verify`"),
-        (plugin("x").replace('    name = "x"', ""), "`x` has no class attribute `name`"),
-        (plugin("x").replace('"x"', '"my task"'), "the name of `x` is 'my task'; letters, digits"),
-        (plugin("x").replace("largest: int", "prompt: int"), "the option `prompt` of `x` has the name of something"),
+        (plugin("x").replace('    name = "x"', ""), "`x` has the attribute `name` = None; its type must be str"),
+        (plugin("x").replace('"x"', '"my task"'), "`x` has the name 'my task'; letters, digits"),
+        (plugin("x").replace("largest: int", "prompt: int"), "`x` has an option `prompt`, an attribute of every task"),
         (
             plugin("x").replace("largest: int", "largest"),
-            "cannot be imported: `largest = 20` has no type; an option has",
+            "cannot be imported: an option needs a type, as in `size: int = 3`",
         ),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_broken_plugin_is_reported_and_the_others_work(install: Install, sourc
         get_task("bad")
 
 
-def test_two_tasks_of_one_name_are_refused_by_the_names_of_both(install: Install) -> None:
+def test_two_tasks_with_the_same_name_are_refused_and_both_are_listed(install: Install) -> None:
     install("red", plugin("apples"), version="1.0")
     install("green", plugin("apples"), version="2.0")
     found = discover()
@@ -172,14 +172,14 @@ def test_a_wrong_name_lists_what_is_installed_and_suggests_the_nearest(install: 
     assert error.value.exit_code == 2
 
 
-def test_a_name_like_no_other_is_told_how_a_task_is_named() -> None:
+def test_a_name_that_resembles_no_task_gets_a_hint_how_to_name_one() -> None:
     with pytest.raises(TaskError, match="no task is called `zzzzzzzz`") as error:
         find_task("zzzzzzzz")
-    assert error.value.hints == ("a package is installed first; a task in a file is named as `path/to/file.py:Class`",)
+    assert error.value.hints == ("install its package first, or name a task in a file as `path/to/file.py:Class`",)
 
 
-def test_a_file_without_a_class_is_told_which_it_has(apples: Path) -> None:
-    with pytest.raises(TaskError, match="does not say which class is the task") as error:
+def test_a_file_without_a_class_gets_a_hint_which_classes_it_has(apples: Path) -> None:
+    with pytest.raises(TaskError, match="does not name the task's class") as error:
         find_task(str(apples))
     assert error.value.hints == (f"write `{apples}:Apples`",)
 
@@ -215,16 +215,19 @@ def test_a_module_of_the_working_directory_names_a_task(apples: Path, monkeypatc
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("apples.py", "`apples.py` does not say which class is the task"),
+        ("apples.py", "`apples.py` does not name the task's class"),
         ("apples.py:", "`apples.py:` is not a task"),
         (":Apples", "`:Apples` is not a task"),
         ("nothing.py:Apples", "there is no file `nothing.py`"),
-        ("apples.py:Aples", "`apples.py` has no class called `Aples`; its tasks: Apples"),
+        ("apples.py:Aples", "`apples.py` has no class called `Aples`; its task classes: Apples"),
         ("apples.py:Verdict", "`apples.py:Verdict` is not a task: <class 'r3core.task.Verdict'> is not a subclass"),
-        ("sows.py:sow", "`sows.py:sow` is not a task: the function `sow` is not a subclass of `r3core.Task`"),
-        ("apples.py:seeds", "`apples.py:seeds` is not a task: the module `seeds` is not a subclass of `r3core.Task`"),
-        ("shadow.py:Apples", "`shadow.py:Apples` is not a task: the option `load` of `Apples` has the name of"),
-        ("untyped.py:Apples", "`untyped.py` cannot be imported: `largest = 20` has no type; an option has one, as in"),
+        ("sows.py:sow", "`sows.py:sow` is not a task: <function sow at "),
+        ("apples.py:seeds", "`apples.py:seeds` is not a task: <module 'seeds' from "),
+        (
+            "shadow.py:Apples",
+            "`shadow.py:Apples` is not a task: `Apples` has an option `load`, an attribute of every task",
+        ),
+        ("untyped.py:Apples", "`untyped.py` cannot be imported: an option needs a type, as in `size: int = 3`"),
         ("apples.py:Task", "`apples.py:Task` is not a task: `Task` does not define `load`, `verify`"),
         ("raises.py:Apples", "`raises.py` cannot be imported: ZeroDivisionError: division by zero (line 2)"),
         ("unclosed.py:Apples", "`unclosed.py` cannot be imported: SyntaxError: '(' was never closed"),
@@ -233,7 +236,9 @@ def test_a_module_of_the_working_directory_names_a_task(apples: Path, monkeypatc
         ("lacking:Apples", "`lacking` cannot be imported: ModuleNotFoundError: No module named 'nothing'"),
     ],
 )
-def test_a_wrong_place_is_told_apart(apples: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str) -> None:
+def test_an_error_names_what_is_wrong_with_a_location(
+    apples: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str
+) -> None:
     (apples.parent / "raises.py").write_text("\n1 / 0\n")
     (apples.parent / "unclosed.py").write_text("(")
     (apples.parent / "lacking.py").write_text("import nothing")

@@ -1,4 +1,4 @@
-"""The documentation says what the code does: generated parts, links, code blocks, commands."""
+"""The documentation agrees with the code: generated parts, links, code blocks, commands."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from r3core import TaskError, get_task
 from r3core.cli.main import app
-from r3core.config import chosen_task, resolve
+from r3core.config import chosen_task, configure, read_settings
 from r3core.errors import R3Error
 from r3core.plugins.discovery import discover
 from r3core.runs import RunRecord
@@ -28,15 +28,15 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins
 FENCE = re.compile(r"^```(?P<kind>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("", "sh", "console")
 TUTORIAL = ROOT / "docs/write-a-task.md"
-EXPLAINED = ("run", "mine", "train", "eval")
+PLANNED = ("run", "mine", "train", "eval")
 """The commands that have --dry-run."""
 EXECUTED = ("new", "verify", "check")
-"""The commands that need no model and no run: what a page says of them is done."""
+"""The commands that need no model and no run: the tests execute them."""
 SMALL = [
     *("mine.limit=24", "mine.probe=0", "evaluate.limit=8", "evaluate.controls=false", "evaluate.cross=false"),
     *("grpo.max_steps=1", "grpo.per_device_train_batch_size=8", "grpo.num_generations=4", "batch_size=24"),
 ]
-"""Settings under which the built-in model is trained in seconds, and learns nothing."""
+"""Settings under which the built-in model trains in seconds, and learns nothing."""
 
 
 def name_of(page: Path) -> str:
@@ -63,7 +63,7 @@ def pages_with(*kinds: str) -> list[Path]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Stand in a directory that has the repository's examples; what is imported from there is forgotten afterwards."""
+    """A current directory with the repository's examples; modules imported from it are removed afterwards."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
@@ -91,7 +91,7 @@ def write_titled_blocks(page: Path, folder: Path) -> None:
 
 
 def install(folder: Path) -> None:
-    """Do what pip does for the discovery of plugins: put the entry points of a pyproject.toml where Python looks."""
+    """Install a project for plugin discovery as pip would: write the entry points of its pyproject.toml to metadata."""
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir()
@@ -103,22 +103,23 @@ def install(folder: Path) -> None:
     (info / "entry_points.txt").write_text("\n".join(groups))
 
 
-def test_what_is_generated_is_what_is_committed(generate: ModuleType) -> None:
+@pytest.mark.slow
+def test_generated_pages_are_up_to_date(generate: ModuleType) -> None:
     stale = [name_of(page) for page, text in generate.pages().items() if page.read_text(encoding="utf-8") != text]
     assert stale == [], "run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_links_point_to_existing_pages_and_headings(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    lost = []
+    broken = []
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text):
         if "://" in target:
             continue
         path = (page.parent / target).resolve() if target else page
         if not path.exists() or (anchor and anchor not in anchors_of(path)):
-            lost.append(f"{target}#{anchor}" if anchor else target)
-    assert lost == []
+            broken.append(f"{target}#{anchor}" if anchor else target)
+    assert broken == []
 
 
 def anchors_of(page: Path) -> set[str]:
@@ -137,8 +138,9 @@ def test_python_blocks_run(page: Path, workplace: Path) -> None:
             test()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if next(commands_of(page), None)], ids=name_of)
-def test_commands_can_be_read(page: Path, workplace: Path) -> None:
+def test_commands_are_valid(page: Path, workplace: Path) -> None:
     write_titled_blocks(page, workplace)
     if (workplace / "pyproject.toml").exists():
         install(workplace)
@@ -148,20 +150,20 @@ def test_commands_can_be_read(page: Path, workplace: Path) -> None:
             continue
         assert command in known
         known[command].make_context(command, list(rest), resilient_parsing=False).close()
-        if command in EXPLAINED and {"--task", "--config"} & set(rest):  # the others need a run that is there
+        if command in PLANNED and {"--task", "--config"} & set(rest):  # the others need an existing run
             printed([command, *rest, *([] if "--dry-run" in rest else ["--dry-run"])])
         elif command in EXECUTED:
             printed([command, *rest])
 
 
 def printed(words: list[str]) -> str:
-    """Return what a command wrote on standard output, after checking that it did its work."""
+    """Return the standard output of a command that succeeds."""
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, f"r3 {shlex.join(words)}: {done.exception}\n{done.output}"
     return done.stdout
 
 
-def test_a_command_that_cannot_be_read_is_found() -> None:
+def test_an_invalid_command_is_an_error() -> None:
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     with pytest.raises(Exception, match="No such option: --nope"):
         known["run"].make_context("run", ["--nope"])
@@ -183,8 +185,9 @@ def test_example_files_are_configurations(file: Path, workplace: Path) -> None:
 
 def check_configuration(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    name, options = chosen_task(path)
-    config = resolve(get_task(name, **options), path)
+    settings = read_settings(path)
+    name, options = chosen_task(settings)
+    config = configure(get_task(name, **options), settings)
     check_grpo(config.grpo)
     explain_batch(config.grpo_options())
 
@@ -196,32 +199,33 @@ def test_the_package_of_the_tutorial_is_discovered(workplace: Path) -> None:
     assert discover().tasks["capitals"].distribution == "r3-plugin-capitals"
 
 
-def test_the_tutorials_rule_is_judged_as_it_says(workplace: Path) -> None:
+def test_the_tutorials_rule_passes_the_first_answer_and_fails_the_second(workplace: Path) -> None:
     write_titled_blocks(TUTORIAL, workplace)
-    asked = [words for words in commands_of(TUTORIAL) if words[:2] == ["verify", "no_times.py:NoTimes"]]
-    assert [json.loads(printed([*words, "--json"]))["outcome"] for words in asked] == ["pass", "fail"]
+    commands = [words for words in commands_of(TUTORIAL) if words[:2] == ["verify", "no_times.py:NoTimes"]]
+    assert [json.loads(printed([*words, "--json"]))["outcome"] for words in commands] == ["pass", "fail"]
 
 
+@pytest.mark.slow
 def test_the_tutorials_run_trains_without_a_download(workplace: Path) -> None:
     write_titled_blocks(TUTORIAL, workplace)
-    (asked,) = [words for words in commands_of(TUTORIAL) if words[0] == "run" and "--model" not in words]
+    (command,) = [words for words in commands_of(TUTORIAL) if words[0] == "run" and "--model" not in words]
     settings = [word for setting in SMALL for word in ("--set", setting)]
-    told = json.loads(printed([*asked, *settings, "--output-dir", "run", "--json"]))
-    assert told["trained"]["first"]["total"] == 8
+    result = json.loads(printed([*command, *settings, "--output-dir", "run", "--json"]))
+    assert result["trained"]["first"]["total"] == 8
     assert [row["step"] for row in RunRecord(workplace / "run").read("train")] == [1]
 
 
-def test_the_readme_has_an_example_word_for_word() -> None:
+def test_the_readme_contains_an_example_verbatim() -> None:
     blocks = [code for _, _, code in blocks_of(ROOT / "README.md", "python")]
     assert blocks == [(ROOT / "examples/sentence.py").read_text(encoding="utf-8")]
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
+def test_the_readme_links_to_every_page() -> None:
     linked = re.findall(r"\]\((docs/[^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert sorted(linked and set(linked)) == sorted({name_of(p) for p in PAGES if p.parent.name == "docs"})
+    assert sorted(linked and set(linked)) == sorted({name_of(p) for p in PAGES if p.parent == ROOT / "docs"})
 
 
-def test_nobody_is_sent_to_the_other_package_called_r3() -> None:
+def test_no_page_installs_the_unrelated_package_called_r3() -> None:
     sources = [path for folder in ("r3core", "plugins", "docs", "examples") for path in (ROOT / folder).rglob("*.py")]
     for path in [*PAGES, *sources]:
         assert not re.search(r"(pip install|uv add) r3(?![\w-])", path.read_text(encoding="utf-8")), path

@@ -48,25 +48,21 @@ def episode(
     )
 
 
-class Kinds(Toy):
-    """A toy whose reasons are kinds of mistake."""
-
-    def mistake(self, reason: str) -> str | None:
-        return reason if reason != "no" else None
-
-
-def test_failed_answers_are_counted_by_the_task_s_kinds_of_mistake() -> None:
+def test_failed_answers_are_counted_by_error_category() -> None:
     def failed(attempt: str, retry: str | None) -> Episode:
         made = episode("a", "ff")
-        first = made.attempt.model_copy(update={"verdict": Verdict.failed(attempt)})
-        second = made.attempt.model_copy(update={"verdict": Verdict.failed(retry) if retry else Verdict.passed("x")})
+        passed = Verdict(outcome="pass", kind="sum")
+        first = made.attempt.model_copy(update={"verdict": Verdict.failed("no", kind=attempt)})
+        second = made.attempt.model_copy(
+            update={"verdict": Verdict.failed("no", kind=retry) if retry is not None else passed}
+        )
         return made.model_copy(update={"attempt": first, "retries": {"reflect": second, "none": first}})
 
-    episodes = [failed("typo", "typo"), failed("sum", None), failed("sum", "no"), episode("b", "p"), episode("c", "fe")]
-    found = scores(episodes, (), Kinds())
-    assert list(found.first_mistakes.items()) == [("sum", 2), ("typo", 1)]
-    assert found.second_mistakes == {"typo": 1}
-    assert scores(episodes, (), Toy()).first_mistakes == scores(episodes).first_mistakes == {}
+    episodes = [failed("typo", "typo"), failed("sum", None), failed("sum", ""), episode("b", "p"), episode("c", "fe")]
+    found = scores(episodes)
+    assert list(found.first_error_categories.items()) == [("sum", 2), ("typo", 1)]
+    assert found.second_error_categories == {"typo": 1}
+    assert scores([episode("a", "ff")]).first_error_categories == {}
 
 
 def counts(value: Any) -> tuple[int, int]:

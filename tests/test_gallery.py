@@ -1,4 +1,4 @@
-"""Every broken verifier of the gallery is caught by the finding that is meant for it, and no sound one is accused."""
+"""Every broken verifier of the gallery fails the check that is meant for it, and every sound one passes all checks."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -79,7 +79,7 @@ BROKEN: list[tuple[type[Task], str]] = [
     (gallery_odd.OrderedByHash, "the same problems in a fresh process"),
     (gallery_odd.NoTest, "train and test have problems"),
 ]
-SHOWS_NONE = {
+WITHOUT_COUNTEREXAMPLES = {
     "train and test have problems",
     "the same problems when loaded again",
     "the same problems in a fresh process",
@@ -89,7 +89,7 @@ SHOWS_NONE = {
 
 @pytest.fixture(scope="module")
 def certificates() -> Iterator[dict[type[Task], Future[Certificate]]]:
-    """The certificates of the whole gallery, made by two processes: a check waits for its workers much of the time."""
+    """The certificates of the whole gallery, computed by two processes: a check mostly waits for its workers."""
     with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(2, get_context("spawn")) as pool:
         patch.delenv("PYTHONHASHSEED", raising=False)
         tasks = [*SOUND, *(task for task, _ in BROKEN)]
@@ -98,7 +98,7 @@ def certificates() -> Iterator[dict[type[Task], Future[Certificate]]]:
 
 
 @pytest.mark.parametrize("task", SOUND, ids=lambda task: task.__name__)
-def test_a_sound_verifier_is_not_accused(task: type[Task], certificates: dict[type[Task], Future[Certificate]]) -> None:
+def test_a_sound_verifier_passes(task: type[Task], certificates: dict[type[Task], Future[Certificate]]) -> None:
     certificate = certificates[task].result()
     assert [finding.name for finding in certificate.broken] == []
     assert certificate.outcome == "pass"
@@ -107,7 +107,7 @@ def test_a_sound_verifier_is_not_accused(task: type[Task], certificates: dict[ty
 
 
 @pytest.mark.parametrize(("task", "name"), BROKEN, ids=[task.__name__ for task, _ in BROKEN])
-def test_a_broken_verifier_is_caught(
+def test_a_broken_verifier_fails(
     task: type[Task], name: str, certificates: dict[type[Task], Future[Certificate]]
 ) -> None:
     certificate = certificates[task].result()
@@ -115,24 +115,24 @@ def test_a_broken_verifier_is_caught(
     caught = {finding.name: finding for finding in certificate.broken}
     assert name in caught
     assert caught[name].held.passed < caught[name].held.total
-    assert bool(caught[name].counterexamples) == (name not in SHOWS_NONE)
+    assert bool(caught[name].counterexamples) == (name not in WITHOUT_COUNTEREXAMPLES)
 
 
-def test_a_waiver_covers_what_passes_and_no_errors(certificates: dict[type[Task], Future[Certificate]]) -> None:
+def test_a_waiver_excuses_a_pass_and_no_error(certificates: dict[type[Task], Future[Certificate]]) -> None:
     status = {finding.name: finding.status for finding in certificates[gallery_odd.Waives].result().findings}
     assert status["near number"] == "waived"
     assert status["huge numbers"] == "broken"
 
 
-def test_a_task_without_references_says_what_was_not_checked(
+def test_the_certificate_of_a_task_without_references_lists_what_was_not_checked(
     certificates: dict[type[Task], Future[Certificate]],
 ) -> None:
     certificate = certificates[gallery.NoReference].result()
-    assert any(said.startswith("whether right answers pass") for said in certificate.not_checked)
+    assert any(gap.startswith("whether right answers pass") for gap in certificate.not_checked)
     assert "negated" not in [finding.name for finding in certificate.findings]
     assert "refusal" in [finding.name for finding in certificate.findings]
 
 
 def test_a_waiver_of_an_unknown_probe_is_an_error() -> None:
-    with pytest.raises(TaskError, match=r"waives `emty`, which is no probe\nhint: did you mean `empty`\?"):
+    with pytest.raises(TaskError, match=r"waives `emty`, which is not a probe\nhint: did you mean `empty`\?"):
         check_task(gallery_odd.WaivesTheUnknown())

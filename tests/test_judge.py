@@ -16,6 +16,7 @@ import pytest
 
 from r3core import Example, RunError, Split, Task, TaskError, Verdict, get_task
 from r3core.config import Limits
+from r3core.task import Limit
 from r3core.verification.judge import Judge, judge, verifier_hash
 from r3core.verification.pool import portable
 
@@ -27,25 +28,25 @@ class Unprintable(Exception):
         raise RuntimeError
 
 
-class Unspeakable(Exception):
+class ExitsWhenShown(Exception):
     def __str__(self) -> str:
         raise SystemExit(1)
 
 
-class Unshowable:
+class ExitsInRepr:
     def __repr__(self) -> str:
         raise SystemExit(1)
 
 
-KEPT: list[bytearray] = []
+LEFT_ALLOCATED: list[bytearray] = []
 
 
-def throw(error: BaseException) -> object:
+def raise_(error: BaseException) -> object:
     raise error
 
 
-def dive() -> object:
-    return dive()
+def recurse() -> object:
+    return recurse()
 
 
 def print_much() -> object:
@@ -54,19 +55,19 @@ def print_much() -> object:
 
 
 def alarm() -> object:
-    """Set a time limit of its own, as some verifiers do, which undoes the worker's."""
+    """Set a time limit of its own, as some verifiers do, which replaces the worker's."""
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.alarm(1000)
     return True
 
 
 def fork() -> object:
-    """Come back as two processes."""
+    """Return in two processes."""
     os.fork()
     return True
 
 
-def ask_a_child() -> object:
+def use_a_child_process() -> object:
     child = multiprocessing.get_context("fork").Process(target=int)
     child.start()
     child.join()
@@ -74,27 +75,27 @@ def ask_a_child() -> object:
 
 
 def leave_behind() -> object:
-    """Return while a thread and a program are still at work."""
+    """Return while a thread and a program are still running."""
     threading.Thread(target=time.sleep, args=(1000,)).start()
     return Verdict.failed(str(subprocess.Popen(["sleep", "1000"]).pid))
 
 
-def ask_a_program() -> object:
+def use_a_program() -> object:
     return subprocess.run(["sleep", "1000"])
 
 
-SAYS: dict[str, Callable[[], object]] = {
+BEHAVIOURS: dict[str, Callable[[], object]] = {
     "right": lambda: Verdict.passed(),
-    "wrong": lambda: Verdict.failed("too small"),
+    "wrong": lambda: Verdict.failed("too small", kind="size"),
     "true": lambda: True,
     "false": lambda: False,
     "unsure": lambda: Verdict.error("no table for this problem"),
-    "divide": lambda: throw(ZeroDivisionError("division by zero")),
-    "exit": lambda: throw(SystemExit(3)),
-    "interrupt": lambda: throw(KeyboardInterrupt()),
-    "deep": dive,
-    "long": lambda: throw(ValueError("x" * 1000)),
-    "unprintable": lambda: throw(Unprintable()),
+    "divide": lambda: raise_(ZeroDivisionError("division by zero")),
+    "exit": lambda: raise_(SystemExit(3)),
+    "interrupt": lambda: raise_(KeyboardInterrupt()),
+    "deep": recurse,
+    "long": lambda: raise_(ValueError("x" * 1000)),
+    "unprintable": lambda: raise_(Unprintable()),
     "print": print_much,
     "print quietly": lambda: bool(print("x" * 900_000)),
     "alarm": alarm,
@@ -103,34 +104,37 @@ SAYS: dict[str, Callable[[], object]] = {
     "power": lambda: 10 ** (10**10) > 0,
     "factorial": lambda: math.factorial(10**7) > 0,
     "memory": lambda: len([0] * 10**9) > 0,
-    "raise memory": lambda: throw(MemoryError()),
+    "raise memory": lambda: raise_(MemoryError()),
     "segfault": lambda: ctypes.string_at(0),
-    "recurse": lambda: sys.setrecursionlimit(10**9) or dive(),
+    "recurse": lambda: sys.setrecursionlimit(10**9) or recurse(),
     "quit": lambda: os._exit(3),
     "quit quietly": lambda: os._exit(0),
     "text": lambda: "pass",
     "nothing": lambda: None,
     "number": lambda: 1,
     "invented": lambda: Verdict.model_construct(outcome="maybe"),
-    "unreadable": lambda: Verdict.model_construct(outcome="fail", reason=7),
-    "unspeakable": lambda: throw(Unspeakable()),
-    "unshowable": lambda: Unshowable(),
+    "number as reason": lambda: Verdict.model_construct(outcome="fail", reason=7),
+    "number as kind": lambda: Verdict.model_construct(outcome="fail", kind=7),
+    "long kind": lambda: Verdict.failed("no", kind="\ud800" + "x" * 1000),
+    "limit of its own": lambda: Verdict(outcome="fail", limit=Limit.TIME),
+    "exits when shown": lambda: raise_(ExitsWhenShown()),
+    "exits in repr": lambda: ExitsInRepr(),
     "real time": lambda: os.kill(os.getpid(), 40),
     "close files": lambda: os.closerange(0, 4096) or True,
     "close output": lambda: sys.stdout.close() or True,
     "block": lambda: bool(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})) or True,
     "limit": lambda: resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40)) or True,
-    "keep": lambda: KEPT.append(bytearray(2**23)) or True,
+    "keep": lambda: LEFT_ALLOCATED.append(bytearray(2**23)) or True,
     "fork": fork,
-    "child": ask_a_child,
+    "child": use_a_child_process,
     "leave behind": leave_behind,
-    "program": ask_a_program,
+    "program": use_a_program,
     "who": lambda: Verdict.failed(str(os.getpid())),
 }
 
 
 class Toy(Task):
-    """A verifier that does what the response says."""
+    """A verifier that does what the response names."""
 
     name = "toy"
 
@@ -138,7 +142,7 @@ class Toy(Task):
         return []
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
-        return SAYS[response]()  # type: ignore[return-value]  # wrong values are what is tested
+        return BEHAVIOURS[response]()  # type: ignore[return-value]  # wrong values are what is tested
 
 
 def pairs(*responses: str) -> list[tuple[Example, str]]:
@@ -147,14 +151,14 @@ def pairs(*responses: str) -> list[tuple[Example, str]]:
 
 @pytest.fixture(scope="module")
 def judged() -> Iterator[Judge]:
-    """One judge for the tests that only look at verdicts: its workers live through all of them."""
+    """One judge for the tests that only look at verdicts; they share its workers."""
     with Judge(Toy(), LIMITS) as one:
         yield one
 
 
 def test_verdicts_come_in_order_and_a_bool_is_one(judged: Judge) -> None:
     assert judged.judge(pairs("wrong", "right", "false", "true")) == [
-        Verdict.failed("too small"),
+        Verdict.failed("too small", kind="size"),
         Verdict.passed(),
         Verdict.failed(),
         Verdict.passed(),
@@ -181,12 +185,12 @@ def test_verdicts_come_in_order_and_a_bool_is_one(judged: Judge) -> None:
         ("quit", "it ended its process (exit code 3)"),
         ("quit quietly", "it ended its process (exit code 0)"),
         ("real time", "it crashed its process (signal 40)"),
-        ("unspeakable", "Unspeakable: (its message cannot be shown)"),
-        ("unshowable", "SystemExit: 1"),
+        ("exits when shown", "ExitsWhenShown: (its message cannot be shown)"),
+        ("exits in repr", "SystemExit: 1"),
         ("close files", "after its verdict, it ended its process"),
     ],
 )
-def test_a_broken_verifier_costs_one_answer_an_error_and_never_a_fail(
+def test_a_broken_verifier_gives_one_response_an_error_and_never_a_fail(
     response: str, reason: str, judged: Judge
 ) -> None:
     verdicts = judged.judge(pairs(*["right"] * 20, response, *["wrong"] * 20))
@@ -195,17 +199,40 @@ def test_a_broken_verifier_costs_one_answer_an_error_and_never_a_fail(
     assert len(verdicts[20].reason) <= 300
 
 
-def test_a_crash_through_c_s_stack_is_an_error_too(judged: Judge) -> None:
+@pytest.mark.parametrize(
+    ("response", "limit"),
+    [
+        ("loop", Limit.TIME),
+        ("memory", Limit.MEMORY),
+        ("raise memory", Limit.MEMORY),
+        ("print", Limit.OUTPUT),
+        ("divide", None),
+        ("segfault", None),
+        ("right", None),
+        ("limit of its own", None),
+    ],
+)
+def test_a_limit_that_was_exceeded_is_a_field_of_the_verdict(response: str, limit: Limit | None, judged: Judge) -> None:
+    (verdict,) = judged.judge(pairs(response))
+    assert verdict.limit == limit
+
+
+def test_an_error_category_can_be_written_to_a_file_and_is_cut_like_a_reason(judged: Judge) -> None:
+    (verdict,) = judged.judge(pairs("long kind"))
+    assert verdict.kind == "\\ud800" + "x" * 298 + "…"
+
+
+def test_a_crash_by_c_stack_overflow_is_an_error_too(judged: Judge) -> None:
     (verdict,) = judged.judge(pairs("recurse"))
     assert verdict.outcome == "error"
 
 
-def test_many_broken_answers_in_one_batch_are_told_apart() -> None:
+def test_many_responses_of_a_batch_that_end_their_worker_get_the_right_errors() -> None:
     responses = ["segfault", "right", "quit", "wrong", "quit", "true", "segfault", "divide"] * 6
     with Judge(Toy(), LIMITS.model_copy(update={"max_errors": 1.0})) as one:
         verdicts = one.judge(pairs(*responses))
         outcomes = {"right": "pass", "wrong": "fail", "true": "pass"}
-        assert [verdict.outcome for verdict in verdicts] == [outcomes.get(said, "error") for said in responses]
+        assert [verdict.outcome for verdict in verdicts] == [outcomes.get(response, "error") for response in responses]
         assert one.reasons["it crashed its process (SIGSEGV)"] == 12
         assert one.reasons["it ended its process (exit code 3)"] == 12
 
@@ -224,25 +251,25 @@ def test_what_a_verifier_does_to_its_process_harms_no_other_verdict(response: st
         assert [verdict.outcome for verdict in verdicts] == ["pass", "pass", "fail", "error", "pass"]
 
 
-def test_memory_that_a_verifier_keeps_is_no_answer_s_fault() -> None:
+def test_memory_that_a_verifier_leaves_allocated_is_not_an_error_of_a_response() -> None:
     with Judge(Toy(), LIMITS.model_copy(update={"memory_mb": 64, "workers": 1})) as one:
         assert {verdict.outcome for verdict in one.judge(pairs(*["keep"] * 30))} == {"pass"}
 
 
 class Careless(Toy):
-    """Uses an example up."""
+    """Changes the example."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
         return example.info.popitem() == ("n", 1)
 
 
-def test_an_example_that_a_verifier_changes_is_changed_for_no_other_answer() -> None:
+def test_an_example_that_a_verifier_changes_is_changed_for_no_other_response() -> None:
     example = Example(id="1", info={"n": 1})
     assert judge(Careless(), [(example, "")] * 3) == [Verdict.passed()] * 3
 
 
 class Spoiler(Toy):
-    """Has a reference that ends the process."""
+    """A task whose reference ends the process."""
 
     def reference(self, example: Example) -> str | None:
         return "quit"
@@ -250,17 +277,17 @@ class Spoiler(Toy):
 
 def test_a_reference_that_breaks_the_verifier_does_not_break_the_run() -> None:
     with Judge(Spoiler(), LIMITS) as one:
-        assert one.judge(pairs("right", "wrong")) == [Verdict.passed(), Verdict.failed("too small")]
+        assert one.judge(pairs("right", "wrong")) == [Verdict.passed(), Verdict.failed("too small", kind="size")]
 
 
 class Full(Toy):
-    """Holds what no other process can have."""
+    """A task that holds a lock, which cannot be pickled."""
 
     def model_post_init(self, context: object) -> None:
         vars(self)["lock"] = threading.Lock()
 
 
-def test_a_task_that_cannot_be_sent_is_the_author_s_mistake() -> None:
+def test_a_task_that_cannot_be_pickled_is_a_plugin_error() -> None:
     with pytest.raises(TaskError, match="cannot be sent to a worker process: TypeError: cannot pickle"):
         judge(Full(), pairs("right"))
 
@@ -298,7 +325,7 @@ def test_two_batches_of_one_judge_outlive_their_workers() -> None:
             assert "fail" not in outcomes
 
 
-def test_what_a_verifier_prints_is_not_seen(judged: Judge, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_a_verifier_prints_is_discarded(judged: Judge, capfd: pytest.CaptureFixture[str]) -> None:
     assert [verdict.outcome for verdict in judged.judge(pairs("print quietly", "true"))] == ["fail", "pass"]
     assert capfd.readouterr() == ("", "")
 
@@ -309,22 +336,27 @@ def test_what_a_verifier_prints_is_not_seen(judged: Judge, capfd: pytest.Capture
         ("text", "'pass'"),
         ("nothing", "None"),
         ("number", "1"),
-        ("invented", "Verdict(outcome='maybe', reason='')"),
-        ("unreadable", "Verdict(outcome='fail', reason=7)"),
+        ("invented", "Verdict(outcome='maybe', reason='', kind='', limit=None)"),
+        ("number as reason", "Verdict(outcome='fail', reason=7, kind='', limit=None)"),
+        ("number as kind", "Verdict(outcome='fail', reason='', kind=7, limit=None)"),
     ],
 )
-def test_any_other_value_is_the_author_s_mistake(response: str, value: str) -> None:
+def test_any_other_return_value_is_a_plugin_error(response: str, value: str) -> None:
     with pytest.raises(TaskError) as caught:
         judge(Toy(), pairs(response))
     assert f"task `toy`: `verify` returned {value}" in str(caught.value)
     assert "a Verdict or a bool" in str(caught.value)
 
 
-def test_a_response_that_is_too_long_fails_unread() -> None:
+def test_a_response_that_is_too_long_fails_without_being_judged() -> None:
     with Judge(Toy(), Limits(characters=5)) as one:
         assert one.judge(pairs("right", "divide")) == [
             Verdict.passed(),
-            Verdict.failed("response of 6 characters is longer than the limit of 5"),
+            Verdict(
+                outcome="fail",
+                reason="response of 6 characters is longer than the limit of 5",
+                limit=Limit.CHARACTERS,
+            ),
         ]
         assert one.counts == {"pass": 1, "fail": 1}
         assert leaks(one, "divide") == [False]
@@ -352,16 +384,16 @@ def test_a_leak_is_a_reflection_that_the_verifier_accepts() -> None:
     assert one.counts == {}
 
 
-def test_a_task_s_own_leak_test_must_say_yes_or_no() -> None:
+def test_a_task_s_own_leak_test_must_return_a_bool() -> None:
     class Vague(Toy):
         def leaks(self, example: Example, reflection: str) -> bool:
-            return "maybe"  # type: ignore[return-value]  # the mistake that is tested
+            return "maybe"  # type: ignore[return-value]  # a wrong type is what is tested
 
     with Judge(Vague()) as one, pytest.raises(TaskError, match="`leaks` returned 'maybe'"):
         leaks(one, "right")
 
 
-def test_answers_of_a_batch_come_in_the_order_of_their_indices_whenever_they_were_added() -> None:
+def test_results_of_a_batch_are_in_the_order_of_their_indices_whenever_they_were_added() -> None:
     with Judge(Toy()) as one:
         batch = one.verdicts()
         batch.add([(2, Example(id="c"), "right"), (0, Example(id="a"), "wrong")])
@@ -369,18 +401,18 @@ def test_answers_of_a_batch_come_in_the_order_of_their_indices_whenever_they_wer
         assert [verdict.outcome for verdict in batch.result()] == ["fail", "pass", "pass"]
 
 
-def test_too_many_errors_end_the_run_with_the_commonest_reasons() -> None:
+def test_too_many_errors_end_the_run_with_the_most_frequent_reasons() -> None:
     with Judge(Toy()) as one:
         one.judge(pairs(*["right"] * 30, *["divide"] * 3, "unsure", "unsure", "exit", "exit", "deep"))
         with pytest.raises(RunError) as caught:
             one.check_errors()
-    said = str(caught.value)
-    assert "the verifier of task `toy` could not judge 8 of 38 responses; at most 5% are tolerated" in said
-    assert "hint: 3 times ZeroDivisionError: division by zero (first on example '30')" in said
-    assert said.count("hint:") == 3
+    message = str(caught.value)
+    assert "the verifier of task `toy` could not judge 8 of 38 responses; the maximum is 5%" in message
+    assert "hint: 3 times ZeroDivisionError: division by zero (first on example '30')" in message
+    assert message.count("hint:") == 3
 
 
-def test_a_verifier_that_always_crashes_ends_the_run_before_all_answers_were_tried() -> None:
+def test_a_verifier_that_always_crashes_ends_the_run_before_all_responses_were_judged() -> None:
     with Judge(Toy(), LIMITS) as one:
         with pytest.raises(RunError, match="could not judge 20 of 20 responses"):
             one.judge(pairs(*["quit"] * 300))
@@ -397,16 +429,18 @@ def test_few_errors_are_tolerated(responses: list[str]) -> None:
 
 
 class Here(Toy):
-    """Sees the directory and the environment that the run has."""
+    """Returns the working directory and an environment variable as the reason."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
-        return Verdict.failed(f"{os.getcwd()} {os.environ.get('R3_TEST_PLACE')}")
+        return Verdict.failed(f"{os.getcwd()} {os.environ.get('R3_TEST_VARIABLE')}")
 
 
-def test_a_worker_stands_where_the_run_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge(Toy(), pairs("right"))  # the server process is there already
+def test_a_worker_has_the_directory_and_the_environment_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(Toy(), pairs("right"))  # the fork server is running already
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("R3_TEST_PLACE", "here")
+    monkeypatch.setenv("R3_TEST_VARIABLE", "here")
     assert judge(Here(), pairs("")) == [Verdict.failed(f"{tmp_path} here")]
 
 
@@ -417,7 +451,7 @@ class Clock(Toy):
         return time.localtime().tm_year > 2030
 
 
-def test_the_clock_of_a_task_can_be_put_forward() -> None:
+def test_the_clock_of_a_task_can_be_set_ahead() -> None:
     with Judge(Clock()) as now, Judge(Clock(), days=10_000) as later:
         assert [now.judge(pairs(""))[0].outcome, later.judge(pairs(""))[0].outcome] == ["fail", "pass"]
 
@@ -440,9 +474,7 @@ class Filed(Task):
 """
 
 
-def test_a_task_from_a_file_is_judged_as_it_was_when_it_was_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_from_a_file_is_judged_by_its_code_at_load_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "filed.py").write_text(FILE)
     (tmp_path / "neighbour.py").write_text("END = '!'")
@@ -494,7 +526,7 @@ def test_a_reason_can_always_be_written_to_a_file() -> None:
     assert verdict.reason == "not \\ud800"
 
 
-def test_a_task_that_is_nowhere_but_in_this_process_can_be_judged() -> None:
+def test_a_task_that_is_defined_in_this_process_only_can_be_judged() -> None:
     class Local(Toy):
         def verify(self, example: Example, response: str) -> Verdict | bool:
             return response == "here"
@@ -504,7 +536,7 @@ def test_a_task_that_is_nowhere_but_in_this_process_can_be_judged() -> None:
 
 
 def workers_under(pid: int) -> list[int]:
-    """Return the processes that descend from one."""
+    """Return the descendants of a process."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -552,8 +584,8 @@ def test_no_worker_outlives_the_run(end: signal.Signals | None, tmp_path: Path) 
         assert len(workers) >= 3  # the server they come from is one of them
         if end is not None:
             run.send_signal(end)
-        _, said = run.communicate(timeout=60)
-    assert "Traceback" not in said
+        _, stderr = run.communicate(timeout=60)
+    assert "Traceback" not in stderr
     assert gone(workers)
 
 
@@ -565,7 +597,7 @@ def alive(pid: int) -> bool:
 
 
 def gone(pids: Iterable[int]) -> bool:
-    """Wait until some processes have ended, but not for long."""
+    """Wait, with a deadline, until processes have ended."""
     deadline = time.monotonic() + 30
     while any(map(alive, pids)) and time.monotonic() < deadline:
         pass

@@ -68,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, base: Path, how: list[obje
     folder = tmp_path_factory.mktemp("runs")
     verdicts = folder / "verdicts"
     verdicts.mkdir()
-    file = settings(folder, base, task=f"{doors.__file__}:Watched")
+    file = settings(folder, base, task=f"{doors.__file__}:RecordedHalls")
     code, out, err = finished(
         program("run", "--config", file, *how, "--output-dir", folder / "run", "--json", DOORS=str(verdicts))
     )
@@ -151,7 +151,7 @@ def test_each_process_has_its_own_verification_workers(trained: tuple[RunRecord,
 def test_a_group_with_too_many_errors_has_no_reward_in_any_process(
     tmp_path: Path, base: Path, how: list[object]
 ) -> None:
-    file = settings(tmp_path, base, task=f"{doors.__file__}:UnsureHalls", max_steps=3, save_steps=3)
+    file = settings(tmp_path, base, task=f"{doors.__file__}:BrokenVerifierHalls", max_steps=3, save_steps=3)
     limits = ["--set", "judge.max_errors=1", "--set", "judge.max_group_errors=0.3125"]
     code, _, err = finished(program("mine", "--config", file, *limits, "--output-dir", tmp_path / "run"))
     assert code == 0, err
@@ -205,7 +205,7 @@ def outcome_of(run: RunRecord) -> list[tuple[Any, ...]]:
 def test_a_training_resumes_after_one_of_its_processes_was_killed(
     victim: str, tmp_path: Path, base: Path, trained: tuple[RunRecord, str, str], how: list[object]
 ) -> None:
-    file = settings(tmp_path, base, task=f"{doors.__file__}:Watched")
+    file = settings(tmp_path, base, task=f"{doors.__file__}:RecordedHalls")
     command = ["run", "--config", file, *how, "--output-dir", tmp_path / "run"]
     process = program(*command)
     wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-20" / "complete", process)
@@ -332,7 +332,7 @@ def test_weights_of_16_bits_are_saved_in_16_bits(tmp_path: Path, base: Path) -> 
 def test_an_error_in_every_process_is_printed_once(tmp_path: Path, base: Path, how: list[object]) -> None:
     file = settings(tmp_path, base, max_steps=5)
     command = ["run", "--config", file, "--set", "judge.max_errors=1", "--output-dir", tmp_path / "run"]
-    raised = f"{doors.__file__}:Lying"
+    raised = f"{doors.__file__}:NoVerdict"
     code, _, err = finished(program(*command, "--task", raised, *how))
     assert code == 1
     assert err.count("`verify` returned") == 1
@@ -345,7 +345,7 @@ def test_a_training_resumes_only_with_the_same_number_of_processes(tmp_path: Pat
     checkpoint.mkdir()
     (checkpoint / "complete").write_text("2 processes (FSDP)")
     assert last_checkpoint(tmp_path, world="2 processes (FSDP)") == checkpoint
-    with pytest.raises(UsageError, match=r"was begun by 2 processes \(FSDP\), and cannot go on with 1 process"):
+    with pytest.raises(UsageError, match=r"was started with 2 processes \(FSDP\) and cannot be resumed with 1 process"):
         last_checkpoint(tmp_path)
     (checkpoint / "complete").write_text("")  # written before there was more than one
     assert last_checkpoint(tmp_path) == checkpoint

@@ -1,4 +1,4 @@
-"""Training an adapter: what is learnt, what stays as it was, and what lies in `model/`."""
+"""Training a LoRA adapter: what it learns, which weights stay the same, and what is saved in `model/`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 from r3core.runs import Run
 from r3core.train import train
-from r3core.training.lora import check_adapter, lora_of
+from r3core.training.lora import check_adapter, lora_config
 
 LEARNING: dict[str, Any] = {"steps": 60, "learning_rate": 4e-3, "lora": {"r": 8, "lora_alpha": 16}}
 
@@ -43,7 +43,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory, beginner: Path) -> Run:
 
 
 def named(folder: Path) -> float:
-    """Return the share of reflections that name the right word."""
+    """Return the share of reflections that name the password."""
     generator = TransformersGenerator(*load_model(folder))
     protocol = doors.protocol(doors.config(steps=1))
     with protocol.judge:
@@ -76,8 +76,8 @@ def test_an_adapter_alone_is_small_and_is_loaded_with_its_base(tmp_path: Path, m
     assert (folder / "adapter_model.safetensors").exists()
     assert not (folder / "model.safetensors").exists()
     apart, whole = (TransformersGenerator(*load_model(path)) for path in (folder, merged.path / "model"))
-    asked = [doors.protocol(config).reflection_request(failure.episode()) for failure in doors.failures()]
-    prompts = [whole.encode(request) for request in asked]
+    requests = [doors.protocol(config).reflection_request(failure.episode()) for failure in doors.failures()]
+    prompts = [whole.encode(request) for request in requests]
     with torch.no_grad():
         for prompt in prompts:
             ids = torch.tensor([prompt])
@@ -87,14 +87,14 @@ def test_an_adapter_alone_is_small_and_is_loaded_with_its_base(tmp_path: Path, m
 
 
 def test_with_a_penalty_the_base_itself_is_the_reference(tmp_path: Path, beginner: Path) -> None:
-    from r3core.train import arguments
+    from r3core.train import grpo_config
     from r3core.training.trainer import ReflectionTrainer
 
     config = doors.config(steps=2, beta=0.1, lora={"r": 4})
     model, tokenizer = load_model(beginner)
     protocol = doors.protocol(config)
     with Run.open(tmp_path / "run", config.record()) as run:
-        args = arguments(protocol, tmp_path / "checkpoints", on_cpu=True)
+        args = grpo_config(protocol, tmp_path / "checkpoints", on_cpu=True)
         trainer = ReflectionTrainer(run, protocol, doors.failures(), model=model, tokenizer=tokenizer, args=args)
         assert trainer.ref_model is None
         trainer.train()
@@ -103,7 +103,7 @@ def test_with_a_penalty_the_base_itself_is_the_reference(tmp_path: Path, beginne
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model that 4 bits can hold: they are kept in blocks of 64."""
+    """A random model that can be quantized to 4 bits, which is done in blocks of 64."""
     folder = tmp_path_factory.mktemp("models") / "wide"
     doors.beginner(steps=0, width=64).save_pretrained(folder)
     doors.tokenizer().save_pretrained(folder)
@@ -129,7 +129,7 @@ def test_only_the_adapter_of_a_base_in_four_bits_is_trained(tmp_path: Path, wide
     model, tokenizer = load_model(wide_beginner, quantization="4bit")
     before = {name: one.clone() for name, one in in_four_bits(model).items()}
     assert len(before) == 2 * 7, "the linear layers of both blocks"
-    protocol = doors.protocol(config, Long())
+    protocol = doors.protocol(config, LongResponse())
     with Run.open(tmp_path / "run", config.record()) as run, protocol.judge:
         train(run, protocol, doors.failures(), model=model, tokenizer=tokenizer)
     assert any(row["grad_norm"] > 0 for row in run.read("train"))
@@ -142,8 +142,8 @@ def test_only_the_adapter_of_a_base_in_four_bits_is_trained(tmp_path: Path, wide
     assert any("lora_B" in name and one.abs().max() > 0 for name, one in again.named_parameters())
 
 
-class Long(doors.Doors):
-    """Say something long: what a beginner does now and then."""
+class LongResponse(doors.Doors):
+    """Say something long, as the untrained model does now and then."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
         return len(response) > 3
@@ -164,7 +164,7 @@ def test_generation_leaves_the_gradient_on_four_bits_as_it_is(wide: Path) -> Non
     gradients = []
     for model in (quantized, plain):
         torch.manual_seed(0)
-        adapted = get_peft_model(model, lora_of({"r": 4, "init_lora_weights": False})).train()
+        adapted = get_peft_model(model, lora_config({"r": 4, "init_lora_weights": False})).train()
         adapted(input_ids=ids, labels=ids).loss.backward()
         gradients.append(torch.cat([one.grad.flatten() for one in adapted.parameters() if one.grad is not None]))
     assert torch.cosine_similarity(*gradients, dim=0) > 0.999  # the quantized layers multiply in 16 bits
@@ -174,33 +174,33 @@ def test_generation_leaves_the_gradient_on_four_bits_as_it_is(wide: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 4}, "peft's LoraConfig has no option `rank`"),
+        ({"rank": 4}, "`lora` has no option `rank`"),
         ({"r": 0}, "`lora.r` cannot be 0"),
         ({"r": "many"}, "`lora.r` cannot be 'many'"),
-        ({"task_type": "SEQ_CLS"}, "has no option `task_type` to be set here"),
+        ({"task_type": "SEQ_CLS"}, "`lora` has no option `task_type`"),
     ],
 )
-def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
+def test_an_error_names_the_wrong_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        lora_of(options)
+        lora_config(options)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"quantization": "4bit"}, "all weights are to be trained"),
-        ({"quantization": "4bit", "lora": {"r": 4}}, "cannot be merged without a loss"),
+        ({"quantization": "4bit"}, "requires `lora`: quantized weights cannot be trained"),
+        ({"quantization": "4bit", "lora": {"r": 4}}, "cannot be merged into weights of 4 bits"),
     ],
 )
-def test_what_could_not_be_trained_is_refused(given: dict[str, Any], message: str) -> None:
+def test_combinations_that_cannot_be_trained_are_errors(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_adapter(Config.model_validate({"task": "doors"} | given))
 
 
-def test_weights_of_four_bits_are_not_divided() -> None:
+def test_quantized_weights_cannot_be_sharded() -> None:
     config = Config.model_validate(
         {"task": "doors", "quantization": "4bit", "lora": {"r": 4}, "train": {"merge": False}}
     )
     check_adapter(config)
-    with pytest.raises(ConfigError, match="are not divided among processes"):
+    with pytest.raises(ConfigError, match="quantized weights cannot be sharded"):
         check_adapter(config, sharded=True)

@@ -33,7 +33,7 @@ class Apples(Task):
         return True
 
 
-def test_options_have_a_name_a_type_and_a_default() -> None:
+def test_an_option_has_a_name_a_type_and_a_default() -> None:
     assert options_of(Apples) == [
         Option(name="basket", type="Path", required=True),
         Option(name="numbers", type="tuple[int, ...]", default=[3]),
@@ -47,7 +47,7 @@ def test_options_have_a_name_a_type_and_a_default() -> None:
     ("annotation", "text"),
     [(int | None, "int | None"), (dict[str, list[Path]], "dict[str, list[Path]]"), (Any, "Any")],
 )
-def test_a_type_reads_as_a_person_would_write_it(annotation: object, text: str) -> None:
+def test_a_type_is_written_as_in_source_code(annotation: object, text: str) -> None:
     assert type_text(annotation) == text
 
 
@@ -56,11 +56,11 @@ def test_options_are_set() -> None:
     assert task.options() == {"basket": "here", "numbers": [3, 4], "kind": "red", "largest": 20, "seeds": [1, 2]}
 
 
-def test_a_default_that_is_not_allowed_is_told_apart_from_a_value_that_was_given() -> None:
+def test_an_error_distinguishes_a_wrong_default_from_a_wrong_value() -> None:
     class Unset(Apples):
         model_config = ConfigDict(validate_default=True)
 
-        largest: int = None  # type: ignore[assignment]  # the mistake that is tested
+        largest: int = None  # type: ignore[assignment]  # a wrong value is what is tested
 
     with pytest.raises(
         TaskError, match=r"`apples`: the default of option `largest` \(int\) cannot be None: input should"
@@ -69,18 +69,18 @@ def test_a_default_that_is_not_allowed_is_told_apart_from_a_value_that_was_given
     assert set_options(Unset, {"basket": ".", "largest": 3}).options()["largest"] == 3
 
 
-def test_a_task_that_cannot_be_made_is_told_with_the_line() -> None:
+def test_an_exception_in_a_constructor_is_reported_with_its_line() -> None:
     class Fixed(Apples):
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
-            self.seen = set()  # type: ignore[misc, attr-defined]  # the mistake that is tested
+            self.seen = set()  # type: ignore[misc, attr-defined]  # a wrong value is what is tested
 
     class Lost(Apples):
         def model_post_init(self, _: Any) -> None:
             (self.basket / "apples.txt").read_text()
 
     for task, message in (
-        (Fixed, "task `apples`: `{}(...)` raised ValidationError of Fixed: `seen` cannot be set: a task never changes"),
+        (Fixed, "task `apples`: `{}(...)` raised ValidationError of Fixed: `seen` is set(): instance is frozen"),
         (
             Lost,
             "task `apples`: `{}(...)` raised FileNotFoundError: [Errno 2] No such file or directory: 'no/apples.txt'",
@@ -100,7 +100,7 @@ def test_a_task_that_cannot_be_made_is_told_with_the_line() -> None:
             "task `apples` has no option `numbrs`; its options: basket, numbers, kind, largest, seeds",
             ("did you mean `numbers`?",),
         ),
-        ({}, "task `apples` needs the option `basket` (Path)", ("--task-option basket=...",)),
+        ({}, "task `apples` requires the option `basket` (Path)", ("--task-option basket=...",)),
         (
             {"basket": ".", "largest": "many"},
             "task `apples`: option `largest` (int) cannot be 'many': input should be a valid integer, "
@@ -121,7 +121,9 @@ def test_a_task_that_cannot_be_made_is_told_with_the_line() -> None:
         ({"basket": ".", "largest": 2000}, "task `apples`: no apple is larger than 1000", ()),
     ],
 )
-def test_a_wrong_option_is_told_in_words(options: dict[str, object], message: str, hints: tuple[str, ...]) -> None:
+def test_a_wrong_option_is_named_with_its_value_and_what_is_allowed(
+    options: dict[str, object], message: str, hints: tuple[str, ...]
+) -> None:
     with pytest.raises(TaskError) as error:
         set_options(Apples, options)
     assert (error.value.message, error.value.hints) == (message, hints)

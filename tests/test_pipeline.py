@@ -413,5 +413,8 @@ def test_a_model_that_trl_cannot_train_is_refused_before_mining(tiny_folder: Pat
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **ends)).save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
     config = Config(task="even", model=str(tmp_path / "gpt2"), output_dir=tmp_path / "run")
-    with Pipeline.open(Even(), config) as stages, pytest.raises(UsageError, match="cannot be trained here"):
+    with (
+        Pipeline.open(Even(), config) as stages,
+        pytest.raises(UsageError, match="cannot be trained: its architecture"),
+    ):
         stages.check_model()

@@ -1,4 +1,4 @@
-"""The policy on a vLLM that belongs to TRL: what it is asked, and that it has the weights of the step."""
+"""The policy on TRL's vLLM server: the requests it sends, and when the weights are copied."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PROMPTS = [[1, 2], [1, 2], [3, 4], [3, 4]]
 
 
 class Server:
-    """What TRL has for a vLLM server: every completion is the prompt backwards and, after an even start, an end."""
+    """TRL's client of a vLLM server: it returns the prompt reversed, and ended when the prompt starts odd."""
 
     mode = "server"
     temperature, top_p, top_k, max_completion_length = 0.1, 0.2, 3, 4
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
         self.synced = 0
 
     def sync_weights(self) -> None:
@@ -30,7 +30,7 @@ class Server:
 
     def generate(self, prompts: list[list[int]], images: None, num_generations: int) -> tuple[Any, ...]:
         how = (self.temperature, self.top_p, self.top_k, self.max_completion_length)
-        self.asked.append((prompts, num_generations, how))
+        self.calls.append((prompts, num_generations, how))
         end = doors.tokenizer().eos_token_id
         ids = [prompt[::-1] + [end] * (prompt[0] % 2) for prompt in prompts]
         return prompts, ids, [[[None if token == 1 else -0.5] for token in row] for row in ids], None
@@ -55,15 +55,17 @@ def policy(server: Server) -> Policy:
     return Policy(trainer, 8)
 
 
-def test_a_server_is_asked_with_the_turns_own_sampling_and_keeps_its_settings(policy: Policy, server: Server) -> None:
+def test_a_server_receives_the_sampling_of_the_turn_and_its_settings_are_restored(
+    policy: Policy, server: Server
+) -> None:
     sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=6, logprobs=True)
-    told: list[int] = []
-    written = policy.continue_ids(PROMPTS, sampling, group=2, take=lambda rows: told.extend(i for i, _ in rows))
-    assert server.asked == [(PROMPTS, 2, (0.7, 0.9, 5, 6))]
+    taken: list[int] = []
+    written = policy.continue_ids(PROMPTS, sampling, group=2, take=lambda rows: taken.extend(i for i, _ in rows))
+    assert server.calls == [(PROMPTS, 2, (0.7, 0.9, 5, 6))]
     assert (server.temperature, server.top_p, server.top_k, server.max_completion_length) == (0.1, 0.2, 3, 4)
     end = doors.tokenizer().eos_token_id
     assert [(one.ids, one.ended) for one in written] == [([2, 1, end], True)] * 2 + [([4, 3, end], True)] * 2
-    assert told == [0, 1, 2, 3]
+    assert taken == [0, 1, 2, 3]
     assert written[2] == Continued([4, 3, end], True, [-0.5, -0.5, -0.5])
     first, unknown, last = written[0].logprobs or []
     assert (first, last) == (-0.5, -0.5)
@@ -75,7 +77,7 @@ def test_a_completion_without_an_end_was_cut_off(policy: Policy) -> None:
     assert (one.ids, one.ended) == ([9, 2], False)
 
 
-def test_the_weights_are_handed_over_once_a_step(policy: Policy, server: Server) -> None:
+def test_the_weights_are_copied_once_per_step(policy: Policy, server: Server) -> None:
     policy.continue_ids(PROMPTS, Sampling())
     policy.continue_ids(PROMPTS, Sampling())
     assert server.synced == 1

@@ -9,13 +9,13 @@ import pytest
 from programs import finished, program, settings
 
 from r3core.runs import RunRecord
-from r3core.train import arguments
+from r3core.train import grpo_config
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
 
 def hub_cache(home: Path) -> None:
-    """Lay out the cache of a Hub model of two revisions: on `main` it is random, on `v1` it knows the protocol."""
+    """Create the cache of a Hub model with two revisions: random on `main`, trained on the protocol on `v1`."""
     repository = home / "hub" / "models--org--doors"
     for revision, commit in COMMITS.items():
         folder = repository / "snapshots" / commit
@@ -39,6 +39,6 @@ def test_the_kl_term_is_zero_before_the_first_update_under_a_revision(tmp_path: 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_the_reference_model_runs_code_of_its_own_only_where_the_user_allows_it(trusted: bool, tmp_path: Path) -> None:
     config = doors.config(steps=1, beta=0.1).model_copy(update={"trust_remote_code": trusted, "revision": "v1"})
-    args = arguments(doors.protocol(config), tmp_path, on_cpu=True)
+    args = grpo_config(doors.protocol(config), tmp_path, on_cpu=True)
     assert args.trust_remote_code is trusted
     assert args.model_init_kwargs == {"revision": "v1"}

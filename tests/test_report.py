@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from r3core.config import Config
-from r3core.dataset import Taken
+from r3core.dataset import Selection
 from r3core.episode import Arm
 from r3core.evaluate import Paired, Result, Scores
 from r3core.forecast import Forecast
@@ -65,8 +65,10 @@ def result(*, trained: bool = True, errors: int = 0, controls: bool = True) -> R
 def with_error_categories() -> Result:
     made = result()
     assert made.trained
-    base = made.base.model_copy(update={"first_mistakes": {"typo": 2, "sum": 5}, "second_mistakes": {"sum": 1}})
-    trained = made.trained.model_copy(update={"first_mistakes": {"typo": 9, "\x1b[31m": 1}})
+    base = made.base.model_copy(
+        update={"first_error_categories": {"typo": 2, "sum": 5}, "second_error_categories": {"sum": 1}}
+    )
+    trained = made.trained.model_copy(update={"first_error_categories": {"typo": 9, "\x1b[31m": 1}})
     return made.model_copy(update={"base": base, "trained": trained})
 
 
@@ -123,15 +125,15 @@ def test_the_notes_count_verifier_errors() -> None:
     ("taken", "text"),
     [
         (
-            Taken(order="random", taken=500, read=1200, whole=True),
+            Selection(order="random", taken=500, read=1200, whole=True),
             "test split, a random sample of 500 of 1,200 problems, the same for every seed; 100 attempts",
         ),
-        (Taken(order="head", taken=500, read=500, whole=False), "test split, the first 500 problems; 100 attempts"),
-        (Taken(order="random", taken=1200, read=1200, whole=True), "test split, all 1,200 problems; 100 attempts"),
+        (Selection(order="head", taken=500, read=500, whole=False), "test split, the first 500 problems; 100 attempts"),
+        (Selection(order="random", taken=1200, read=1200, whole=True), "test split, all 1,200 problems; 100 attempts"),
         (None, "test split; 100 attempts"),
     ],
 )
-def test_the_notes_name_the_problems(taken: Taken | None, text: str) -> None:
+def test_the_notes_name_the_problems(taken: Selection | None, text: str) -> None:
     made = result().model_copy(update={"problems": taken})
     assert notes(made, CONFIG)[0].startswith(text)
 

@@ -213,7 +213,7 @@ def test_an_option_can_be_replaced(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="has no option `problems`; its options: tries"):
         rescore(folder)
     source.write_text(TOY.read_text().replace("problems: int = 24", "problems: int\n    tries: int"))
-    with pytest.raises(TaskError, match="needs the option `tries`"):
+    with pytest.raises(TaskError, match="requires the option `tries`"):
         rescore(folder)
     assert rescore(folder, options={"tries": 3}).changed == 1
 

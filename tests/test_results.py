@@ -1,4 +1,4 @@
-"""The published numbers are those of the code as it is: what is cheap and deterministic of a recorded run is redone."""
+"""The published numbers agree with the code: the cheap and deterministic part of a recorded run is repeated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from r3core.config import resolve
 from r3core.pipeline import Pipeline
 
 RECORDED = sorted(path.stem for path in published.RUNS.glob("*.json"))
-RATES_WITHIN = 0.01  # other processors round otherwise, and then a token may be sampled otherwise
+RATES_WITHIN = 0.01  # processors differ in rounding, which can change a sampled token
 MINED_WITHIN = 0.02
 REWARDS_WITHIN = 0.05
 
@@ -32,7 +32,7 @@ def recorded(name: str) -> dict[str, Any]:
 
 def stale(name: str) -> str:
     return (
-        f"what is published of {name} is not what this code does: run `{generate.RECORDS[name]} --output-dir RUN`, "
+        f"the published numbers of {name} are not those of this code: run `{generate.RECORDS[name]} --output-dir RUN`, "
         f"`python docs/record.py RUN {name}` and `make docs`"
     )
 
@@ -47,24 +47,24 @@ def rates(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
 
 
 def different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return what of a record is not what a rerun of its first part gave."""
-    told = []
+    """Return the differences between a record and a rerun of its first part, one line each."""
+    lines = []
     old, new = dict(rates(before["result"]["base"])), dict(rates(now["result"]["base"]))
     for place in sorted(old.keys() | new.keys()):
         if place not in old or place not in new or abs(old[place] - new[place]) > RATES_WITHIN:
-            told.append(f"base, {place}: {old.get(place)} was recorded, now it is {new.get(place)}")
+            lines.append(f"base, {place}: {old.get(place)} was recorded, now it is {new.get(place)}")
     if before["problems"] != now["problems"]:
-        told.append("other problems are evaluated")
+        lines.append("other problems are evaluated")
     mined, mined_now = before["mined"]["failures"], now["mined"]["failures"]
     if abs(mined - mined_now) > MINED_WITHIN * mined:
-        told.append(f"{mined} failures were mined, now {mined_now}")
+        lines.append(f"{mined} failures were mined, now {mined_now}")
     steps = zip(before["first_rewards"], now["first_rewards"], strict=True)
-    told += [f"a reward of {old:.3f}, now {new:.3f}" for old, new in steps if abs(old - new) > REWARDS_WITHIN]
-    return told
+    lines += [f"a reward of {old:.3f}, now {new:.3f}" for old, new in steps if abs(old - new) > REWARDS_WITHIN]
+    return lines
 
 
 def resolved(name: str, *overrides: str, **flags: Any) -> Any:
-    """Return the configuration that the command of a record is resolved to."""
+    """Return the resolved configuration of a record's command."""
     words = shlex.split(generate.RECORDS[name])
     settings = [value for option, value in pairwise(words) if option == "--set"]
     task = get_task(recorded(name)["config"]["task"])
@@ -86,7 +86,7 @@ def rerun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_table_of_the_readme_has_a_record() -> None:
     assert "countdown-0" in RECORDED
-    assert set(RECORDED) <= set(generate.RECORDS), "a record that no page wants"
+    assert set(RECORDED) <= set(generate.RECORDS), "a record that no page uses"
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -98,7 +98,7 @@ def test_a_record_can_be_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_a_published_run_began_from_what_is_here(name: str) -> None:
+def test_a_published_run_has_the_present_model_verifier_and_configuration(name: str) -> None:
     facts = recorded(name)
     task = get_task(facts["config"]["task"], **facts["config"]["task_options"])
     assert facts["model_sha256"] == digest_of_weights(task), stale(name)
@@ -107,7 +107,7 @@ def test_a_published_run_began_from_what_is_here(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_a_record_names_no_place(name: str) -> None:
+def test_a_record_contains_no_absolute_path(name: str) -> None:
     def texts(value: Any) -> Iterator[str]:
         if isinstance(value, dict | list):
             for inner in value.values() if isinstance(value, dict) else value:
@@ -118,11 +118,13 @@ def test_a_record_names_no_place(name: str) -> None:
     assert [text for text in texts(recorded(name)) if Path(text).is_absolute()] == []
 
 
-def test_the_published_table_is_what_this_code_gives(rerun: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_a_rerun_reproduces_the_published_table(rerun: dict[str, Any]) -> None:
     assert different(recorded("countdown-0"), rerun) == [], stale("countdown-0")
 
 
-def test_a_table_that_is_out_of_date_is_noticed(rerun: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_an_outdated_record_is_detected(rerun: dict[str, Any]) -> None:
     def changed(*place: str | int, by: Any) -> dict[str, Any]:
         facts = copy.deepcopy(rerun)
         inner: Any = facts
@@ -140,8 +142,7 @@ def test_a_table_that_is_out_of_date_is_noticed(rerun: dict[str, Any]) -> None:
         (("mined", "failures"), 20),
         (("first_rewards", 1), 0.1),
     ]:
-        [told] = different(changed(*place, by=by), rerun)
-        assert told
+        assert len(different(changed(*place, by=by), rerun)) == 1
     without = copy.deepcopy(rerun)
     del without["result"]["base"]["controls"]["none"]
     assert different(without, rerun) != []
@@ -149,7 +150,7 @@ def test_a_table_that_is_out_of_date_is_noticed(rerun: dict[str, Any]) -> None:
 
 @pytest.fixture
 def three_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand before records of three seeds, whose second tries rise by 30, 31 and 35 points; they exist nowhere else."""
+    """A folder with invented records of three seeds, whose second tries rise by 30, 31 and 35 points."""
     monkeypatch.setattr(published, "RUNS", tmp_path)
     for seed, rise in enumerate((0.30, 0.31, 0.35)):
         facts = json.loads((generate.ROOT / "docs/runs/countdown-0.json").read_text(encoding="utf-8"))
@@ -170,7 +171,7 @@ def test_the_seeds_have_a_mean_with_its_interval(three_seeds: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(name for name in published.BLOCKS if name.startswith("countdown")))
-def test_a_block_is_written_when_its_records_are_there(name: str, three_seeds: Path) -> None:
+def test_a_block_is_generated_when_its_records_exist(name: str, three_seeds: Path) -> None:
     marked = f"<!-- generated: {name} -->\nby hand\n<!-- /generated -->"
     if name == "countdown training controls":
         assert generate._filled(marked) == marked, "a record is missing: the text stays"
@@ -179,14 +180,14 @@ def test_a_block_is_written_when_its_records_are_there(name: str, three_seeds: P
         assert "| 0 |" in generate._filled(marked) or "first try, base" in generate._filled(marked)
 
 
-def test_what_is_missing_is_told_with_its_command(three_seeds: Path) -> None:
+def test_missing_records_are_listed_with_their_command(three_seeds: Path) -> None:
     (three_seeds / "countdown-2.json").unlink()
     facts = json.loads((three_seeds / "countdown-1.json").read_text(encoding="utf-8"))
     facts["config"]["gone"] = 1
     (three_seeds / "countdown-1.json").write_text(json.dumps(facts), encoding="utf-8")
-    told = "\n".join(generate.missing())
-    assert "countdown-2: there is no countdown-2.json; made by `r3 run --task countdown --seed 2`" in told
-    assert "countdown-1: countdown-1.json is of another version: gone: Extra inputs are not permitted" in told
-    assert "countdown-0:" not in told
+    lines = "\n".join(generate.missing())
+    assert "countdown-2: countdown-2.json does not exist; made by `r3 run --task countdown --seed 2`" in lines
+    assert "countdown-1: countdown-1.json is of another version: gone: Extra inputs are not permitted" in lines
+    assert "countdown-0:" not in lines
     marked = "<!-- generated: countdown seeds -->\nby hand\n<!-- /generated -->"
     assert generate._filled(marked) == marked

@@ -1,4 +1,4 @@
-"""The commands that work on a run, in this process: what they print, and what they say of mistakes."""
+"""The commands on runs, in the process of the test: their options, output and error messages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 def test_a_run_prints_its_table(r3: R3, copied: Path) -> None:
     said = r3("run", "--output-dir", "run")
     assert said.code == 0
-    for word in ("first try", "second try", "fix rate", "everything is in run"):
+    for word in ("first try", "second try", "fix rate", "- run directory: run"):
         assert word in said.out
     assert said.err == ""
 
@@ -67,7 +67,7 @@ def test_a_run_wants_a_verifier_that_passes_the_check(r3: R3, asked: list[str]) 
     assert said.code == 1
     assert "error: the verifier of task `even` does not pass `r3 check`; fail: " in said.err
     assert "`empty`" in said.err
-    assert "shows all of it; mend it, or say --uncertified to train on its verdicts all the same" in said.err
+    assert "shows all findings; fix the verifier, or train without a certificate: --uncertified" in said.err
     assert not Path("run/mine.jsonl").exists()
     assert json.loads(Path("run/certificate.json").read_text())["outcome"] == "fail"
 
@@ -97,7 +97,7 @@ def test_training_wants_failures_before_it_checks_the_verifier(r3: R3, asked: li
 def test_the_stages_one_by_one_are_a_run(r3: R3, asked: list[str], finished: Path) -> None:
     told = {}
     for stage in ("mine", "train", "eval", "report"):
-        said = r3(stage, *asked, "--json")
+        said = r3(stage, *(asked if stage != "report" else ["--output-dir", "run"]), "--json")
         assert said.code == 0, said.err
         told[stage] = json.loads(said.out)
     assert Path(told["mine"]["failures"]) == Path("run/failures")
@@ -231,7 +231,7 @@ def test_a_dry_run_explains_and_does_nothing(r3: R3, asked: list[str]) -> None:
     assert said.code == 0
     for line in (
         "run directory: run",
-        "; it need not pass (--uncertified)",
+        "; a pass is not required (--uncertified)",
         "mine: 12 problems x 1 attempts",
         "train: a step trains on 4 reflections = per_device_train_batch_size 4 x gradient_accumulation_steps 1",
         "train: 4 reflections are generated at a time = 1 failures x num_generations 4",
@@ -241,10 +241,77 @@ def test_a_dry_run_explains_and_does_nothing(r3: R3, asked: list[str]) -> None:
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("command", ["run", "mine", "train", "eval"])
+def test_a_dry_run_writes_nothing(r3: R3, tiny_folder: Path, command: str) -> None:
+    said = r3(command, "--task", TASK, "--model", tiny_folder, *settings(), "--dry-run")
+    assert said.code == 0, said.err
+    assert re.search(r"^run directory: runs/Even-[0-9a-f]{8}$", said.out, re.MULTILINE)
+    assert not list(Path().iterdir())
+
+
+def test_a_dry_run_leaves_a_finished_run_as_it_is(r3: R3, copied: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in copied.rglob("*")}
+    for command in ("run", "mine", "train", "eval"):
+        assert r3(command, "--output-dir", "run", "--dry-run").code == 0
+    assert r3("report", "--output-dir", "run", "--dry-run").code == 2
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in copied.rglob("*")} == before
+
+
+NAMES = {"--task", "--task-option", "--config", "--set", "--output-dir", "--json"}
+GENERATES = NAMES | {"--model", "--preset", "--engine", "--ray-address", "--limit", "--seed", "--dry-run"}
+MINES = {"--samples", "--keep", "--failures"}
+TRAINS = {"--lora", "--processes", "--accelerate-config", "--uncertified"}
+OPTIONS = {
+    "run": GENERATES | MINES | TRAINS,
+    "mine": GENERATES | MINES,
+    "train": NAMES | TRAINS | {"--model", "--preset", "--engine", "--seed", "--dry-run", "--failures"},
+    "eval": GENERATES,
+    "report": NAMES,
+    "show": {"--task", "--task-option", "--model", "--set", "--seed", "-n"},
+    "rescore": {"--task", "--task-option", "--output-dir", "--json"},
+}
+"""Command -> its options."""
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_a_command_has_the_options_that_concern_it(r3: R3, command: str) -> None:
+    listed = re.findall(r"^  (-[\w-]+)", r3(command, "--help").out.partition("Options:")[2], re.MULTILINE)
+    assert sorted(listed) == sorted({*OPTIONS[command], "-h"})
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(command, option) for command in OPTIONS for option in sorted(OPTIONS["run"] - OPTIONS[command])],
+)
+def test_an_option_of_another_command_is_refused(r3: R3, command: str, option: str) -> None:
+    said = r3(command, option, "1")
+    assert (said.code, said.out) == (2, "")
+    assert f"No such option: {option}" in said.err
+    assert not list(Path().iterdir())
+
+
+def test_a_report_finds_a_run_by_its_settings(r3: R3, tiny_folder: Path) -> None:
+    Path("run.yaml").write_text(json.dumps({"task": TASK, "model": str(tiny_folder), "mine": {"limit": 12}}))
+    evaluated = r3("eval", "--config", "run.yaml", *settings())
+    assert evaluated.code == 0, evaluated.err
+    assert r3("report", "--config", "run.yaml", *settings()).out.startswith(evaluated.out.partition("\n- ")[0])
+    assert r3("report", "--config", "run.yaml").code == 1  # another run
+
+
+def test_a_text_option_of_a_task_is_not_read_as_yaml(r3: R3, tiny_folder: Path) -> None:
+    Path("named.py").write_text(TOY.read_text() + "\n\nclass Named(Toy):\n    label: str = ''\n")
+    given = ["--task", "named.py:Named", "--task-option", "label=no", "--set", "wording.retry=Try: ${x}"]
+    said = r3("mine", *given, "--model", tiny_folder, "--dry-run")
+    assert said.code == 0, said.err
+    assert "label: 'no'" in said.out
+    assert "retry: 'Try: ${x}'" in said.out
+    assert r3("verify", "named.py:Named", "--response", "2000", "--task-option", "label=007").code == 0
+
+
 def test_a_dry_run_tells_what_the_check_has_found(r3: R3, asked: list[str]) -> None:
     r3("check", TASK)
     said = r3("run", *asked, "--dry-run", "--set", "uncertified=false").out
-    assert re.search(r"^check: fail: \d+ checks, .*; training needs a pass$", said, re.MULTILINE)
+    assert re.search(r"^check: fail: \d+ checks, .*; training requires a pass$", said, re.MULTILINE)
 
 
 def test_a_run_that_is_interrupted_says_how_it_goes_on(r3: R3, tiny_folder: Path) -> None:
@@ -253,15 +320,15 @@ def test_a_run_that_is_interrupted_says_how_it_goes_on(r3: R3, tiny_folder: Path
     )
     said = r3("mine", "--task", "stopped.py:Toy", "--model", tiny_folder, *settings())
     assert said.code == 130
-    assert "stopped; the same command goes on from here\n" in said.err
+    assert "interrupted; run the same command to resume\n" in said.err
     assert "Traceback" not in said.err
 
 
 def test_a_dry_run_suggests_numbers_that_fit(r3: R3, asked: list[str]) -> None:
     said = r3("run", *asked, "--dry-run", "--set", "grpo.num_generations=3")
     assert said.code == 2
-    assert "4 reflections are generated at a time, and that is no multiple of `grpo.num_generations` = 3" in said.err
-    assert "hint: num_generations can be 2 or 4" in said.err
+    assert "generation batch size (4) must be divisible by num_generations (3)" in said.err
+    assert "; num_generations can be 2 or 4" in said.err
 
 
 MODEL = object()  # stands for the tiny model's folder
@@ -281,7 +348,7 @@ MODEL = object()  # stands for the tiny model's folder
         (["run", "--task", TASK, "--model", MODEL, "--set", "mine.limt=3"], 2, "did you mean `mine.limit`?"),
         (["run", "--task", TASK, "--model", MODEL, "--set", "mine.limit"], 2, "is not of the form key=value"),
         (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.learnin_rate=1"], 2, "did you mean `learning_rate`?"),
-        (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.seed=1"], 2, "`grpo.seed` is not set here"),
+        (["run", "--task", TASK, "--model", MODEL, "--set", "grpo.seed=1"], 2, "`grpo.seed` is set by r3"),
         (["run", "--task", TASK, "--model", MODEL], 2, "`grpo.max_steps` is not set"),
         (
             ["run", "--task", TASK, "--model", MODEL, "--set=grpo.max_steps=5", "--set=grpo.use_vllm=true"],
@@ -307,7 +374,7 @@ MODEL = object()  # stands for the tiny model's folder
         (["eval", "--task", TASK], 2, "ships no model of its own"),
         (["mine", "--task", TASK, "--model", MODEL, "--set", "mine.split=tset"], 2, "`mine.split` cannot be 'tset'"),
         (["train", "--task", TASK, "--model", MODEL, "--set", "grpo.max_steps=1"], 2, "there are no failures in"),
-        (["report", "--task", TASK, "--model", MODEL], 1, "was not evaluated yet"),
+        (["report", "--task", TASK, "--set", "model=x"], 1, "was not evaluated yet"),
         (["report", "--output-dir", "nowhere"], 2, "no task is named"),
         (["rescore", "nowhere"], 2, "`nowhere` is neither a run directory nor a failure dataset"),
         (["show", "--task", TASK, "--model", MODEL, "-n", "0"], 2, "Invalid value for '-n'"),
@@ -387,8 +454,8 @@ def test_a_directory_is_not_spoilt_by_a_mistyped_model(r3: R3, asked: list[str])
             "`prompt` of example 'n0' raised KeyError: 'words'",
         ),
         ("def prompt(self, example): return 7", "the prompt of example 'n0' is 7; that is neither a text nor"),
-        ("def prompt(self): return 'Say 1.'", "`Mine.prompt` takes nothing; it is called with example"),
-        ("prompt: str = 'Say 1.'", "the option `prompt` of `Mine` has the name of something that every task has"),
+        ("def prompt(self): return 'Say 1.'", "`Mine` must define `prompt` as `def prompt(self, example)`"),
+        ("prompt: str = 'Say 1.'", "`Mine` has an option `prompt`, an attribute of every task"),
     ],
 )
 def test_a_mistake_in_a_task_is_told_in_words(r3: R3, asked: list[str], method: str, message: str) -> None:

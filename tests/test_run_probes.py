@@ -30,22 +30,22 @@ TAGGED = SEED._replace(
         (["same", "same again"], BARE),
     ],
 )
-def test_a_frame_is_what_all_references_begin_and_end_with(references: list[str], frame: Frame) -> None:
+def test_a_frame_is_the_common_beginning_and_end_of_all_references(references: list[str], frame: Frame) -> None:
     assert frame_of(references) == frame
     assert all(frame.around(frame.core(reference)) == reference for reference in references)
 
 
 @pytest.mark.parametrize(("seed", "frame"), [(SEED, BARE), (TAGGED, TAG)])
-def test_no_probe_is_the_right_answer_or_comes_twice(seed: Seed, frame: Frame) -> None:
-    made = probes_of(seed, frame)
-    assert set(made) == set(PROBES)
-    for texts in made.values():
+def test_no_probe_is_the_right_answer_or_occurs_twice(seed: Seed, frame: Frame) -> None:
+    probes = probes_of(seed, frame)
+    assert set(probes) == set(PROBES)
+    for texts in probes.values():
         assert seed.right not in [text.strip() for text in texts]
         assert len(texts) == len(set(texts))
 
 
 @pytest.mark.parametrize(("seed", "frame"), [(SEED, BARE), (TAGGED, TAG)])
-def test_every_probe_makes_something_of_a_number(seed: Seed, frame: Frame) -> None:
+def test_every_probe_has_a_response_for_a_number(seed: Seed, frame: Frame) -> None:
     empty = {name for name, texts in probes_of(seed, frame).items() if not texts}
     assert empty == ({name for name in PROBES if name.endswith(" inside")} if frame == BARE else set())
 
@@ -76,7 +76,7 @@ def test_every_probe_makes_something_of_a_number(seed: Seed, frame: Frame) -> No
         ("prefix of the answer", "<answer>5</answer>"),
     ],
 )
-def test_probes_attack_the_whole_and_what_is_inside_the_frame(name: str, text: str) -> None:
+def test_probes_change_the_whole_response_and_what_is_inside_the_frame(name: str, text: str) -> None:
     assert text in probes_of(TAGGED, TAG)[name]
 
 
@@ -96,27 +96,27 @@ def test_the_last_number_of_an_answer_is_changed_a_little(right: str, near: list
     assert probes_of(SEED._replace(right=right), BARE)["near number"] == near
 
 
-def test_what_needs_no_answer_is_made_without_one() -> None:
-    made = probes_of(Seed("What?", "", None, [], 200_000), BARE)
-    assert all(made[name] for name in WITHOUT_ANSWER)
+def test_probes_that_need_no_answer_are_generated_without_one() -> None:
+    probes = probes_of(Seed("What?", "", None, [], 200_000), BARE)
+    assert all(probes[name] for name in WITHOUT_ANSWER)
     assert set(PROBES) >= WITHOUT_ANSWER >= HOSTILE
     assert set(NAMES) > set(PROBES)
 
 
-def test_long_texts_stay_below_the_limit_but_for_one_that_is_beyond_every_limit() -> None:
-    lengths = [len(text) for text in probes_of(TAGGED._replace(longest=1_000), TAG)["one megabyte"]]
+def test_long_texts_are_within_the_limit_except_for_one_megabyte() -> None:
+    lengths = [len(text) for text in probes_of(TAGGED._replace(characters=1_000), TAG)["one megabyte"]]
     assert lengths[0] == 1_000_000
     assert set(lengths[1:]) == {999}
 
 
-def test_long_texts_are_of_one_sign_but_for_what_makes_patterns_slow() -> None:
+def test_long_texts_repeat_one_character_except_for_what_makes_regular_expressions_slow() -> None:
     texts = [TAG.core(text) for text in probes_of(TAGGED, TAG)["one megabyte"][1:]]
     assert any(set(text) == {"9"} for text in texts)
     assert any(set(text[:-1]) == {"9"} and text[-1] == "!" for text in texts)
     assert any(text[1:-1].isspace() and text[0] == text[-1] == "a" for text in texts)
 
 
-def test_each_code_would_write_a_file_of_its_own(tmp_path: Path) -> None:
+def test_each_code_response_would_write_a_file_of_its_own(tmp_path: Path) -> None:
     texts = code(TAGGED, TAG, tmp_path / "marker-")
     assert all(f"marker-{number}" in text for number, text in enumerate(texts))
     assert sum(text.startswith(TAG.before) for text in texts) == len(texts) // 2
@@ -130,7 +130,7 @@ def test_an_answer_has_other_forms() -> None:
     assert forms["in a code fence"].texts == ["```\n<answer>Fifty-one</answer>\n```"]
 
 
-def test_forms_that_change_nothing_are_left_out() -> None:
+def test_forms_equal_to_the_reference_are_left_out() -> None:
     assert set(forms_of("51", BARE)) == {"spaces around", "in a code fence"}
 
 

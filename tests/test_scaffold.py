@@ -12,14 +12,14 @@ from zipfile import ZipFile
 import pytest
 
 from r3core import Example, Task, UsageError, get_task
-from r3core.plugins.scaffold import Made, make_file, make_package
+from r3core.plugins.scaffold import NewTask, make_file, make_package
 
 ROOT = Path(__file__).parent.parent
 R3 = ("-c", "from r3core.cli.main import main; main()")
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Made:
+def package(tmp_path: Path) -> NewTask:
     return make_package("my-task", tmp_path)
 
 
@@ -42,18 +42,18 @@ def ran(*arguments: object, folder: Path, path: Path | None = None) -> str:
     return ended.stdout
 
 
-def installed(made: Made) -> Path:
+def installed(task: NewTask) -> Path:
     """Build the package's wheel and unpack it, which is all that installing it takes; return where."""
-    ran("-m", "hatchling", "build", "-t", "wheel", folder=made.path)
-    [wheel] = made.path.glob("dist/*.whl")
-    site = made.path.parent / "site"
+    ran("-m", "hatchling", "build", "-t", "wheel", folder=task.path)
+    [wheel] = task.path.glob("dist/*.whl")
+    site = task.path.parent / "site"
     ZipFile(wheel).extractall(site)
     return site
 
 
-def test_a_new_package_has_five_files(package: Made, tmp_path: Path) -> None:
+def test_a_new_package_has_five_files(package: NewTask, tmp_path: Path) -> None:
     folder = tmp_path / "r3-plugin-my-task"
-    assert package == Made(path=folder, source=folder / "r3_plugin_my_task/__init__.py", task="my-task")
+    assert package == NewTask(path=folder, source=folder / "r3_plugin_my_task/__init__.py", task="my-task")
     assert sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()) == [
         "README.md",
         "pyproject.toml",
@@ -66,34 +66,37 @@ def test_a_new_package_has_five_files(package: Made, tmp_path: Path) -> None:
     assert project["entry-points"] == {"r3": {"my-task": "r3_plugin_my_task"}}
 
 
-def test_a_new_package_is_short(package: Made) -> None:
+def test_a_new_package_is_short(package: NewTask) -> None:
     assert len(package.source.read_text(encoding="utf-8").splitlines()) <= 65
     test = package.path / "tests/test_my_task.py"
     assert len([line for line in test.read_text(encoding="utf-8").splitlines() if line]) <= 5
 
 
-def test_a_new_package_is_built_listed_and_used(package: Made, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_new_package_is_built_listed_and_used(package: NewTask, tmp_path: Path) -> None:
     site = installed(package)
     listed = ran(*R3, "tasks", folder=tmp_path, path=site)
     assert "my-task  (r3-plugin-my-task 0.1.0)\n    Count the pencils that are left in some boxes.\n" in listed
     arguments = ("verify", "my-task", "--example", "7x12-3", "--response", "81")
     assert "verdict: pass\n" in ran(*R3, *arguments, folder=tmp_path, path=site)
     readme = (package.path / "README.md").read_text(encoding="utf-8")
-    [asked] = [line.split()[1:] for line in readme.splitlines() if line.startswith("r3 run ")]
-    assert "train: a step trains on" in ran(*R3, *asked, "--dry-run", folder=tmp_path, path=site)
+    [command] = [line.split()[1:] for line in readme.splitlines() if line.startswith("r3 run ")]
+    assert "train: a step trains on" in ran(*R3, *command, "--dry-run", folder=tmp_path, path=site)
 
 
-def test_a_new_package_passes_its_own_test_and_the_check(package: Made, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_new_package_passes_its_own_test_and_the_check(package: NewTask, tmp_path: Path) -> None:
     site = installed(package)
     assert "1 passed" in ran("-m", "pytest", "-p", "no:cacheprovider", folder=package.path, path=site)
     ran(*R3, "check", "my-task", folder=tmp_path, path=site)
 
 
+@pytest.mark.slow
 def test_a_new_file_passes_the_check(tmp_path: Path) -> None:
     ran(*R3, "check", make_file("sums", tmp_path).task, folder=tmp_path)
 
 
-def test_what_is_made_is_clean_under_strict_rules(package: Made, tmp_path: Path) -> None:
+def test_a_new_task_passes_strict_ruff_and_mypy(package: NewTask, tmp_path: Path) -> None:
     make_file("sums", tmp_path)
     rules = ("--isolated", "--line-length", "120")
     ran("-m", "ruff", "check", *rules, "--select", "E,F,I,UP,B,SIM,RUF,PT", ".", folder=tmp_path)
@@ -174,7 +177,7 @@ def test_traps_fail_a_new_task(task: Task, wrong: str) -> None:
     assert task.verify(Example(id="7x12-3", answer=81), wrong).outcome == "fail"  # type: ignore[union-attr]
 
 
-def test_the_name_of_a_class_hides_nothing_that_its_module_uses(tmp_path: Path) -> None:
+def test_a_class_name_does_not_shadow_names_of_its_module(tmp_path: Path) -> None:
     source = make_package("x", tmp_path).source.read_text(encoding="utf-8")
     nodes = list(ast.walk(ast.parse(source)))
     used = {alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
@@ -189,9 +192,9 @@ def test_the_name_of_a_class_hides_nothing_that_its_module_uses(tmp_path: Path) 
     ("name", "class_name"), [("my-task", "MyTask"), ("my_task", "MyTask"), ("mySums2", "MySums2"), ("task", "TaskTask")]
 )
 def test_the_class_is_called_like_the_task(name: str, class_name: str, tmp_path: Path) -> None:
-    made = make_file(name, tmp_path)
-    assert made.task == f"{tmp_path / name.replace('-', '_')}.py:{class_name}"
-    assert f"class {class_name}(Task):" in made.source.read_text(encoding="utf-8")
+    new = make_file(name, tmp_path)
+    assert new.task == f"{tmp_path / name.replace('-', '_')}.py:{class_name}"
+    assert f"class {class_name}(Task):" in new.source.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -224,18 +227,18 @@ def test_the_name_of_an_installed_task_is_taken(name: str, tmp_path: Path) -> No
             make(name, tmp_path)
 
 
-def test_nothing_is_written_over(package: Made, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(package: NewTask, tmp_path: Path) -> None:
     package.source.write_text("mine")
-    with pytest.raises(UsageError, match="r3-plugin-my-task` is there already"):
+    with pytest.raises(UsageError, match="r3-plugin-my-task` exists already"):
         make_package("my-task", tmp_path)
     assert package.source.read_text() == "mine"
     make_file("my-task", tmp_path)
-    with pytest.raises(UsageError, match=r"my_task\.py` is there already"):
+    with pytest.raises(UsageError, match=r"my_task\.py` exists already"):
         make_file("my-task", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sums", "s" * 300])
-def test_a_place_that_cannot_be_written_is_told(name: str, tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_an_error(name: str, tmp_path: Path) -> None:
     directory = tmp_path / "file" if name == "sums" else tmp_path
     (tmp_path / "file").write_text("no directory")
     for make in (make_package, make_file):

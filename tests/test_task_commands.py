@@ -1,4 +1,4 @@
-"""The commands of those who write tasks, in this process: what they print, and what they say of mistakes."""
+"""The commands for task authors, in the process of the test: their output and error messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_new_package_is_told_with_what_to_do_next(r3: R3) -> None:
     said = r3("new", "my-task", "--output-dir", "my plugins")
     assert said == (
         0,
-        "made my plugins/r3-plugin-my-task; "
+        "created my plugins/r3-plugin-my-task; "
         "the task is in my plugins/r3-plugin-my-task/r3_plugin_my_task/__init__.py\n"
         "next:\n"
         "  pip install -e 'my plugins/r3-plugin-my-task'\n"
@@ -110,6 +110,8 @@ def test_a_verdict_as_one_json_object(r3: R3) -> None:
         "response": "4",
         "outcome": "fail",
         "reason": "it should be 3",
+        "kind": "",
+        "limit": None,
     }
 
 
@@ -145,8 +147,12 @@ def test_long_texts_are_cut_in_words_and_whole_as_json(r3: R3, odd: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        ([TOY, "--example", "2001"], "task `toy` has no example `2001`; 72 were", "hint: ids that are near: n2001, "),
-        (["odd.py:Odd", "--example", "one[2J"], "task `odd` has no example `one[2J`; 1 were", "near: one\\x1b[2J\n"),
+        ([TOY, "--example", "2001"], "task `toy` has no example `2001` among 72\n", "hint: similar ids: n2001, "),
+        (
+            ["odd.py:Odd", "--example", "one[2J"],
+            "task `odd` has no example `one[2J` among 1\n",
+            "similar ids: one\\x1b[2J\n",
+        ),
         ([TOY, "--example", "???"], "task `toy` has no example `???`", "hint: an id looks like this: n2000"),
         ([TOY, "--task-option", "problem=3"], "task `toy` has no option `problem`", "hint: did you mean `problems`?"),
         ([TOY, "--task-option", "problems=0"], "task `toy` has no problem in any of its splits", ""),
@@ -167,7 +173,7 @@ def test_what_cannot_be_judged_is_told(r3: R3, odd: str, arguments: list[str], m
 def test_a_verifier_that_returns_no_verdict_is_its_authors_mistake(r3: R3, odd: str) -> None:
     said = r3("verify", odd, "--response", "string")
     assert said.code == 2
-    assert "`verify` returned 'right'; it should return a Verdict or a bool" in said.err
+    assert "`verify` returned 'right'; it must return a Verdict or a bool" in said.err
 
 
 def test_a_verdict_has_the_limits_that_are_set(r3: R3) -> None:

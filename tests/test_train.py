@@ -1,4 +1,4 @@
-"""Training on a tiny model: what is trained, by which arithmetic, and what a kill leaves behind."""
+"""Training on a tiny model: which tokens are trained, with which gradient, advantages and rewards."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from r3core.generation.control_tokens import control_tokens
 from r3core.generation.engine import Continued, Sampling, Samplings
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol
-from r3core.reward import is_broken, measures, reward_of, without_broken_groups
+from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
 from r3core.runs import Run
 from r3core.task import Outcome
-from r3core.train import arguments
+from r3core.train import grpo_config
 from r3core.training.policy import Policy
 from r3core.training.trainer import ReflectionTrainer
 from r3core.verification.judge import Judge
@@ -46,8 +46,8 @@ class Even(Task):
         return len(response) % 2 == 0
 
 
-class Watched(ReflectionTrainer):
-    """A trainer that keeps what it sampled, and the inputs of every loss."""
+class RecordingTrainer(ReflectionTrainer):
+    """A trainer that records what it samples, and the inputs of every loss."""
 
     def _generate_single_turn(self, *args: Any, **named: Any) -> Any:
         self.prompts = args[0]
@@ -59,7 +59,7 @@ class Watched(ReflectionTrainer):
         return super()._compute_loss(model, inputs)
 
 
-class Scripted(Watched):
+class ScriptedRewards(RecordingTrainer):
     """A trainer whose rewards follow a script."""
 
     script: Sequence[float | None] = ()
@@ -68,16 +68,16 @@ class Scripted(Watched):
         return list(self.script)
 
 
-class Forward:
-    """Every forward pass through a model's body that is to be differentiated."""
+class ForwardPasses:
+    """Records every forward pass through a model's body that has a gradient."""
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         self.inputs: list[torch.Tensor] = []  # (rows, tokens)
         self.masks: list[torch.Tensor] = []  # (rows, tokens)
         self.outputs: list[torch.Tensor] = []  # (rows, tokens, hidden)
-        model.model.register_forward_hook(self._keep, with_kwargs=True)
+        model.model.register_forward_hook(self._record, with_kwargs=True)
 
-    def _keep(self, module: Any, args: Any, named: Any, output: Any) -> None:
+    def _record(self, module: Any, args: Any, named: Any, output: Any) -> None:
         if torch.is_grad_enabled():
             output.last_hidden_state.retain_grad()
             self.inputs.append(named["input_ids"])
@@ -117,9 +117,15 @@ def even_protocol(*, steps: int = 1, **grpo: Any) -> tuple[Protocol, list[Failur
 
 
 def trainer_in(
-    run: Run, protocol: Protocol, failures: Sequence[Failure], *, model: Any, tokenizer: Any, kind: Any = Watched
+    run: Run,
+    protocol: Protocol,
+    failures: Sequence[Failure],
+    *,
+    model: Any,
+    tokenizer: Any,
+    kind: Any = RecordingTrainer,
 ) -> Any:
-    args = arguments(protocol, run.path / "checkpoints", on_cpu=True)
+    args = grpo_config(protocol, run.path / "checkpoints", on_cpu=True)
     return kind(run, protocol, failures, model=model, tokenizer=tokenizer, args=args)
 
 
@@ -151,20 +157,20 @@ def cut_off(group: list[Episode]) -> list[Episode]:
 def test_only_the_reflections_tokens_have_a_gradient(tmp_path: Path, tiny_tokenizer: Any) -> None:
     protocol, failures = even_protocol()
     model = bare_model(tiny_tokenizer)
-    forward = Forward(model)
+    forward = ForwardPasses(model)
     with Run.open(tmp_path / "run", {}) as run:
         trainer = trainer_in(run, protocol, failures, model=model, tokenizer=tiny_tokenizer)
         trainer.train()
 
-    expected = [prompt + said for prompt, said in zip(trainer.prompts, trainer.reflections, strict=True)]
-    went_in = [
+    expected = [prompt + reflection for prompt, reflection in zip(trainer.prompts, trainer.reflections, strict=True)]
+    forwarded = [
         row[mask.bool()].tolist()
         for ids, masks in zip(forward.inputs, forward.masks, strict=True)
         for row, mask in zip(ids, masks, strict=True)
     ]
-    assert sorted(went_in) == sorted(expected), "something other than request and reflection went into the loss"
+    assert sorted(forwarded) == sorted(expected), "something other than request and reflection went into the loss"
     assert len({len(prompt) for prompt in trainer.prompts}) > 1, "no prompt is padded: the test shows too little"
-    assert len({len(said) for said in trainer.reflections}) > 1, "no reflection is padded: the test shows too little"
+    assert len({len(ids) for ids in trainer.reflections}) > 1, "no reflection is padded: the test shows too little"
 
     trained = 0
     total = sum(map(len, trainer.reflections))
@@ -180,18 +186,18 @@ def test_only_the_reflections_tokens_have_a_gradient(tmp_path: Path, tiny_tokeni
         trained += int(moved.sum())
 
         chosen = torch.nn.functional.one_hot(ids[:, 1:], logits.shape[-1])
-        drawn = (logits[:, :-1] / TEMPERATURE).softmax(-1)
-        by_hand = -advantages[..., None] * (chosen - drawn) / TEMPERATURE / total
+        probabilities = (logits[:, :-1] / TEMPERATURE).softmax(-1)
+        by_hand = -advantages[..., None] * (chosen - probabilities) / TEMPERATURE / total
         torch.testing.assert_close(logits.grad[:, :-1], by_hand * reflection[:, :-1, None], rtol=1e-4, atol=1e-8)
     rewards = [row["reward"] for row in run.read("train-episodes")]
     known = torch.tensor([reward is not None for reward in rewards]).view(2, 8)
     mixed = torch.tensor([{0.0, 1.0} <= set(group) for group in (rewards[:8], rewards[8:])])
     assert mixed.any(), "no group is mixed: the test shows nothing"
-    lengths = torch.tensor([len(said) for said in trainer.reflections]).view(2, 8)
+    lengths = torch.tensor([len(ids) for ids in trainer.reflections]).view(2, 8)
     assert trained == lengths[mixed[:, None] & known].sum()
 
 
-def test_tools_are_in_the_prompts_that_are_trained_on(
+def test_tools_are_part_of_the_training_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: LlamaForCausalLM
 ) -> None:
     offered = {"role": "tools", "content": '[{"type": "function", "function": {"name": "wrench"}}]'}
@@ -208,21 +214,21 @@ def test_tools_are_in_the_prompts_that_are_trained_on(
     assert all("wrench" in tokenizer.decode(prompt) for prompt in trainer.prompts)
 
 
-class Heard(Policy):
-    """A policy that keeps the prompts it has continued, one list for each call."""
+class RecordingPolicy(Policy):
+    """A policy that records the prompts it has continued, one list per call."""
 
     def continue_ids(self, prompts: Sequence[list[int]], sampling: Samplings, **named: Any) -> list[Continued]:
-        self.trainer.heard.append(list(prompts))
+        self.trainer.calls.append(list(prompts))
         return super().continue_ids(prompts, sampling, **named)
 
 
-class Listening(Watched):
-    """A trainer that keeps the prompts of reflections and retries."""
+class PromptRecordingTrainer(RecordingTrainer):
+    """A trainer that records the prompts of reflections and retries."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self.heard: list[list[list[int]]] = []
-        self.policy = Heard(self, 64)
+        self.calls: list[list[list[int]]] = []
+        self.policy = RecordingPolicy(self, 64)
 
 
 def test_prompts_in_training_begin_with_the_tokens_that_were_sampled(
@@ -231,15 +237,21 @@ def test_prompts_in_training_begin_with_the_tokens_that_were_sampled(
     protocol, plain = even_protocol()
     model = tiny.tiny_model(tiny_tokenizer, spread=0.3)
     requests = [failure.prompt for failure in plain]
-    drawn = TransformersGenerator(model, tiny_tokenizer).generate(requests, Sampling(temperature=0.7, max_tokens=9))
-    attempts = [Answer(**one.model_dump(exclude={"logprobs", "fault"}), verdict=Verdict.failed()) for one in drawn]
-    failures = [one.model_copy(update={"attempt": said}) for one, said in zip(plain, attempts, strict=True)]
+    completions = TransformersGenerator(model, tiny_tokenizer).generate(
+        requests, Sampling(temperature=0.7, max_tokens=9)
+    )
+    attempts = [
+        Answer(**one.model_dump(exclude={"logprobs", "fault"}), verdict=Verdict.failed()) for one in completions
+    ]
+    failures = [one.model_copy(update={"attempt": attempt}) for one, attempt in zip(plain, attempts, strict=True)]
     failures[0] = plain[0]  # as an older run has recorded it, without tokens
     with Run.open(tmp_path / "run", {}) as run:
-        trainer = trainer_in(run, protocol, failures, model=model, tokenizer=tiny_tokenizer, kind=Listening)
+        trainer = trainer_in(
+            run, protocol, failures, model=model, tokenizer=tiny_tokenizer, kind=PromptRecordingTrainer
+        )
         trainer.train()
     control = control_tokens(tiny_tokenizer).ids
-    reflect, retry = trainer.heard
+    reflect, retry = trainer.calls
     attempted = [
         encode(tiny_tokenizer, failure.prompt) + failure.attempt.token_ids
         for failure in failures[1:]
@@ -247,21 +259,21 @@ def test_prompts_in_training_begin_with_the_tokens_that_were_sampled(
     ]
     assert len(attempted) > 1
     assert any(prompt[: len(begins)] == begins for prompt in reflect for begins in attempted)
-    kept = changed = 0
+    unchanged = respelled = 0
     for prompt, ids, again in zip(reflect, trainer.reflections, retry, strict=True):
-        said = ids[:-1] if ids[-1] == tiny_tokenizer.eos_token_id else ids
-        if control.isdisjoint(said):
-            assert again[: len(prompt) + len(said)] == prompt + said
-            kept += 1
-            text = tiny_tokenizer.decode(said)
-            changed += tiny_tokenizer(text, add_special_tokens=False)["input_ids"] != said
-    assert kept > 8
-    assert changed > 0, "the text would do too: the test shows nothing"
+        sampled = ids[:-1] if ids[-1] == tiny_tokenizer.eos_token_id else ids
+        if control.isdisjoint(sampled):
+            assert again[: len(prompt) + len(sampled)] == prompt + sampled
+            unchanged += 1
+            text = tiny_tokenizer.decode(sampled)
+            respelled += tiny_tokenizer(text, add_special_tokens=False)["input_ids"] != sampled
+    assert unchanged > 8
+    assert respelled > 0, "encoding the text gives the same ids: the test shows nothing"
     assert {row["reflection"]["token_ids"] is None for row in run.read("train-episodes")} == {False}
 
 
 def test_a_call_in_a_reflection_stays_in_its_text(tmp_path: Path, tiny_model: LlamaForCausalLM) -> None:
-    said = 'I said <tool_call>{"name": "wrench"}</tool_call> and should not have.'
+    text = 'I said <tool_call>{"name": "wrench"}</tool_call> and should not have.'
     tokenizer = tiny.tiny_tokenizer()
     call = {"open": "<tool_call>", "close": "</tool_call>", "repeats": True, "content": "json"}
     call["transform"] = {"type": "function", "function": "{content}"}
@@ -275,12 +287,12 @@ def test_a_call_in_a_reflection_stays_in_its_text(tmp_path: Path, tiny_model: Ll
 
     class Calling(ReflectionTrainer):
         def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
-            return [tokenizer.encode(f"{said}<|end|>", add_special_tokens=False) for _ in prompt_ids], None
+            return [tokenizer.encode(f"{text}<|end|>", add_special_tokens=False) for _ in prompt_ids], None
 
     protocol, failures = even_protocol()
     with Run.open(tmp_path / "run", {}) as run:
         trainer_in(run, protocol, failures, model=tiny_model, tokenizer=tokenizer, kind=Calling).train()
-    assert {row["reflection"]["text"] for row in run.read("train-episodes")} == {said}
+    assert {row["reflection"]["text"] for row in run.read("train-episodes")} == {text}
 
 
 @pytest.mark.parametrize(
@@ -303,7 +315,12 @@ def test_advantages_are_those_computed_by_hand(
     protocol = doors.protocol(doors.config(steps=1, per_device_train_batch_size=8, num_generations=4))
     with Run.open(tmp_path / "run", {}) as run:
         trainer = trainer_in(
-            run, protocol, doors.failures(), model=doors.beginner(steps=0), tokenizer=doors.tokenizer(), kind=Scripted
+            run,
+            protocol,
+            doors.failures(),
+            model=doors.beginner(steps=0),
+            tokenizer=doors.tokenizer(),
+            kind=ScriptedRewards,
         )
         trainer.script = [*rewards, 0.0, 0.0, 0.0, 1.0]  # the other group's rewards, which must not matter
         trainer.train()
@@ -338,8 +355,8 @@ def test_a_group_with_too_many_unjudged_reflections_teaches_nothing(
     failure = [index for index, group in enumerate(written.split()) for _ in group]
     rewards = [reward[mark] for mark in written.replace(" ", "")]
     broken = [reward is None for reward in rewards]
-    kept = without_broken_groups(rewards, failure, broken, max_share=max_share)
-    assert kept == [reward[mark] for mark in expected.replace(" ", "")]
+    result = without_broken_groups(rewards, failure, broken, max_share=max_share)
+    assert result == [reward[mark] for mark in expected.replace(" ", "")]
 
 
 def test_retries_that_were_cut_off_break_no_group() -> None:
@@ -352,18 +369,18 @@ def test_retries_that_were_cut_off_break_no_group() -> None:
     assert not is_broken([episode.model_copy(update={"retries": {"reflect": overlong}})])
 
 
-def test_what_is_logged_of_a_batch() -> None:
+def test_the_metrics_of_a_batch() -> None:
     groups = [
         *(reflected(outcome) for outcome in "+-"),  # mixed
         *(reflected(outcome, leaked=True) for outcome in "++"),  # all right
         *(reflected(outcome, stopped="length") for outcome in "--"),  # all wrong
-        *(reflected(outcome, leaked=None) for outcome in "??"),  # cannot be told
+        *(reflected(outcome, leaked=None) for outcome in "??"),  # unknown leaks, verifier errors
         *(reflected(outcome) for outcome in "-?"),  # all wrong, as far as it was judged
         *(cut_off(reflected(outcome)) for outcome in "+-"),  # all right: what was cut off and fails is not judged
     ]
     rewards = [reward_of(group) for group in groups]
-    told = measures(rewards, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], groups)
-    assert told == {
+    metrics = batch_metrics(rewards, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], groups)
+    assert metrics == {
         "groups/mixed": 1 / 5,
         "groups/all_right": 2 / 5,
         "groups/all_wrong": 2 / 5,
@@ -375,7 +392,7 @@ def test_what_is_logged_of_a_batch() -> None:
     }
 
 
-def test_a_retry_that_was_cut_off_is_no_reward_of_zero_and_a_training_warns_of_it(
+def test_a_retry_that_was_cut_off_earns_no_reward_and_a_warning(
     tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     protocol, failures = even_protocol(steps=5)
@@ -391,6 +408,6 @@ def test_a_retry_that_was_cut_off_is_no_reward_of_zero_and_a_training_warns_of_i
     assert len(failed) > 32  # one character
     assert {row["reward"] for row in failed} == {None}
     assert {row["reward"] for row in cut if row not in failed} <= {1.0, None}  # None: most of the group is unjudged
-    said = capsys.readouterr().err
-    assert said.count("retries were cut off at sampling.retry.max_tokens=1: raise it") == 1
-    assert said.count("reflections were cut off at sampling.reflection.max_tokens=12: raise it") == 1
+    err = capsys.readouterr().err
+    assert err.count("retries were cut off at sampling.retry.max_tokens=1: raise it") == 1
+    assert err.count("reflections were cut off at sampling.reflection.max_tokens=12: raise it") == 1

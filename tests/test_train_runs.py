@@ -1,4 +1,4 @@
-"""Training in a run directory: what is learnt, what is logged, and what a kill leaves behind."""
+"""Training in a run directory: what is learned and logged, and how it resumes after a kill."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from r3core.generation.transformers import TransformersGenerator
 from r3core.runs import Run, RunRecord
 from r3core.train import train
 from r3core.training.checkpoints import last_checkpoint
-from r3core.training.precision import lost_updates, training_dtype
+from r3core.training.precision import rounding_warning, training_dtype
 
 LEARNING: dict[str, Any] = {"steps": 60}
 
@@ -35,7 +35,7 @@ def trained(path: Path, config: Config, *, model: LlamaForCausalLM | None = None
 
 
 def rates(model: LlamaForCausalLM, config: Config) -> tuple[float, float]:
-    """Return the shares of reflections that name the right word, and of retries that pass, over 40 at each failure."""
+    """Return the shares of reflections that name the password, and of retries that pass, over 40 per failure."""
     generator = TransformersGenerator(model, doors.tokenizer())
     protocol = doors.protocol(config)
     episodes = [failure.episode() for failure in doors.failures() for _ in range(40)]
@@ -72,14 +72,14 @@ def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:
     assert passed < 0.4
 
 
-def unbounded(config: Config, *, max_group_errors: float = 1.0) -> Config:
-    """Return a configuration under which a run goes on when verdicts cannot be had."""
+def tolerant(config: Config, *, max_group_errors: float = 1.0) -> Config:
+    """Return a configuration under which a run continues whatever the share of verifier errors."""
     return config.model_copy(update={"judge": Limits(max_errors=1.0, max_group_errors=max_group_errors)})
 
 
 def test_an_unjudged_retry_earns_no_reward(tmp_path: Path) -> None:
-    config = unbounded(doors.config(steps=1, per_device_train_batch_size=16))
-    run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.Unsure())
+    config = tolerant(doors.config(steps=1, per_device_train_batch_size=16))
+    run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.BrokenVerifier())
     rows = run.read("train-episodes")
     outcomes = [row["retries"][0]["verdict"]["outcome"] for row in rows]
     expected = {"pass": 1.0, "fail": 0.0, "error": None}
@@ -92,8 +92,8 @@ def test_an_unjudged_retry_earns_no_reward(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("max_group_errors", [0.0, 0.375, 1.0])
 def test_a_group_with_too_many_errors_teaches_nothing(tmp_path: Path, max_group_errors: float) -> None:
-    config = unbounded(doors.config(steps=1), max_group_errors=max_group_errors)
-    run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.Unsure())
+    config = tolerant(doors.config(steps=1), max_group_errors=max_group_errors)
+    run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.BrokenVerifier())
     rows = run.read("train-episodes")
     groups = [rows[start : start + 16] for start in range(0, len(rows), 16)]
     shares = [sum(row["retries"][0]["verdict"]["outcome"] == "error" for row in group) / 16 for group in groups]
@@ -109,11 +109,11 @@ def test_a_group_with_too_many_errors_teaches_nothing(tmp_path: Path, max_group_
 def test_training_stops_when_too_many_retries_cannot_be_judged(tmp_path: Path) -> None:
     config = doors.config(steps=5, per_device_train_batch_size=16)
     with pytest.raises(RunError, match="the verifier of task `doors` could not judge"):
-        trained(tmp_path / "run", config, model=doors.beginner(), task=doors.Unsure())
+        trained(tmp_path / "run", config, model=doors.beginner(), task=doors.BrokenVerifier())
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_fewer_failures_than_a_generation_takes_are_refused(tmp_path: Path) -> None:
+def test_fewer_failures_than_a_generation_uses_are_an_error(tmp_path: Path) -> None:
     config = doors.config(steps=1, per_device_train_batch_size=512)
     with pytest.raises(RunError, match="14 failures are too few to train on"):
         trained(tmp_path / "run", config)
@@ -156,7 +156,9 @@ def assert_same_model(one: Run, other: Run) -> None:
 
 
 @pytest.mark.parametrize("step", [4, 9], ids=["in the first epoch", "in the second"])
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(step: int, tmp_path: Path, undisturbed: Run) -> None:
+def test_killed_training_resumes_with_the_results_of_an_undisturbed_run(
+    step: int, tmp_path: Path, undisturbed: Run
+) -> None:
     path, folder = tmp_path / "run", tmp_path / "base"
     doors.beginner().save_pretrained(folder)
     command = [sys.executable, doors.__file__, str(path), str(step), str(folder)]
@@ -172,7 +174,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(step: int, tmp_pat
     run = trained(path, config, model=doors.beginner())
     assert [row["step"] for row in run.read("train")] == list(range(1, 11))
     assert len(run.read("sessions")) == 2
-    assert any(loss != 0 for _, loss, *_ in outcome_of(run)), "nothing was learnt: the test shows nothing"
+    assert any(loss != 0 for _, loss, *_ in outcome_of(run)), "nothing was learned: the test shows nothing"
     assert outcome_of(run) == outcome_of(undisturbed)
     assert run.read("train-episodes") == undisturbed.read("train-episodes")
     assert_same_model(run, undisturbed)
@@ -192,7 +194,7 @@ REUSED = [
 
 
 @pytest.mark.parametrize("options", REUSED, ids=["iterations", "steps", "both"])
-def test_a_training_killed_amid_a_generation_resumes_where_one_begins(options: dict[str, Any], tmp_path: Path) -> None:
+def test_training_killed_within_a_generation_resumes_where_one_begins(options: dict[str, Any], tmp_path: Path) -> None:
     config = doors.config(**(doors.KILLED | options))
     undisturbed = trained(tmp_path / "undisturbed", config, model=doors.beginner())
     folder, path = tmp_path / "base", tmp_path / "run"
@@ -202,7 +204,7 @@ def test_a_training_killed_amid_a_generation_resumes_where_one_begins(options: d
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert sorted(one.name for one in (path / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert [row["step"] for row in RunRecord(path).read("train")] == [1, 2, 3, 4, 5]
-    assert "note: a checkpoint every 2 steps: a generation is used up only there" in process.stderr
+    assert "note: a checkpoint every 2 steps, as a generation serves several steps" in process.stderr
 
     run = trained(path, config, model=doors.beginner())
     assert [row["step"] for row in run.read("train")] == list(range(1, 11))
@@ -211,7 +213,7 @@ def test_a_training_killed_amid_a_generation_resumes_where_one_begins(options: d
     assert_same_model(run, undisturbed)
 
 
-def test_what_trl_makes_of_the_options_is_recorded(undisturbed: Run) -> None:
+def test_the_options_that_trl_resolves_are_recorded(undisturbed: Run) -> None:
     stored = undisturbed.read_json("config")
     resolved = stored["grpo_resolved"]
     assert {key: resolved[key] for key in ("loss_type", "scale_rewards", "epsilon", "num_iterations", "beta")} == {
@@ -224,7 +226,7 @@ def test_what_trl_makes_of_the_options_is_recorded(undisturbed: Run) -> None:
     assert (resolved["learning_rate"], resolved["num_generations"]) == (1e-3, 8)
     assert str(undisturbed.path) not in json.dumps(stored)
     with Run.open(undisturbed.path, doors.config(**doors.KILLED).record()):
-        assert undisturbed.read_json("config") == stored, "it decides nothing"
+        assert undisturbed.read_json("config") == stored, "the resolved options are no part of what identifies a run"
 
 
 def bfloat16_model(tmp_path: Path) -> LlamaForCausalLM:
@@ -251,25 +253,27 @@ def test_weights_saved_in_16_bits_are_trained_in_32(tmp_path: Path) -> None:
     assert saved.config.dtype == torch.bfloat16
 
 
-def test_updates_that_16_bits_round_away_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_names_the_share_of_updates_that_16_bits_round_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = doors.beginner().to(torch.bfloat16)
-    assert lost_updates(model, 1.0) == ""
-    assert lost_updates(model.float(), 5e-7) == ""
+    assert rounding_warning(model, 1.0) == ""
+    assert rounding_warning(model.float(), 5e-7) == ""
     config = doors.config(steps=1, **PAPER)
     trained(tmp_path / "run", config, model=model.to(torch.bfloat16))
-    said = capsys.readouterr().err
-    assert re.search(r"warning: (9\d|100)% of the trained weights are in bfloat16, where an update", said)
-    assert "(5e-07) is rounded away" in said
+    err = capsys.readouterr().err
+    assert re.search(r"warning: (9\d|100)% of the trained weights are in bfloat16, where an update", err)
+    assert "(5e-07) is rounded away" in err
     model.lm_head.requires_grad_(False)
-    assert "hint: raise grpo.learning_rate" in lost_updates(model.bfloat16(), 5e-7), "an adapter is what is trained"
+    assert "hint: raise grpo.learning_rate" in rounding_warning(model.bfloat16(), 5e-7), "an adapter is what is trained"
 
 
-def test_the_share_of_lost_updates_is_known_from_the_distance_of_values() -> None:
+def test_the_share_of_rounding_warning_is_known_from_the_distance_of_values() -> None:
     model = doors.beginner(steps=0).to(torch.bfloat16)
     weights = torch.cat([weight.detach().float().abs().flatten() for weight in model.parameters()])
     half = torch.exp2(weights.log2().floor()) * torch.finfo(torch.bfloat16).eps / 2  # of the distance to the next value
-    said = lost_updates(model, 1e-4)
-    assert f"warning: {(half > 1e-4).float().mean():.0%} of the trained weights" in said
+    warning = rounding_warning(model, 1e-4)
+    assert f"warning: {(half > 1e-4).float().mean():.0%} of the trained weights" in warning
 
 
 @pytest.mark.parametrize(
@@ -286,7 +290,7 @@ def test_the_dtype_of_training(settings: dict[str, Any], dtype: str) -> None:
     assert training_dtype(Config(task="toy", **settings)) == dtype
 
 
-def test_masters_of_fsdp_leave_the_saved_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_master_weights_of_fsdp_leave_the_saved_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("WORLD_SIZE", "2"), ("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2")):
         monkeypatch.setenv(name, value)
     assert training_dtype(Config(task="toy", grpo={"bf16": True})) == "auto"
@@ -359,7 +363,7 @@ def test_steps_are_reported_to_wandb_offline(
     assert capsys.readouterr().out == "", "standard output belongs to --json"
 
 
-def test_failures_that_leave_no_room_for_a_reflection_are_left_out(
+def test_failures_that_leave_no_room_for_a_reflection_are_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failures = doors.failures()
@@ -367,21 +371,21 @@ def test_failures_that_leave_no_room_for_a_reflection_are_left_out(
     config = doors.config(steps=2, per_device_train_batch_size=16, save_strategy="no")
     config = config.model_copy(update={"max_overlong": 0.1})
     with Run.open(tmp_path / "run", config.record()) as run:
-        protocol = doors.protocol(config, Told())
+        protocol = doors.protocol(config, PromptDoors())
         given = [*failures[:3], long, *failures[4:]]
         train(run, protocol, given, model=doors.beginner(), tokenizer=doors.tokenizer())
-    said = capsys.readouterr().err
-    assert "warning: 1 of 14 failures leave no room for a reflection in the model's context, and are left out" in said
-    assert "failure 'long': a prompt of " in said
+    err = capsys.readouterr().err
+    assert "warning: 1 of 14 failures leave no room for a reflection in the model's context and are skipped" in err
+    assert "failure 'long': a prompt of " in err
     assert {row["id"] for row in run.read("train-episodes")} <= {failure.id for failure in failures}
     strict = config.model_copy(update={"max_overlong": 0.05})
-    refused = pytest.raises(RunError, match=r"1 of 14 failures leave no room .* at most 5%")
+    refused = pytest.raises(RunError, match=r"1 of 14 failures leave no room .* the maximum is 5%")
     with Run.open(tmp_path / "strict", strict.record()) as run, refused:
-        train(run, doors.protocol(strict, Told()), given, model=doors.beginner(), tokenizer=doors.tokenizer())
+        train(run, doors.protocol(strict, PromptDoors()), given, model=doors.beginner(), tokenizer=doors.tokenizer())
 
 
-class Told(doors.Doors):
-    """Doors that are asked for by the prompt of the example."""
+class PromptDoors(doors.Doors):
+    """Doors whose prompt is that of the failure."""
 
     def prompt(self, example: Example) -> Any:
         return example.prompt

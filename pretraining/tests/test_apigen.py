@@ -12,7 +12,6 @@ import pytest
 from pretraining import apigen, apigen_disguise, apigen_teacher
 from pretraining import apigen_corpus as corpus
 from pretraining.trainer import text_of
-from r3_plugin_apigen.calls import kind_of
 from r3_plugin_apigen.catalog import tools
 from r3_plugin_apigen.task import Apigen
 from r3core import Example, Verdict
@@ -65,7 +64,7 @@ def test_right_calls_pass_and_wrong_ones_fail():
         verdict = TASK.verify(example, wrong.text())
         assert verdict.outcome == "fail", wrong
         errors[wrong.error] += 1
-        kinds[kind_of(verdict.reason)] += 1
+        kinds[verdict.kind] += 1
     assert errors.keys() == apigen_teacher.ERRORS.keys()
     assert min(errors.values()) > 50
     assert len(kinds) >= 3

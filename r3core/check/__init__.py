@@ -1,4 +1,4 @@
-"""Checks of a verifier: is what is right passed, is what is wrong failed, and can every text be judged?"""
+"""Checks of a verifier: do right answers pass, do wrong ones fail, and can every text be judged?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import sys
 from io import StringIO
 from time import perf_counter
 
-from r3core.check.certificate import GROUPS, Certificate, Finding, keep, kept, print_certificate, state_of
+from r3core.check.certificate import (
+    GROUPS,
+    Certificate,
+    Finding,
+    cache_certificate,
+    cached_certificate,
+    print_certificate,
+    state_of,
+)
 from r3core.check.context import Checking
 from r3core.check.data import check_data
 from r3core.check.fixtures import fixtures_hash
@@ -23,20 +31,21 @@ from r3core.verification.judge import Judge, verifier_hash
 
 
 def check_task(task: Task, *, seed: int = 0, limits: Limits | None = None) -> Certificate:
-    """Return the certificate of a task: what was tried on its verifier and its data, and what came of it.
+    """Check a task's verifier and its data, without a model, and return the certificate.
 
-    No model is needed. Raises TaskError when the task's author made a mistake that leaves nothing to check.
+    Raises:
+        TaskError: a plugin error that leaves nothing to check.
     """
-    began = perf_counter()
+    started_at = perf_counter()
     limits = limits or Limits()
     for name in task.waived:
         if name not in NAMES:
-            said = f"task `{task.name}` waives `{name}`, which is no probe"
-            raise TaskError(said, *did_you_mean(name, [*NAMES]), f"the probes: {', '.join(NAMES)}")
+            message = f"task `{task.name}` waives `{name}`, which is not a probe"
+            raise TaskError(message, *did_you_mean(name, [*NAMES]), f"the probes: {', '.join(NAMES)}")
     tolerant = limits.model_copy(update={"max_errors": 1.0})
     with Judge(task, tolerant) as judge, Judge(task, tolerant.alone(), fresh=True) as fresh:
         checking = Checking(task, judge, fresh=fresh, random=random.Random(seed))
-        _ask(checking, seed)
+        _run_checks(checking, seed)
     broken = any(finding.status == "broken" for finding in checking.findings)
     return Certificate(
         task=task.name,
@@ -51,21 +60,21 @@ def check_task(task: Task, *, seed: int = 0, limits: Limits | None = None) -> Ce
         data=checking.facts,
         limits=limits.model_dump(mode="json"),
         seed=seed,
-        seconds=perf_counter() - began,
+        seconds=perf_counter() - started_at,
         environment=environment(),
     )
 
 
-def _ask(checking: Checking, seed: int) -> None:
-    """Ask all questions, one after the other: what passed in one of them is what the next ones start from."""
+def _run_checks(checking: Checking, seed: int) -> None:
+    """Run all checks in order: the probes are derived from the references and fixtures that passed."""
     splits = check_data(checking)
     known = [example for examples in splits.values() for example in examples]
     references, fixtures = check_references(checking, splits), check_fixtures(checking, known)
     right = references or fixtures
     if not right:
         checking.not_checked.append(
-            "whether right answers pass: the task has no `reference` and no fixture that must pass; "
-            "nor the probes that are made from right answers"
+            "whether right answers pass, and the probes derived from right answers: "
+            "the task has no `reference` and no fixture that must pass"
         )
     frame = frame_of([response for _, response in right])
     check_probes(checking, right, known, frame=frame)
@@ -73,38 +82,35 @@ def _ask(checking: Checking, seed: int) -> None:
 
 
 def assert_certified(task: Task) -> None:
-    """Raise AssertionError, with the table of what does not hold, unless the task passes every check."""
+    """Raise AssertionError, with the printed certificate, unless the task passes every check."""
     certificate = check_task(task)
     if certificate.broken:
-        told = StringIO()
-        print_certificate(certificate, told)
-        raise AssertionError(f"the verifier of task `{task.name}` is not to be trusted\n{told.getvalue()}")
+        table = StringIO()
+        print_certificate(certificate, table)
+        raise AssertionError(f"the verifier of task `{task.name}` cannot be trusted\n{table.getvalue()}")
 
 
-def certified(task: Task, limits: Limits) -> Certificate:
-    """Return the certificate of a task, passed or not: made now, unless one of its present state was kept."""
-    certificate = kept(task, limits)
+def certificate_of(task: Task, limits: Limits) -> Certificate:
+    """Return the certificate of a task, passed or not: the cached one of its present state, or a new one."""
+    certificate = cached_certificate(task, limits)
     if certificate is None:
         print(f"checking the verifier of `{task.name}`, once (`r3 check` shows more)", file=sys.stderr)
         certificate = check_task(task, limits=limits)
-        keep(task, certificate)
+        cache_certificate(task, certificate)
     return certificate
 
 
-def demand(certificate: Certificate, spec: str) -> None:
-    """Raise RunError, with what does not hold, unless a certificate is one of a verifier that passed.
-
-    `spec` is what `--task` takes.
-    """
+def require_passed(certificate: Certificate, spec: str) -> None:
+    """Raise RunError, with what does not hold, unless the verifier passed; `spec` is the value of `--task`."""
     if certificate.broken:
         raise RunError(
             f"the verifier of task `{certificate.task}` does not pass `r3 check`; {certificate.summary()}",
-            *(f"{one.name}: {_told(one)}" for one in certificate.broken[:3]),
-            f"`r3 check {spec}` shows all of it; mend it, or say --uncertified to train on its verdicts all the same",
+            *(f"{one.name}: {_shown(one)}" for one in certificate.broken[:3]),
+            f"`r3 check {spec}` shows all findings; fix the verifier, or train without a certificate: --uncertified",
         )
 
 
-def _told(finding: Finding) -> str:
+def _shown(finding: Finding) -> str:
     first = finding.counterexamples[0] if finding.counterexamples else None
-    said = f"; {first.response[:80]!r} of example {first.example} was {first.said[:80]}" if first else ""
-    return f"held {finding.held.passed} of {finding.held.total} times{said}"
+    example = f"; {first.response[:80]!r} of example {first.example}: {first.verdict[:80]}" if first else ""
+    return f"held {finding.held.passed} of {finding.held.total} times{example}"

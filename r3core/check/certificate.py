@@ -1,4 +1,4 @@
-"""The certificate of a verifier: what was tried on it, how often that held, and for which state of its code."""
+"""The certificate of a verifier: which checks it passed, with counts, and for which state of its code."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ if TYPE_CHECKING:
 
 Group = Literal["data", "references", "fixtures", "probes", "every text"]
 GROUPS: tuple[Group, ...] = get_args(Group)
-_SHOWN = 160  # characters of a response in a table
+_SHOWN = 160  # maximum number of characters of a response in the printed table
 
 
 class Counterexample(Frozen):
-    """A response that the verifier did not judge as it should."""
+    """A response that the verifier judged wrongly."""
 
     example: str
     """The example's id."""
     response: str
-    said: str
-    """The verdict, with its reason."""
+    verdict: str
+    """The verdict with its reason; empty for a finding about data, where `response` is the prompt."""
     fixture: Fixture | None = None
-    """The same as a fixture, where it is known what the verdict should be."""
+    """The counterexample as a fixture, where the expected outcome is known."""
 
 
 class Finding(Frozen):
-    """The answer to one question about a verifier or its data."""
+    """The result of one check of a verifier or its data."""
 
     group: Group
     name: str
     held: Rate
-    """How often what should be was found, of how many tries."""
+    """How many of the tries had the expected result."""
     status: Literal["ok", "broken", "waived", "noted"]
-    """`noted`: for the author to know, and no reason to distrust the verifier."""
+    """`noted`: information for the author, no reason to distrust the verifier."""
     why: str = ""
-    """The reason of a waiver, or what a note means."""
+    """The reason for a waiver, the meaning of a note, or advice."""
     counterexamples: list[Counterexample] = []
     """The first few."""
 
 
 class Certificate(Frozen):
-    """What `r3 check` found out about a task."""
+    """The result of `r3 check` for a task."""
 
     task: str
     task_options: dict[str, JsonValue]
     task_version: str
     state: str
-    """A hash of all that the certificate is about: it is stale when this changes."""
+    """A hash of everything that the certificate depends on; when it changes, the certificate is out of date."""
     verifier_hash: str
     fixtures_hash: str | None
     outcome: Literal["pass", "fail"]
     findings: list[Finding]
     not_checked: list[str]
-    """What the author or the user should not rely on."""
+    """What was not checked, and why."""
     data: dict[str, JsonValue]
     """Problems and prompt lengths in characters, by split."""
     limits: dict[str, JsonValue]
@@ -76,24 +76,24 @@ class Certificate(Frozen):
 
     @property
     def broken(self) -> list[Finding]:
-        """The findings that keep the verifier from being trusted."""
+        """The findings for which the verifier cannot be trusted."""
         return [finding for finding in self.findings if finding.status == "broken"]
 
     def text(self) -> str:
-        """Return the certificate as JSON, as it is written to files."""
+        """Return the certificate as JSON, the content of its file."""
         return self.model_dump_json(indent=2) + "\n"
 
     def summary(self) -> str:
-        """Say the outcome in one line."""
+        """Return the outcome in one line."""
         tried = sum(finding.held.total for finding in self.findings)
         waived = sum(finding.status == "waived" for finding in self.findings)
         broken = ", ".join(f"`{finding.name}`" for finding in self.broken)
-        told = f"does not hold: {broken}" if broken else "all hold" + (f", {waived} waived" if waived else "")
-        return f"{self.outcome}: {len(self.findings)} checks, {tried:,} tries, {told}"
+        result = f"does not hold: {broken}" if broken else "all hold" + (f", {waived} waived" if waived else "")
+        return f"{self.outcome}: {len(self.findings)} checks, {tried:,} tries, {result}"
 
 
 def state_of(task: Task, limits: Limits) -> str:
-    """Return a hash of all that a certificate of this task depends on."""
+    """Return a hash of everything that a certificate of this task depends on."""
     from r3core import __version__
 
     parts = {
@@ -116,40 +116,40 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def kept(task: Task, limits: Limits) -> Certificate | None:
-    """Return the certificate that was made of this very state of a task, or None."""
-    path = _place(task, state_of(task, limits))
+def cached_certificate(task: Task, limits: Limits) -> Certificate | None:
+    """Return the cached certificate of a task in its present state, or None."""
+    path = _path(task, state_of(task, limits))
     try:
         certificate = Certificate.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-    return certificate if path == _place(task, certificate.state) else None
+    return certificate if path == _path(task, certificate.state) else None
 
 
-def keep(task: Task, certificate: Certificate) -> Path | None:
-    """Keep a certificate for later runs, and return its path; None when the folder cannot be written."""
-    path = _place(task, certificate.state)
+def cache_certificate(task: Task, certificate: Certificate) -> Path | None:
+    """Write a certificate to the cache for later runs, and return its path; None when that is not possible."""
+    path = _path(task, certificate.state)
     try:
         atomic_write(path, certificate.text())
-    except OSError:  # a home that is read-only keeps nobody from working
+    except OSError:  # a read-only home directory must not stop a run
         return None
     return path
 
 
 def cache_folder() -> Path:
-    """Return where things are kept between runs: R3_CACHE, or the place that the system has for such files."""
+    """Return the cache directory: the environment variable R3_CACHE, or the system's default."""
     from platformdirs import user_cache_path
 
     root = os.environ.get("R3_CACHE")
     return Path(root) if root else user_cache_path("r3core")
 
 
-def _place(task: Task, state: str) -> Path:
+def _path(task: Task, state: str) -> Path:
     return cache_folder() / "certificates" / f"{task.name}-{state}.json"
 
 
 def print_certificate(certificate: Certificate, to: TextIO) -> None:
-    """Print a certificate as a table, with what does not hold below it; model text cannot steer the terminal."""
+    """Print a certificate as a table, with counterexamples below it; control characters in model text are escaped."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -164,8 +164,8 @@ def print_certificate(certificate: Certificate, to: TextIO) -> None:
         interval = f"{100 * held.low:.1f} to {100 * held.high:.1f}%" if held.total else ""
         count = f"{held.passed:,} of {held.total:,}"
         colour = {"broken": "bold red", "waived": "yellow", "noted": "yellow", "ok": "green"}[finding.status]
-        told = Text(finding.status, style=colour)
-        table.add_row(finding.group if finding.group != group else "", Text(finding.name), count, interval, told)
+        status = Text(finding.status, style=colour)
+        table.add_row(finding.group if finding.group != group else "", Text(finding.name), count, interval, status)
         group = finding.group
     console.print(table)
     for finding in certificate.findings:
@@ -177,13 +177,14 @@ def print_certificate(certificate: Certificate, to: TextIO) -> None:
             for one in finding.counterexamples:
                 response = visible(repr(one.response[:_SHOWN]))
                 more = "... (shortened)" if len(one.response) > _SHOWN else ""
-                console.print(Text(f"    {visible(one.example)}: {response}{more} -> {visible(one.said)}"))
-    for said in certificate.not_checked:
-        console.print(Text(f"- not checked: {visible(said)}"))
+                verdict = f" -> {visible(one.verdict)}" if one.verdict else ""
+                console.print(Text(f"    {visible(one.example)}: {response}{more}{verdict}"))
+    for gap in certificate.not_checked:
+        console.print(Text(f"- not checked: {visible(gap)}"))
     if certificate.broken:
         console.print(
-            "hint: `r3 verify` judges one answer; --save-fixtures FILE keeps these; what should pass by design "
-            "is named, with the reason, in the class attribute `waived`",
+            "hint: `r3 verify` judges one response; --save-fixtures FILE saves these as fixtures; a probe that "
+            "passes by design belongs, with the reason, into the class attribute `waived`",
             markup=False,
         )
     console.print(Text(f"{certificate.summary()} in {certificate.seconds:.0f} s"))

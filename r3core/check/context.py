@@ -1,4 +1,4 @@
-"""A check under way: what was found so far, and every response that was judged on the way."""
+"""The state of a running check: its findings so far, and every response that was judged for them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from r3core.verification.judge import Judge
 
 T = TypeVar("T")
 SEEDS = 24
-"""Examples whose references other responses are made from."""
-_WITH_PATHS = ("code", "code in a response is not run")  # findings whose responses hold a path of this check alone
+"""Number of examples whose references the other responses are derived from."""
+_WITH_PATHS = ("code", "code in a response is not run")  # their responses contain paths that exist in this check only
 SHOWN = 3
-"""Counter-examples of each finding."""
+"""Maximum number of counterexamples per finding."""
 
 
 class Judged(NamedTuple):
-    """A response, with what the verifier said of it."""
+    """A response with its example and its verdict."""
 
     example: Example
     response: str
@@ -32,12 +32,12 @@ class Judged(NamedTuple):
 
 
 class Checking:
-    """A check under way."""
+    """A running check of one task."""
 
     def __init__(self, task: Task, judge: Judge, *, fresh: Judge, random: random.Random) -> None:
         self.task = task
         self.judge = judge
-        self.fresh = fresh  # its worker is a new interpreter, where sets and dicts of texts have another order
+        self.fresh = fresh  # its worker is a new interpreter, where sets of strings have another order
         self.random = random
         self.findings: list[Finding] = []
         self.not_checked: list[str] = []
@@ -52,7 +52,7 @@ class Checking:
 
     def add_probe(self, name: str, judged: Sequence[Judged], note: str = "") -> None:
         waiver = self.task.waived.get(name)
-        self.add_judged("probes", name, judged, wanted="fail", note=note, waiver=waiver)
+        self.add_judged("probes", name, judged, expected="fail", note=note, waiver=waiver)
 
     def add_judged(
         self,
@@ -60,17 +60,17 @@ class Checking:
         name: str,
         judged: Sequence[Judged],
         *,
-        wanted: str,
+        expected: str,
         note: str = "",
         waiver: str | None = None,
     ) -> None:
-        """Add a finding about verdicts; one that is an error is always against the verifier."""
-        wrong = [one for one in judged if one.verdict.outcome != wanted]
+        """Add a finding about verdicts; neither a note nor a waiver excuses a verdict that is an error."""
+        wrong = [one for one in judged if one.verdict.outcome != expected]
         errors = [one for one in wrong if one.verdict.outcome == "error"]
         status, why = "broken" if wrong else "ok", ""
         if wrong and not errors and (waiver or note):
             status, why = ("waived", waiver) if waiver else ("noted", note)
-        shown = [counterexample(one, wanted, name=name) for one in [*errors, *wrong][:SHOWN]]
+        shown = [counterexample(one, expected, name=name) for one in [*errors, *wrong][:SHOWN]]
         rate = wilson(len(judged) - len(wrong), len(judged))
         self.findings.append(
             Finding(group=group, name=name, held=rate, status=cast(Any, status), why=why or "", counterexamples=shown)
@@ -87,15 +87,15 @@ class Checking:
         advice: str = "",
         shown: Sequence[Counterexample] = (),
     ) -> None:
-        """Add a finding about anything else; `examples` are what each entry of `held` is about.
+        """Add a finding about anything else; `examples` has the example of each entry of `held`.
 
-        With a `note` it is only noted when it does not hold; otherwise `advice` says what to do.
+        A finding with a `note` that does not hold is noted; otherwise it is broken, and `advice` is what to do.
         """
         good = all(held)
-        lost = [example for example, ok in zip(examples, held, strict=False) if not ok][:SHOWN]
+        failing = [example for example, ok in zip(examples, held, strict=False) if not ok][:SHOWN]
         shown = list(shown) or [
-            Counterexample(example=example.id, response=_storable(text_of(self.task, example)[:2_000]), said="not so")
-            for example in lost
+            Counterexample(example=example.id, response=_storable(text_of(self.task, example)[:2_000]), verdict="")
+            for example in failing
         ]
         self.findings.append(
             Finding(
@@ -108,38 +108,38 @@ class Checking:
             )
         )
 
-    def sample(self, drawn_from: Sequence[T], count: int) -> list[T]:
-        """Return at most so many of a sequence, drawn by the check's seed."""
-        return self.random.sample(list(drawn_from), min(count, len(drawn_from)))
+    def sample(self, population: Sequence[T], maximum: int) -> list[T]:
+        """Return a random sample of at most `maximum` elements, by the check's seed."""
+        return self.random.sample(list(population), min(maximum, len(population)))
 
 
-def counterexample(judged: Judged, wanted: str | None, *, name: str, before: str = "") -> Counterexample:
-    """Return a counter-example of the finding `name`, as a fixture too where it is known what the verdict should be."""
+def counterexample(judged: Judged, expected: str | None, *, name: str, before: str = "") -> Counterexample:
+    """Return a counterexample of the finding `name`, with a fixture where the expected outcome is known."""
     verdict = judged.verdict
-    said = f"{before}{verdict.outcome}" + (f": {verdict.reason}" if verdict.reason else "")
+    shown_verdict = f"{before}{verdict.outcome}" + (f": {verdict.reason}" if verdict.reason else "")
     fixture = None
     if (
-        wanted is not None
+        expected is not None
         and name not in _WITH_PATHS
         and len(judged.response) <= 10_000
         and _storable(judged.response) == judged.response
     ):
         why = f"r3 check: {name}"
-        fixture = Fixture(example=judged.example, response=judged.response, outcome=cast(Any, wanted), why=why)
+        fixture = Fixture(example=judged.example, response=judged.response, outcome=cast(Any, expected), why=why)
     shown = _storable(judged.response[:2_000])
-    return Counterexample(example=judged.example.id, response=shown, said=_storable(said), fixture=fixture)
+    return Counterexample(example=judged.example.id, response=shown, verdict=_storable(shown_verdict), fixture=fixture)
 
 
 def _storable(text: str) -> str:
-    """Return a text with its lone surrogates spelled out, which no file can hold."""
+    """Return a text with lone surrogates escaped: no file can hold them."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def text_of(task: Task, example: Example) -> str:
-    """Return what the model is asked, as one text."""
+    """Return the prompt of an example as one text."""
     return "\n".join(message["content"] for message in prompts.attempt(task, example))
 
 
 def plain(text: str) -> str:
-    """Return a text without what makes no other problem of it: case and the amount of space."""
+    """Return a text without differences of case and whitespace, which do not make it another problem."""
     return " ".join(text.casefold().split())

@@ -1,4 +1,4 @@
-"""Is the data sound: do problems stay where they are, what they are, and apart?"""
+"""Is the data sound: the same examples in every load, unique ids, and no problem in two splits?"""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from r3core.verification import worker
 from r3core.verification.pool import portable
 
 LOADED = 5_000
-"""At most so many problems of each split are looked at."""
-_LOAD_SECONDS = 5.0  # ... and no more after so long
-_FRESH = 200  # of each split, in a fresh process
+"""Maximum number of examples per split that are checked."""
+_LOAD_SECONDS = 5.0  # time after which no more examples of a split are loaded
+_FRESH = 200  # maximum per split that are loaded again in a fresh process
 
 
 def check_data(checking: Checking) -> dict[Split, list[Example]]:
+    """Check the task's splits, and return their examples."""
     splits = {split: _loaded(checking, split) for split in get_args(Split)}
     known = [example for examples in splits.values() for example in examples]
     if not known:
@@ -32,55 +33,55 @@ def check_data(checking: Checking) -> dict[Split, list[Example]]:
     if not splits["validation"]:
         checking.not_checked.append("the split `validation`, which has no problems")
     filled = [bool(splits["train"]), bool(splits["test"])]
-    checking.add("data", "train and test have problems", filled, advice="a run needs both: see what `load` yields")
-    unique = _firsts(example.id for example in known)
-    checking.add("data", "ids are unique", unique, known, advice="these ids stand in another split too")
-    asked = {split: [text_of(checking.task, example) for example in examples] for split, examples in splits.items()}
+    checking.add("data", "train and test have problems", filled, advice="a run needs both; check what `load` yields")
+    unique = _is_first(example.id for example in known)
+    checking.add("data", "ids are unique", unique, known, advice="these ids occur more than once")
+    prompts = {split: [text_of(checking.task, example) for example in examples] for split, examples in splits.items()}
     held_out = [*splits["validation"], *splits["test"]]
-    texts = [plain(text) for text in (*asked["validation"], *asked["test"])]
-    trained, tested = {plain(text) for text in asked["train"]}, set(map(plain, asked["test"]))
+    texts = [plain(text) for text in (*prompts["validation"], *prompts["test"])]
+    trained, tested = {plain(text) for text in prompts["train"]}, set(map(plain, prompts["test"]))
     validation = len(splits["validation"])
     apart = [t not in trained and (n >= validation or t not in tested) for n, t in enumerate(texts)]
-    advice = "these prompts stand in another split too; let a hash of the problem decide its split"
+    advice = "these prompts occur in another split too; choose the split of a problem by its hash"
     checking.add("data", "no problem is in two splits", apart, held_out, advice=advice)
     again = [_loaded(checking, split)[: len(examples)] == examples for split, examples in splits.items() if examples]
-    checking.add("data", "the same problems when loaded again", again, advice="seed what `load` draws at random")
+    checking.add("data", "the same problems when loaded again", again, advice="seed the random numbers in `load`")
     _fresh(checking, splits)
-    everything = [text for texts in asked.values() for text in texts]
-    note = "some problems of one split ask the same"
-    checking.add("data", "no two prompts are the same", _firsts(everything), known, note=note)
+    everything = [text for texts in prompts.values() for text in texts]
+    note = "some problems of one split have the same prompt"
+    checking.add("data", "no two prompts are the same", _is_first(everything), known, note=note)
     for split, examples in splits.items():
-        lengths = [len(text) for text in asked[split]] or [0]
+        lengths = [len(text) for text in prompts[split]] or [0]
         shown = {"shortest": min(lengths), "median": int(statistics.median(lengths)), "longest": max(lengths)}
         checking.facts[split] = {"problems": len(examples), "prompt characters": cast(JsonValue, shown)}
     return splits
 
 
 def _loaded(checking: Checking, split: Split) -> list[Example]:
-    """Return the first problems of a split, as many as a few seconds allow."""
-    began = perf_counter()
+    """Return the first examples of a split: those that load within a few seconds."""
+    started_at = perf_counter()
     examples = []
     for example in islice(load_examples(checking.task, split), LOADED):
         examples.append(example)
-        if perf_counter() - began > _LOAD_SECONDS:
+        if perf_counter() - started_at > _LOAD_SECONDS:
             break
     else:
         if len(examples) < LOADED:
             return examples
-    said = f"problems of the split `{split}` after the first {len(examples):,}"
-    if said not in checking.not_checked:
-        checking.not_checked.append(said)
+    rest = f"problems of the split `{split}` after the first {len(examples):,}"
+    if rest not in checking.not_checked:
+        checking.not_checked.append(rest)
     return examples
 
 
 def _fresh(checking: Checking, splits: dict[Split, list[Example]]) -> None:
-    """Load the problems in a new interpreter too."""
+    """Check that a new interpreter loads the same examples."""
     name = "the same problems in a fresh process"
     if not portable(checking.task):
         checking.not_checked.append(f"{name}: the task is defined in this process only")
         return
     if os.environ.get("PYTHONHASHSEED", "random") != "random":
-        checking.not_checked.append("other orders of sets: PYTHONHASHSEED holds for every process")
+        checking.not_checked.append("other orders of sets: PYTHONHASHSEED is set for every process")
     counts = {split: min(len(examples), _FRESH) for split, examples in splits.items() if examples}
     there = checking.fresh.pool.digests(counts)
     here = {split: worker.digest(splits[split][:count]) for split, count in counts.items()}
@@ -88,8 +89,8 @@ def _fresh(checking: Checking, splits: dict[Split, list[Example]]) -> None:
     checking.add("data", name, [there[split] == here[split] for split in counts], advice=advice)
 
 
-def _firsts(names: Iterable[str]) -> list[bool]:
-    """Tell of each name whether it comes for the first time."""
+def _is_first(names: Iterable[str]) -> list[bool]:
+    """Return, for each name, whether it occurs for the first time."""
     seen: set[str] = set()
     held = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Fixtures: responses of which a task's author knows whether they must pass or must fail."""
+"""Fixtures: responses for which the task's author states whether they must pass or fail."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from r3core.task import Example, Frozen, Task
 
 
 class Fixture(Frozen):
-    """One row of a task's file of fixtures."""
+    """One row of a task's fixture file."""
 
     example: Example | str
-    """The problem, or the id of one in the task's data."""
+    """The example, or the id of one in the task's data."""
     response: str
     outcome: Literal["pass", "fail"]
-    """What the verifier must say."""
+    """The expected outcome of the verdict."""
     why: str = ""
-    """What the row is there for."""
+    """What the row tests."""
 
 
 def read_fixtures(task: Task) -> list[Fixture]:
-    """Return the rows of a task's file of fixtures, none when it has no such file; TaskError when a row is none."""
+    """Return the rows of a task's fixture file, an empty list when it has no such file.
+
+    Raises:
+        TaskError: the file cannot be read, or a row is not a valid fixture.
+    """
     path = task.fixtures
     if path is None:
         return []
@@ -44,21 +48,25 @@ def read_fixtures(task: Task) -> list[Fixture]:
             fault = error.errors(include_url=False)[0]
             where = ".".join(map(str, fault["loc"]))
             raise TaskError(
-                f"line {number} of `{path}` is no fixture: {where + ': ' if where else ''}{fault['msg']}",
+                f"line {number} of `{path}` is not a valid fixture: {where + ': ' if where else ''}{fault['msg']}",
                 'write {"example": {"id": ...} or an id, "response": "...", "outcome": "pass" or "fail", "why": "..."}',
             ) from None
     return rows
 
 
-def placed(task: Task, fixtures: Sequence[Fixture], known: Iterable[Example]) -> list[tuple[Example, Fixture]]:
-    """Return fixtures with their examples; TaskError when one names an id that the task's data do not have."""
+def with_examples(task: Task, fixtures: Sequence[Fixture], known: Iterable[Example]) -> list[tuple[Example, Fixture]]:
+    """Return fixtures with their examples.
+
+    Raises:
+        TaskError: a fixture has an id that is not in the task's data.
+    """
     by_id = {example.id: example for example in known}
     found = []
     for fixture in fixtures:
         example = by_id.get(fixture.example) if isinstance(fixture.example, str) else fixture.example
         if example is None:
             raise TaskError(
-                f"a fixture of task `{task.name}` is about example {fixture.example!r}, which the data do not have",
+                f"a fixture of task `{task.name}` has the unknown example id {fixture.example!r}",
                 "write the whole example into the fixture, as a JSON object",
             )
         found.append((example, fixture))
@@ -66,12 +74,12 @@ def placed(task: Task, fixtures: Sequence[Fixture], known: Iterable[Example]) ->
 
 
 def add_fixtures(path: Path, fixtures: Iterable[Fixture]) -> int:
-    """Add rows to a file of fixtures, but none that is in it already, and return how many were new."""
+    """Append fixtures that are not yet in a file, and return how many were new."""
     try:
-        there = path.read_bytes() if path.exists() else b""
-        known = set(there.split(b"\n"))
+        content = path.read_bytes() if path.exists() else b""
+        known = set(content.split(b"\n"))
         rows = [row for row in dict.fromkeys(f.model_dump_json().encode() for f in fixtures) if row not in known]
-        start = b"" if not there or there.endswith(b"\n") else b"\n"
+        start = b"" if not content or content.endswith(b"\n") else b"\n"
         with path.open("ab") as file:
             file.write(start + b"".join(row + b"\n" for row in rows))
     except OSError as error:
@@ -80,7 +88,7 @@ def add_fixtures(path: Path, fixtures: Iterable[Fixture]) -> int:
 
 
 def fixtures_hash(task: Task) -> str | None:
-    """Return a hash of the task's file of fixtures, or None when it has none."""
+    """Return a hash of the task's fixture file, or None when it has none."""
     if task.fixtures is None or not task.fixtures.is_file():
         return None
     return digest(task.fixtures.read_bytes(), length=16)

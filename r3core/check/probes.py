@@ -1,7 +1,7 @@
-"""Probes: wrong responses that any verifier should refuse, made without knowing anything of the task.
+"""Probes: wrong responses that any verifier should fail, generated without knowledge of the task.
 
-What they start from is a reference answer. Most answers stand in a frame that all of a task's references share, such
-as `<answer>` and `</answer>`; the probes attack the response as a whole and what is inside the frame.
+Most are derived from a reference answer. The references of a task often share a frame, such as `<answer>` and
+`</answer>`; the probes change the whole response as well as what is inside the frame.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _CYRILLIC = str.maketrans("aceopxyABCEHKMOPTX", "асеорхуАВСЕНКМО�
 
 
 class Frame(NamedTuple):
-    """What all references of a task begin and end with."""
+    """The common beginning and end of all references of a task."""
 
     before: str
     after: str
 
     def core(self, response: str) -> str:
-        """Return what stands inside the frame."""
+        """Return what is inside the frame."""
         return response[len(self.before) : len(response) - len(self.after)]
 
     def around(self, core: str) -> str:
@@ -36,24 +36,24 @@ class Frame(NamedTuple):
 
 
 class Seed(NamedTuple):
-    """What the probes for one example are made from."""
+    """What the probes of one example are derived from."""
 
     prompt: str
     right: str
-    """A response that passes; empty when none is known."""
+    """A response that passes; empty when the task has none."""
     wrong: str | None
     """Another example's answer, which fails for this one."""
     others: Sequence[str]
     """More answers to other examples."""
-    longest: int
-    """Characters that a verifier is shown at most."""
+    characters: int
+    """Maximum number of characters that are passed to the verifier."""
 
 
 def frame_of(references: Sequence[str]) -> Frame:
-    """Return the frame of some references: their common beginning and end, cut back to whole words."""
+    """Return the frame of references: their common beginning and end, cut back to whole words."""
     if len(set(references)) < 2:
         return Frame("", "")
-    before = os.path.commonprefix(references)  # noqa: RUF071  # texts are what it is to compare
+    before = os.path.commonprefix(references)  # noqa: RUF071  # it compares any strings
     before = re.sub(r"\w+$", "", before)
     shortest = min(map(len, references)) - len(before)
     after = os.path.commonprefix([reference[::-1] for reference in references])[:shortest][::-1]  # noqa: RUF071
@@ -62,10 +62,10 @@ def frame_of(references: Sequence[str]) -> Frame:
 
 
 def probes_of(seed: Seed, frame: Frame) -> dict[str, list[str]]:
-    """Return the probes of one example by name."""
-    made = {name: make(seed, frame) for name, make in PROBES.items()}
+    """Return name -> probes of one example, without those that are equal to the right answer."""
+    probes = {name: probe(seed, frame) for name, probe in PROBES.items()}
     same = {seed.right.strip(), frame.core(seed.right).strip()} if seed.right else set()
-    return {name: [text for text in dict.fromkeys(texts) if text.strip() not in same] for name, texts in made.items()}
+    return {name: [text for text in dict.fromkeys(texts) if text.strip() not in same] for name, texts in probes.items()}
 
 
 def _empty(seed: Seed, frame: Frame) -> list[str]:
@@ -81,8 +81,8 @@ def _echoed(seed: Seed, frame: Frame) -> list[str]:
 
 
 def _refusal(seed: Seed, frame: Frame) -> list[str]:
-    said = ["I'm sorry, but I can't help with that.", "I do not know.", "As an AI, I have no answer to this."]
-    return [*said, frame.around(said[1])]
+    refusals = ["I'm sorry, but I can't help with that.", "I do not know.", "As an AI, I have no answer to this."]
+    return [*refusals, frame.around(refusals[1])]
 
 
 def _all_at_once(seed: Seed, frame: Frame) -> list[str]:
@@ -105,17 +105,17 @@ def _retracted(seed: Seed, frame: Frame) -> list[str]:
     return [f"{seed.right}\nNo, that is wrong. I take it back and give no answer.", f"{seed.right} is wrong."]
 
 
-def _inside(make: Callable[[Seed, Frame], list[str]]) -> Callable[[Seed, Frame], list[str]]:
-    """Return a probe that does to what stands in the frame what another one does to the whole response."""
+def _inside(probe: Callable[[Seed, Frame], list[str]]) -> Callable[[Seed, Frame], list[str]]:
+    """Return a probe that applies another one to what is inside the frame."""
 
-    def made(seed: Seed, frame: Frame) -> list[str]:
+    def inside(seed: Seed, frame: Frame) -> list[str]:
         if frame == Frame("", ""):
             return []
         wrong = None if seed.wrong is None else frame.core(seed.wrong).strip() or None
         within = seed._replace(right=frame.core(seed.right), wrong=wrong)
-        return [frame.around(text) for text in make(within, Frame("", ""))]
+        return [frame.around(text) for text in probe(within, Frame("", ""))]
 
-    return made
+    return inside
 
 
 def _right_then_wrong(seed: Seed, frame: Frame) -> list[str]:
@@ -165,24 +165,24 @@ def _zero_width(seed: Seed, frame: Frame) -> list[str]:
 
 
 def _one_megabyte(seed: Seed, frame: Frame) -> list[str]:
-    nearly = seed.longest - len(frame.around("")) - 1
+    length = seed.characters - len(frame.around("")) - 1
     units = ["x", "9", "a ", " ", "\n", "(", '"', "\\", "a+", "<"]
-    full = [(unit * nearly)[:nearly] for unit in units]
-    odd = [f"{text[:-1]}!" for text in full]  # slow for patterns that match all but the end
+    full = [(unit * length)[:length] for unit in units]
+    odd = [f"{text[:-1]}!" for text in full]  # slow for regular expressions that match all but the end
     gaps = [f"a{text[2:]}a" for text in full if text.isspace()]
     return ["x" * 1_000_000, *map(frame.around, [*full, *odd, *gaps])]
 
 
 def _nesting(seed: Seed, frame: Frame) -> list[str]:
-    made = []
+    texts = []
     for depth in (500, 20_000):
-        made += ["[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth, "(" * depth + "1" + ")" * depth]
-        made += ["-" * depth + "1", "<b>" * depth]
-    return [*made, *map(frame.around, made)]
+        texts += ["[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth, "(" * depth + "1" + ")" * depth]
+        texts += ["-" * depth + "1", "<b>" * depth]
+    return [*texts, *map(frame.around, texts)]
 
 
 def _huge_numbers(seed: Seed, frame: Frame) -> list[str]:
-    made = [
+    texts = [
         "9" * 5_000,
         "-" + "1" + "0" * 20_000,
         "1e999999999",
@@ -190,22 +190,22 @@ def _huge_numbers(seed: Seed, frame: Frame) -> list[str]:
         "0." + "0" * 5_000 + "1",
         "0x" + "f" * 5_000,
     ]
-    return [*made, *map(frame.around, made)]
+    return [*texts, *map(frame.around, texts)]
 
 
 def _bombs(seed: Seed, frame: Frame) -> list[str]:
-    made = ["9**9**9**9", "10^10^10^10", "2**99999999999", "factorial(99999999)", "1 << 99999999999", "'a' * 10**10"]
-    return [*made, *map(frame.around, made)]
+    texts = ["9**9**9**9", "10^10^10^10", "2**99999999999", "factorial(99999999)", "1 << 99999999999", "'a' * 10**10"]
+    return [*texts, *map(frame.around, texts)]
 
 
 def _not_a_number(seed: Seed, frame: Frame) -> list[str]:
-    made = ["NaN", "nan", "Infinity", "-Infinity", "inf", "1/0", "[NaN]", '{"a": NaN, "b": Infinity}']
-    return [*made, *map(frame.around, made)]
+    texts = ["NaN", "nan", "Infinity", "-Infinity", "inf", "1/0", "[NaN]", '{"a": NaN, "b": Infinity}']
+    return [*texts, *map(frame.around, texts)]
 
 
 def _wildcards(seed: Seed, frame: Frame) -> list[str]:
-    made = [".*", "(?s).*", "^", "[0-9]+", "\\w+", "|", "*", "?*", "%"]
-    return [*made, *map(frame.around, made)]
+    texts = [".*", "(?s).*", "^", "[0-9]+", "\\w+", "|", "*", "?*", "%"]
+    return [*texts, *map(frame.around, texts)]
 
 
 def _near(seed: Seed, frame: Frame) -> list[str]:
@@ -226,7 +226,7 @@ def _half(seed: Seed, frame: Frame) -> list[str]:
 
 
 def code(seed: Seed, frame: Frame, marker: Path) -> list[str]:
-    """Return responses that are code; each would write a file of its own, whose name is `marker` and its number."""
+    """Return responses that are code; if run, each writes a file of its own, whose path is `marker` plus a number."""
     core = frame.core(seed.right)
     kinds = [
         "__import__('pathlib').Path('PATH').write_text('x')",
@@ -238,13 +238,13 @@ def code(seed: Seed, frame: Frame, marker: Path) -> list[str]:
         "[x for x in [open('PATH', 'w')]]",
     ]
     kinds += [f"{core} + 0 * {kinds[1]}", f"{core}, {kinds[1]}"]
-    made = [kind.replace("PATH", f"{marker}{number}") for number, kind in enumerate([*kinds, *kinds])]
-    return [*made[: len(kinds)], *map(frame.around, made[len(kinds) :])]
+    texts = [kind.replace("PATH", f"{marker}{number}") for number, kind in enumerate([*kinds, *kinds])]
+    return [*texts[: len(kinds)], *map(frame.around, texts[len(kinds) :])]
 
 
 def _stalling(seed: Seed, frame: Frame) -> list[str]:
-    made = ["__import__('time').sleep(60)", "while True: pass", "import time; time.sleep(60)"]
-    return [*made, *map(frame.around, made)]
+    texts = ["__import__('time').sleep(60)", "while True: pass", "import time; time.sleep(60)"]
+    return [*texts, *map(frame.around, texts)]
 
 
 PROBES: dict[str, Callable[[Seed, Frame], list[str]]] = {
@@ -293,4 +293,4 @@ HOSTILE = {
 WITHOUT_ANSWER = {*HOSTILE, "empty", "whitespace", "prompt echoed", "refusal", "fake verdict"}
 """Probes that need no right answer."""
 NAMES = (*PROBES, "code", "another's answer")
-"""Every probe that a task may waive."""
+"""Every probe that a task can waive."""

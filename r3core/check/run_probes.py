@@ -1,4 +1,4 @@
-"""Are wrong answers failed: everything that the probes make, and code is not run?"""
+"""Do wrong responses fail: every probe, the answers to other examples, and code, which must not be run?"""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from r3core.check import probes
 from r3core.check.context import SEEDS, SHOWN, Checking, Judged, counterexample, plain, text_of
 from r3core.task import Example
 
-_HOSTILE_SEEDS = 3  # examples for the probes that do not depend on the example
-_OTHERS = 6  # answers to other examples, for each example
-_ROUND = 4  # responses of a probe that are judged before the errors among them are counted; then twice as many
+_HOSTILE_SEEDS = 3  # number of examples for the probes that do not depend on the example
+_OTHERS = 6  # answers to other examples, per example
+_FIRST_ROUND = 4  # responses of a probe that are judged before errors are counted; then twice as many
 
 
 def check_probes(
     checking: Checking, right: Sequence[tuple[Example, str]], known: Sequence[Example], *, frame: probes.Frame
 ) -> None:
-    """Check that what the probes make is failed, and add what was found."""
+    """Check that the responses of all probes fail, and add the findings."""
     seeds = _seeds(checking, right, known, frame)
     if right and all(seed.wrong is None for _, seed in seeds):
         checking.not_checked.append("probes with a wrong answer: no other example's answer fails")
     tries: dict[str, list[tuple[Example, str]]] = {}
     for number, (example, seed) in enumerate(seeds):
         for name, texts in probes.probes_of(seed, frame).items():
-            asked = number < _HOSTILE_SEEDS if name in probes.HOSTILE else right or name in probes.WITHOUT_ANSWER
-            if asked and texts:
+            used = number < _HOSTILE_SEEDS if name in probes.HOSTILE else right or name in probes.WITHOUT_ANSWER
+            if used and texts:
                 tries.setdefault(name, []).extend((example, text) for text in texts)
     for name, pairs in tries.items():
         checking.add_probe(name, _judged(checking, pairs))
@@ -36,9 +36,9 @@ def check_probes(
 
 
 def _judged(checking: Checking, pairs: Sequence[tuple[Example, str]]) -> list[Judged]:
-    """Return pairs with their verdicts; after a few errors no more are tried: each may take all the time it has."""
+    """Return pairs with their verdicts, and stop after a few errors: each may take as long as the time limit."""
     judged: list[Judged] = []
-    size = _ROUND
+    size = _FIRST_ROUND
     while len(judged) < len(pairs) and sum(one.verdict.outcome == "error" for one in judged) < SHOWN:
         judged += checking.judged(pairs[len(judged) : len(judged) + size])
         size *= 2
@@ -46,7 +46,7 @@ def _judged(checking: Checking, pairs: Sequence[tuple[Example, str]]) -> list[Ju
 
 
 def _check_code(checking: Checking, seeds: Sequence[tuple[Example, probes.Seed]], frame: probes.Frame) -> None:
-    """Check that code in a response is wrong, and is not run."""
+    """Check that a response that is code fails, and is not run."""
     with tempfile.TemporaryDirectory() as folder:
         pairs = []
         for number, (example, seed) in enumerate(seeds):
@@ -64,15 +64,15 @@ def _check_code(checking: Checking, seeds: Sequence[tuple[Example, probes.Seed]]
 def _seeds(
     checking: Checking, right: Sequence[tuple[Example, str]], known: Sequence[Example], frame: probes.Frame
 ) -> list[tuple[Example, probes.Seed]]:
-    """Return examples with all that probes are made of, after checking that others' answers fail."""
-    longest = checking.judge.limits.characters
+    """Return examples with the seeds of their probes, after checking that answers to other examples fail."""
+    limit = checking.judge.limits.characters
     if not right:
-        drawn = checking.sample(known, SEEDS)
-        return [(e, probes.Seed(text_of(checking.task, e), "", None, [], longest)) for e in drawn]
+        sampled = checking.sample(known, SEEDS)
+        return [(e, probes.Seed(text_of(checking.task, e), "", None, [], limit)) for e in sampled]
     chosen = checking.sample(right, SEEDS)
     others = [_others(checking, response, right) for _, response in chosen]
     tries = [(example, other) for (example, _), row in zip(chosen, others, strict=True) for other in row.items()]
-    # Each comes right after its own example, whose answer a verifier might remember.
+    # Each answer is judged right after it was judged on its own example: a verifier might remember that verdict.
     pairs = [pair for example, (other, owner) in tries for pair in ((owner, other), (example, other))]
     judged = checking.judged(pairs)[1::2]
     fails = {(one.example.id, one.response) for one in judged if one.verdict.outcome == "fail"}
@@ -82,13 +82,13 @@ def _seeds(
     seeds = []
     for (example, response), row in zip(chosen, others, strict=True):
         wrong = next((other for other in row if (example.id, other) in fails), None)
-        seeds.append((example, probes.Seed(text_of(checking.task, example), response, wrong, [*row], longest)))
+        seeds.append((example, probes.Seed(text_of(checking.task, example), response, wrong, [*row], limit)))
     return seeds
 
 
 def _others(checking: Checking, response: str, right: Sequence[tuple[Example, str]]) -> dict[str, Example]:
-    """Return a few answers to other examples, with these, none of them the same or a part of this one."""
-    drawn = checking.sample(right, 60)
+    """Return a few answers to other examples with their examples; none is equal to, or a part of, this response."""
+    sampled = checking.sample(right, 60)
     own = plain(response)
-    others = {other: owner for owner, other in drawn if plain(other) not in own and own not in plain(other)}
+    others = {other: owner for owner, other in sampled if plain(other) not in own and own not in plain(other)}
     return dict(islice(others.items(), _OTHERS))

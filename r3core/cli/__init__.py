@@ -1,1 +1,1 @@
-"""The command line: its arguments, the commands on runs, and those for the authors of tasks."""
+"""The command line: its arguments, the commands on runs, and the commands for task authors."""

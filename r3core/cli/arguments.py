@@ -1,68 +1,208 @@
-"""What a command line asks of a run, and the task and the configuration that follow from it."""
+"""The arguments of the commands on runs, and the task and the configuration that they stand for."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from r3core.errors import ConfigError
+from r3core.errors import ConfigError, TaskError
 from r3core.files import digest
+from r3core.training.launch import started_by_run
 
 if TYPE_CHECKING:
     from r3core.config import Config
     from r3core.task import Task
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, all else elsewhere.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, all else to stderr.")]
+TaskName = Annotated[str | None, typer.Option("--task", help="Installed task, path/to/file.py:Class or module:Class.")]
 TaskOptions = Annotated[
-    list[str] | None,
-    typer.Option("--task-option", metavar="NAME=VALUE", help="An option of the task; may be repeated."),
+    list[str] | None, typer.Option("--task-option", metavar="NAME=VALUE", help="Option of the task; repeatable.")
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", help="Local folder or model id on the Hugging Face Hub; default: the built-in model."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A key of the configuration, with its dots; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Dotted key of the configuration and its value; repeatable."),
 ]
+Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
+Uncertified = Annotated[
+    bool | None, typer.Option("--uncertified", help="Train even if the verifier does not pass `r3 check`.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and exit; nothing is written.")]
+
+
+class Flag(NamedTuple):
+    """An option of the commands on runs."""
+
+    annotation: Any
+    """Its type, with typer's description."""
+    keys: tuple[str, ...] = ()
+    """The configuration keys that it sets."""
+    default: Any = None
+
+
+def _flag(kind: type, description: str, *keys: str, metavar: str | None = None) -> Flag:
+    return Flag(Annotated[kind | None, typer.Option(help=description, metavar=metavar)], keys)
+
+
+FLAGS: dict[str, Flag] = {
+    "task": Flag(TaskName, ("task",)),
+    "task_option": Flag(TaskOptions),
+    "model": Flag(ModelName, ("model",)),
+    "preset": _flag(str, "Preset of configuration values: paper.", "preset"),
+    "config": _flag(Path, "YAML configuration file."),
+    "overrides": Flag(Overrides),
+    "samples": _flag(int, "Attempts per problem in mining.", "mine.samples"),
+    "keep": _flag(str, "Failures to collect: any-failed or all-failed.", "mine.keep"),
+    "failures": _flag(Path, "Failure dataset or run directory to use instead of mining.", "mine.failures"),
+    "engine": _flag(str, "Engine that generates text: transformers, vllm, openai or ray.", "engine"),
+    "ray_address": _flag(
+        str, "Address of the Ray cluster for --engine ray; default: a local cluster.", "engine_options.address"
+    ),
+    "lora": _flag(
+        list[str],
+        "Train a LoRA adapter, with this option of peft's LoraConfig, such as r=32; repeatable.",
+        metavar="NAME=VALUE",
+    ),
+    "processes": _flag(int, "Number of training processes; under FSDP2 by default.", "processes"),
+    "accelerate_config": _flag(Path, "Configuration file of `accelerate launch` for training.", "accelerate_config"),
+    "limit": _flag(int, "Maximum number of problems, in mining and in evaluation.", "mine.limit", "evaluate.limit"),
+    "seed": Flag(Seed, ("seed",)),
+    "output_dir": _flag(Path, "Run directory.", "output_dir"),
+    "uncertified": Flag(Uncertified, ("uncertified",)),
+    "dry_run": Flag(DryRun, default=False),
+    "as_json": Flag(Json, default=False),
+}
+"""Every option of the commands on runs, in the order of their help."""
+FIND = ("task", "task_option", "config", "overrides", "output_dir", "as_json")
+"""The options that find an existing run."""
+GENERATE = (*FIND, "model", "preset", "engine", "ray_address", "limit", "seed", "dry_run")
+"""The options of commands that generate text."""
+MINE = ("samples", "keep", "failures")
+"""The options of mining alone."""
+TRAIN = ("lora", "processes", "accelerate_config", "uncertified")
+"""The options of training alone."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a command line asks of a run."""
+class Arguments:
+    """The arguments of a command line that concern a run."""
 
-    task: str | None
-    task_options: list[str]
-    config: Path | None
-    overrides: list[str]
-    flags: dict[str, Any]
-    """Dotted configuration keys and their values; None was not given."""
-    dry_run: bool
-    as_json: bool
+    config: Path | None = None
+    overrides: list[str] = field(default_factory=list)
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted configuration keys and their values, only those that are given."""
+    dry_run: bool = False
+    as_json: bool = False
+
+    @classmethod
+    def of(cls, **given: Any) -> Arguments:
+        """Return the arguments with these values, by the names in `FLAGS`; None stands for one that is not given."""
+        flags = {key: given[name] for name in FLAGS if given.get(name) is not None for key in FLAGS[name].keys}
+        return cls(
+            config=given.get("config"),
+            overrides=given.get("overrides") or [],
+            flags=flags
+            | _named_values("task_options", given.get("task_option"), flag="--task-option", example="numbers=4")
+            | _named_values("lora", given.get("lora"), flag="--lora", example="r=32"),
+            dry_run=given.get("dry_run", False),
+            as_json=given.get("as_json", False),
+        )
 
     def resolve(self) -> tuple[Task, Config]:
-        """Return the task and the configuration; those of an existing run directory when nothing else is named."""
-        from r3core.config import PLACES, chosen_preset, chosen_task, resolve
+        """Return the task and the configuration; those of an existing run if nothing but its directory is given."""
+        from r3core.config import PLACEMENT, chosen_preset, chosen_task, configure, read_settings
         from r3core.plugins.discovery import get_task
 
-        folder = self.flags["output_dir"]
-        places = {key: self.flags[key] for key in PLACES if self.flags.get(key) is not None}
-        named = (self.task, self.config, *(self.flags[key] for key in self.flags.keys() - {"output_dir", *PLACES}))
-        given = self.overrides or self.task_options or any(value is not None for value in named)
+        folder = self.flags.get("output_dir")
+        given = self.overrides or self.config or self.flags.keys() - {"output_dir", *PLACEMENT}
         if not given and folder is not None and (folder / "config.json").exists():
-            config = _stored(folder).model_copy(update=places)
+            placement = {key: value for key, value in self.flags.items() if key in PLACEMENT}
+            config = _stored_config(folder).model_copy(update=placement)
             return get_task(config.task, **config.task_options), config
-        options = {f"task_options.{name}": value for name, value in options_given(self.task_options).items()}
-        flags = self.flags | {"task": self.task, **options}
-        name, options = chosen_task(self.config, self.overrides, flags=flags)
-        preset = chosen_preset(self.config, self.overrides, flags=flags)
-        task = _task_of(name, options, preset)
-        return task, resolve(task, self.config, overrides=self.overrides, flags=flags | {"task": name})
+        settings = read_settings(self.config, self.overrides, flags=self.flags)
+        task = _get_task(*chosen_task(settings), preset=chosen_preset(settings))
+        return task, configure(task, settings)
 
 
-def _task_of(name: str, options: dict[str, Any], preset: str | None) -> Task:
-    """Return a task with its options: those that are given, then those of the preset."""
-    from r3core.errors import TaskError
+def with_flags(*names: str) -> Callable[[Callable[[Arguments], None]], Callable[..., None]]:
+    """Return a decorator that makes a typer command with these of the `FLAGS` of a function of their values."""
+
+    def decorate(work: Callable[[Arguments], None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            try:
+                work(Arguments.of(**given))
+            except KeyboardInterrupt:
+                if not started_by_run():  # else the process that started this one prints it
+                    typer.echo("interrupted; run the same command to resume", err=True)
+                raise
+
+        # typer reads the options of a command from its signature
+        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, annotation=flag.annotation, default=flag.default
+                )
+                for name, flag in FLAGS.items()
+                if name in names
+            ]
+        )
+        command.__name__, command.__doc__ = work.__name__, work.__doc__
+        return command
+
+    return decorate
+
+
+def trained_from(arguments: Arguments, folder: Path) -> tuple[Task, Config] | None:
+    """Return the task and the configuration that compare the model in a folder with the model it was trained from.
+
+    The folder names task and base model; the run directory is a new one, unless it is given. None for a model that
+    was not trained by r3.
+    """
+    from r3core.pipeline import origin_of
+
+    origin = origin_of(folder)
+    if not origin:
+        return None
+    flags = {key: value for key, value in arguments.flags.items() if key != "model"}
+    flags |= {key: origin[key] for key in ("model", "revision") if origin[key] is not None}
+    flags.setdefault("task", origin["task"])
+    if flags["task"] == origin["task"] and not any(key.startswith("task_options.") for key in flags):
+        flags["task_options"] = origin["task_options"]
+    task, config = replace(arguments, flags=flags).resolve()
+    if config.output_dir is None:
+        name = f"eval-{config.directory.name}-{_fingerprint(folder)}"
+        config = config.model_copy(update={"output_dir": Path("runs") / name})
+    return task, config
+
+
+def model_to_compare(config: Config) -> Path | None:
+    """Return the trained model that an existing run directory compares with its base; None if it is the run's own."""
+    from r3core.runs import RunRecord
+
+    stored = RunRecord(config.directory).read_json("config")
+    trained = stored.get("trained") if isinstance(stored, dict) else None
+    return Path(trained) if trained else None
+
+
+def _named_values(section: str, given: list[str] | None, *, flag: str, example: str) -> dict[str, Any]:
+    """Return dotted keys and values for the `name=value` arguments of a flag."""
+    if not given:  # most commands: leave pydantic and yaml alone
+        return {}
+    from r3core.settings import assignments
+
+    return {f"{section}.{name}": value for name, value in assignments(given, flag=flag, example=example)}
+
+
+def _get_task(name: str, options: dict[str, Any], *, preset: str | None) -> Task:
+    """Return a task with its options: those that are given, and below them those of the preset."""
     from r3core.plugins.discovery import find_task, get_task
 
     changed = find_task(name).presets.get(preset or "", {})
@@ -75,38 +215,7 @@ def _task_of(name: str, options: dict[str, Any], preset: str | None) -> Task:
         raise TaskError(error.message, *error.hints, f"the preset `{preset}` sets {listed} for this task") from None
 
 
-def of_a_folder(asked: Asked, folder: Path) -> tuple[Asked, Task, Config, Path | None]:
-    """Return what evaluating a folder means: against what it was trained from, where it says so."""
-    from r3core.pipeline import origin_of
-
-    origin = origin_of(folder)
-    if not origin:
-        return asked, *asked.resolve(), None
-    asked = replace(
-        asked,
-        task=asked.task or origin["task"],
-        flags=asked.flags | {key: origin[key] for key in ("model", "revision")},
-    )
-    if asked.task == origin["task"] and not asked.task_options:
-        options = [f"{name}={json.dumps(value)}" for name, value in origin["task_options"].items()]
-        asked = replace(asked, task_options=options)
-    task, config = asked.resolve()
-    if config.output_dir is None:
-        name = config.directory.name
-        config = config.model_copy(update={"output_dir": Path("runs") / f"eval-{name}-{_fingerprint(folder)}"})
-    return asked, task, config, folder.resolve()
-
-
-def trained_in(config: Config) -> Path | None:
-    """Return the model from elsewhere that a run directory compares with its base, if it was made for that."""
-    from r3core.runs import RunRecord
-
-    stored = RunRecord(config.directory).read_json("config")
-    named = stored.get("trained") if isinstance(stored, dict) else None
-    return Path(named) if named else None
-
-
-def _stored(folder: Path) -> Config:
+def _stored_config(folder: Path) -> Config:
     """Return the configuration of the run in a directory."""
     from pydantic import ValidationError
 
@@ -119,28 +228,12 @@ def _stored(folder: Path) -> Config:
         return Config.model_validate(settings | {"output_dir": folder})
     except (AttributeError, ValidationError):
         raise ConfigError(
-            f"`{folder / 'config.json'}` is no configuration of this version of r3",
-            "name the task and its settings again, and another --output-dir",
+            f"`{folder / 'config.json'}` is not a configuration of this version of r3",
+            "give the task and its settings again, and another --output-dir",
         ) from None
 
 
-def options_given(given: list[str], *, flag: str = "--task-option", example: str = "numbers=4") -> dict[str, Any]:
-    """Return options from the words `name=value` that stand behind a flag."""
-    import yaml
-
-    options = {}
-    for option in given:
-        name, separator, value = option.partition("=")
-        if not separator or not name:
-            raise ConfigError(f"`{flag} {option}` is not of the form name=value", f"for example {example}")
-        try:
-            options[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            options[name] = value
-    return options
-
-
 def _fingerprint(folder: Path) -> str:
-    """Return a short name for the state of a model's folder: its files with their sizes and times."""
+    """Return a short hash of the state of a model's folder: its files with their sizes and times."""
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
     return digest(repr((folder.resolve(), files)), length=8)

@@ -1,6 +1,6 @@
-"""The command line: each command parses, calls one function and prints.
+"""The command line `r3`.
 
-What takes long to import is imported inside the command that needs it, so that `r3 --help` and `r3 tasks` stay quick.
+Commands import slow libraries inside their functions, so that `r3 --help` and `r3 tasks` stay fast.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from r3core.cli import run_commands, task_commands
+from r3core.cli.arguments import Json
 from r3core.distributed import wait_before_reporting
 from r3core.errors import R3Error
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="r3",
-    help="Train models to reflect on their failures, from a yes/no signal alone.",
+    help="Train models to reflect on their failures, with nothing but a pass/fail signal.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -31,7 +32,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; an error for people is printed without a traceback and sets the exit code."""
+    """Run the command line; an R3Error is printed without a traceback and sets the exit code."""
     try:
         app()
     except R3Error as error:
@@ -40,8 +41,8 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(given: bool) -> None:
+    if given:
         from r3core import __version__
 
         typer.echo(f"r3core {__version__}")
@@ -54,12 +55,12 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options that come before the command."""
+    """Take the options before the command."""
 
 
 @app.command()
-def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """List the installed tasks, their options, and broken plugins."""
+def tasks(as_json: Json = False) -> None:
+    """List installed tasks with their options, and broken plugins."""
     from r3core.plugins.discovery import discover
 
     found = discover()
@@ -104,7 +105,7 @@ def _option_text(option: Option) -> str:
 
 
 def _summary(installed: Installed) -> str:
-    """Return the first line of the task's own docstring."""
+    """Return the first line of the docstring of the task class itself, not of a base class."""
     return (installed.task.__dict__.get("__doc__") or "").strip().partition("\n")[0]
 
 

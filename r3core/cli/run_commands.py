@@ -1,17 +1,34 @@
-"""The commands that work on a run: each collects what was asked for, calls one function and prints."""
+"""The commands on runs: each one resolves its arguments, calls one function and prints the result."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r3core.cli.arguments import Asked, Json, Overrides, TaskOptions, of_a_folder, options_given, trained_in
-from r3core.training.launch import started_by_run
+from r3core.cli.arguments import (
+    FIND,
+    FLAGS,
+    GENERATE,
+    MINE,
+    TRAIN,
+    Arguments,
+    Json,
+    ModelName,
+    Overrides,
+    Seed,
+    TaskName,
+    TaskOptions,
+    model_to_compare,
+    trained_from,
+    with_flags,
+)
+from r3core.cli.plan import print_plan
+from r3core.console import quiet_libraries
 
 if TYPE_CHECKING:
     from r3core.config import Config
@@ -19,239 +36,166 @@ if TYPE_CHECKING:
     from r3core.pipeline import Pipeline
     from r3core.task import Task
 
-TaskName = Annotated[
-    str | None, typer.Option("--task", help="An installed task, path/to/file.py:Class or module:Class.")
-]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="A folder or a model of the hub; the task's built-in one by default.")
-]
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for work in (run, mine, train, evaluate, report):
-        app.command("eval" if work is evaluate else work.__name__)(_with_options(work))
-    app.command()(show)
-    app.command()(rescore)
+    for command in (run, mine, train):
+        app.command()(command)
+    app.command("eval")(evaluate)
+    for command in (report, show, rescore):
+        app.command()(command)
 
 
-def run(asked: Asked) -> None:
+@with_flags(*FLAGS)
+def run(arguments: Arguments) -> None:
     """Mine failures, train the reflections, evaluate and report.
 
-    Goes on where it was stopped. The verifier has to pass `r3 check` first.
+    Run the same command to resume a run. The verifier must pass `r3 check`.
     """
-    task, config = asked.resolve()
+    task, config = arguments.resolve()
     _check_training(task, config)
-    if asked.dry_run:
-        return _explain(task, config)
+    if arguments.dry_run:
+        return print_plan(task, config)
     _check_machine(config)
-    with _stages(task, config) as stages:
-        stages.certify()
-        stages.check_model()
-        stages.mine()
-        stages.train()
-        stages.evaluate()
-        _print_result(stages, stages.report(), as_json=asked.as_json)
+    with _pipeline(task, config) as pipeline:
+        pipeline.certify()
+        pipeline.check_model()
+        pipeline.mine()
+        pipeline.train()
+        pipeline.evaluate()
+        _print_result(pipeline, pipeline.report(), as_json=arguments.as_json)
 
 
-def mine(asked: Asked) -> None:
-    """Attempt the task's problems, and keep the failures.
+@with_flags(*GENERATE, *MINE)
+def mine(arguments: Arguments) -> None:
+    """Attempt the problems of a task and collect the failures.
 
-    It forecasts what training on them may bring, too.
+    A forecast estimates what training on them can achieve. If the run is to be trained too, set the options of training
+    already here, with --set or --config: a run has one configuration.
     """
-    task, config = asked.resolve()
-    if asked.dry_run:
-        return _explain(task, config)
-    with _stages(task, config) as stages:
-        stages.mine()
-        facts = stages.run.done("mine") or {}
-        _print_facts({"failures": str(stages.run.path / "failures"), "counts": facts}, as_json=asked.as_json)
+    task, config = arguments.resolve()
+    if arguments.dry_run:
+        return print_plan(task, config)
+    with _pipeline(task, config) as pipeline:
+        pipeline.mine()
+        facts = pipeline.run.done("mine") or {}
+        failures = str(pipeline.run.path / "failures")
+        _print_facts({"failures": failures, "counts": facts}, as_json=arguments.as_json)
 
 
-def train(asked: Asked) -> None:
-    """Train the reflections on the run's failures.
+@with_flags(*FIND, *TRAIN, "model", "preset", "engine", "seed", "dry_run", "failures")
+def train(arguments: Arguments) -> None:
+    """Train the reflections on the failures of a run.
 
-    The verifier has to pass `r3 check` first. `accelerate launch -m r3core train` does it in several processes.
+    The verifier must pass `r3 check`. For several processes: --processes, or `accelerate launch -m r3core train`.
     """
     from r3core.distributed import main_process_first, rank
     from r3core.report import shares_of_a_step
     from r3core.training import launch
 
-    task, config = asked.resolve()
+    task, config = arguments.resolve()
     _check_training(task, config)
-    if asked.dry_run:
-        return _explain(task, config)
+    if arguments.dry_run:
+        return print_plan(task, config)
     _check_machine(config)
     launch.join_training()
-    with _shared_stages(task, config) as stages:
+    with _pipeline(task, config, shared=True) as pipeline:
         leads = rank() == 0 and not launch.started_by_run()
         with main_process_first():
             if leads and config.mine.failures is not None:
-                stages.mine()
-            if leads and stages.run.done("mine") is not None:  # without, there is nothing to train on: said first
-                stages.certify()
-        model = str(stages.train())
+                pipeline.mine()
+            if leads and pipeline.run.done("mine") is not None:  # without failures, training stops with that error
+                pipeline.certify()
+        model = str(pipeline.train())
         if leads:
-            _print_facts({"model": model, "shares_of_a_step": shares_of_a_step(stages.run)}, as_json=asked.as_json)
+            facts = {"model": model, "shares_of_a_step": shares_of_a_step(pipeline.run)}
+            _print_facts(facts, as_json=arguments.as_json)
 
 
-def evaluate(asked: Asked) -> None:
-    """Evaluate a run's base and trained model.
+@with_flags(*GENERATE)
+def evaluate(arguments: Arguments) -> None:
+    """Evaluate the base model and the trained model of a run.
 
-    With --model, it is the model of a folder against what that was trained from, or any model alone.
+    With --model FOLDER, compare a model trained by r3 with its base model; any other model is evaluated alone.
     """
-    folder = asked.flags["model"]
-    if folder is None or not Path(folder).is_dir():
-        task, config = asked.resolve()
-        trained = trained_in(config)
-    else:
-        asked, task, config, trained = of_a_folder(asked, Path(folder))
-    if asked.dry_run:
-        return _explain(task, config)
-    with _stages(task, config, trained=trained) as stages:
-        result = stages.compare(trained) if trained else stages.evaluate()
-        _print_result(stages, result, as_json=asked.as_json)
+    folder = Path(arguments.flags.get("model", ""))
+    found = trained_from(arguments, folder) if "model" in arguments.flags and folder.is_dir() else None
+    task, config = found or arguments.resolve()
+    trained = folder.resolve() if found else model_to_compare(config)
+    if arguments.dry_run:
+        return print_plan(task, config)
+    with _pipeline(task, config, trained=trained) as pipeline:
+        result = pipeline.compare(trained) if trained else pipeline.evaluate()
+        _print_result(pipeline, result, as_json=arguments.as_json)
 
 
-def report(asked: Asked) -> None:
-    """Print the table of an evaluated run, and write its model card."""
-    task, config = asked.resolve()
-    with _stages(task, config, trained=trained_in(config)) as stages:
-        _print_result(stages, stages.report(), as_json=asked.as_json)
+@with_flags(*FIND)
+def report(arguments: Arguments) -> None:
+    """Print the results of an evaluated run, and write the model card."""
+    task, config = arguments.resolve()
+    with _pipeline(task, config, trained=model_to_compare(config)) as pipeline:
+        _print_result(pipeline, pipeline.report(), as_json=arguments.as_json)
 
 
 def show(
     task: TaskName = None,
     task_option: TaskOptions = None,
     model: ModelName = None,
-    count: Annotated[int, typer.Option("-n", help="How many failures.", min=1)] = 3,
+    count: Annotated[int, typer.Option("-n", help="Number of failures.", min=1)] = 3,
     overrides: Overrides = None,
-    seed: Annotated[int | None, typer.Option(help="The one seed that everything random follows from.")] = None,
+    seed: Seed = None,
 ) -> None:
     """Print attempt, reflection and retry as the model sees them.
 
-    The trained tokens are marked.
+    The tokens that are trained are marked.
     """
     from r3core.show import print_conversations
 
-    asked = Asked(
-        task, task_option or [], None, overrides or [], {"model": model, "seed": seed, "output_dir": None}, False, False
-    )
-    _quiet()
-    print_conversations(*asked.resolve(), count=count)
+    arguments = Arguments.of(task=task, task_option=task_option, model=model, overrides=overrides, seed=seed)
+    quiet_libraries()
+    print_conversations(*arguments.resolve(), count=count)
 
 
 def rescore(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A run directory or a set of failures.")],
-    task: Annotated[
-        str | None, typer.Option(help="The task, where it is not to be found by the name that was recorded.")
-    ] = None,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Run directory or failure dataset.")],
+    task: Annotated[str | None, typer.Option(help="Task, if it cannot be found under its recorded name.")] = None,
     task_option: TaskOptions = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where the failures that still fail are written, as a set; nowhere by default.")
+        Path | None, typer.Option(help="Write the failures that still fail to this failure dataset.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge again all that was recorded, and show what changed.
+    """Verify all recorded answers again, and print which verdicts changed.
 
-    The run, or the set of failures, stays as it is.
+    The run directory or failure dataset itself is not changed.
     """
     from r3core import rescore as rescoring
     from r3core.report import print_rescored
+    from r3core.settings import assignments
 
-    rescored = rescoring.rescore(source, spec=task, options=options_given(task_option or []), output=output_dir)
+    options = dict(assignments(task_option or [], flag="--task-option", example="numbers=4"))
+    rescored = rescoring.rescore(source, spec=task, options=options, output=output_dir)
     if as_json:
         typer.echo(json.dumps(rescored.model_dump(mode="json"), indent=2))
     else:
         print_rescored(rescored, sys.stdout)
 
 
-def _with_options(work: Callable[[Asked], None]) -> Callable[..., None]:
-    """Return the command that collects the options which all stages share, and hands them to `work`."""
-
-    def command(
-        task: TaskName = None,
-        task_option: TaskOptions = None,
-        model: ModelName = None,
-        preset: Annotated[str | None, typer.Option(help="A named set of values: paper.")] = None,
-        config: Annotated[Path | None, typer.Option(help="A YAML file of configuration keys.")] = None,
-        overrides: Overrides = None,
-        samples: Annotated[int | None, typer.Option(help="Attempts at each problem in mining.")] = None,
-        keep: Annotated[str | None, typer.Option(help="Which failures to keep: any-failed or all-failed.")] = None,
-        failures: Annotated[Path | None, typer.Option(help="A set of failures to use instead of mining.")] = None,
-        engine: Annotated[
-            str | None, typer.Option(help="What generates text: transformers, vllm, openai or ray.")
-        ] = None,
-        ray_address: Annotated[
-            str | None, typer.Option(help="The Ray cluster for --engine ray; by default one on this machine.")
-        ] = None,
-        lora: Annotated[
-            list[str] | None,
-            typer.Option(metavar="NAME=VALUE", help="Train an adapter, with an option of peft's LoraConfig: r=32."),
-        ] = None,
-        processes: Annotated[
-            int | None,
-            typer.Option(help="Train in so many processes, under FSDP2 unless accelerate is told otherwise."),
-        ] = None,
-        accelerate_config: Annotated[
-            Path | None, typer.Option(help="Train as this configuration file of accelerate's says.")
-        ] = None,
-        limit: Annotated[int | None, typer.Option(help="At most so many problems in mining and evaluation.")] = None,
-        seed: Annotated[int | None, typer.Option(help="The one seed that everything random follows from.")] = None,
-        output_dir: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
-        uncertified: Annotated[
-            bool, typer.Option("--uncertified", help="Train also when the verifier does not pass `r3 check`.")
-        ] = False,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Only explain what would be done.")] = False,
-        as_json: Json = False,
-    ) -> None:
-        flags = {
-            "model": model,
-            "preset": preset,
-            "engine": engine,
-            "engine_options.address": ray_address,
-            "seed": seed,
-            "processes": processes,
-            "accelerate_config": accelerate_config,
-            "output_dir": output_dir,
-            "mine.samples": samples,
-            "mine.keep": keep,
-            "mine.failures": failures,
-            "mine.limit": limit,
-            "evaluate.limit": limit,
-            "uncertified": uncertified or None,
-        }
-        try:
-            adapter = {
-                f"lora.{name}": value
-                for name, value in options_given(lora or [], flag="--lora", example="r=32").items()
-            }
-            work(Asked(task, task_option or [], config, overrides or [], flags | adapter, dry_run, as_json))
-        except KeyboardInterrupt:
-            if not started_by_run():
-                typer.echo("stopped; the same command goes on from here", err=True)
-            raise
-
-    command.__doc__ = work.__doc__
-    return command
-
-
-def _stages(task: Task, config: Config, *, trained: Path | None = None) -> Any:
+def _pipeline(
+    task: Task, config: Config, *, trained: Path | None = None, shared: bool = False
+) -> AbstractContextManager[Pipeline]:
+    """Return the open pipeline of a run; unless it is `shared`, UsageError in one of several processes."""
+    from r3core.pipeline import Pipeline
     from r3core.training.launch import check_one_process
 
-    check_one_process()
-    return _shared_stages(task, config, trained=trained)
-
-
-def _shared_stages(task: Task, config: Config, *, trained: Path | None = None) -> Any:
-    from r3core.pipeline import Pipeline
-
-    _quiet()
+    if not shared:
+        check_one_process()
+    quiet_libraries()
     return Pipeline.open(task, config, trained=trained)
 
 
 def _check_training(task: Task, config: Config) -> None:
-    """Raise ConfigError now, and not after hours of mining, when training could not begin."""
+    """Raise ConfigError if training cannot start with this configuration, before hours of mining."""
     from r3core.config import local_model
     from r3core.mine import check_splits
     from r3core.runs import RunRecord
@@ -259,7 +203,7 @@ def _check_training(task: Task, config: Config) -> None:
     from r3core.training.launch import world_of
     from r3core.training.lora import check_adapter
 
-    _quiet()
+    quiet_libraries()
     local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
         check_splits(config)
@@ -269,7 +213,7 @@ def _check_training(task: Task, config: Config) -> None:
 
 
 def _check_machine(config: Config) -> None:
-    """Raise an error now when this machine has not what the training needs; a dry run may plan for another one."""
+    """Raise an error if training cannot run on this machine; a dry run can plan for another one."""
     from r3core.runs import RunRecord
     from r3core.training.grpo_options import check_vllm
     from r3core.training.launch import check_machine
@@ -279,81 +223,18 @@ def _check_machine(config: Config) -> None:
         check_machine(config)
 
 
-def _quiet() -> None:
-    """Leave the screen to r3's own progress bars and messages."""
-    import logging
-    import os
-    import warnings
-
-    # TRL uses names that transformers has changed: nothing that a user could mend.
-    warnings.filterwarnings("ignore", message=".(is_)?gradient_checkpointing.* is deprecated", category=FutureWarning)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    for name in ("accelerate", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _explain(task: Task, config: Config) -> None:
-    import yaml
-
-    from r3core.config import model_of
-    from r3core.generation.models import check_engine
-    from r3core.training.grpo_options import check_grpo, explain_batch, explain_checkpoints
-    from r3core.training.launch import world_of
-
-    check_grpo(config.grpo)
-    check_engine(config)
-    model = model_of(config, task)
-    typer.echo(yaml.safe_dump(config.record(), sort_keys=False, allow_unicode=True).rstrip())
-    typer.echo(f"\nrun directory: {config.directory}\nmodel: {model}")
-    mining = f"{config.mine.limit or 'all'} problems x {config.mine.samples} attempts"
-    mined = config.mine.failures if config.mine.failures else mining
-    typer.echo(f"check: {_certified(task, config)}\nmine: {mined}")
-    options, processes = config.grpo_options(), world_of(config).processes
-    for line in [*explain_batch(options, processes), *explain_checkpoints(options, processes)]:
-        typer.echo(f"train: {line}")
-    controls = "with" if config.evaluate.controls else "without"
-    typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
-    for line in _estimated(config, model):
-        typer.echo(line)
-
-
-def _estimated(config: Config, model: str) -> list[str]:
-    """Return lines about the memory that the run needs on each of its processes."""
-    from r3core.estimate.advice import explain
-    from r3core.training.launch import world_of
-
-    _quiet()
-    world = world_of(config)
-    return explain(config, model, processes=world.processes, sharded=world.sharded)
-
-
-def _certified(task: Task, config: Config) -> str:
-    """Say what is known of the verifier before anything is done."""
-    from r3core.check.certificate import kept
-
-    certificate = kept(task, config.judge)
-    known = certificate.summary() if certificate else "the verifier was not checked yet"
-    return f"{known}; it need not pass (--uncertified)" if config.uncertified else f"{known}; training needs a pass"
-
-
-def _print_result(stages: Pipeline, result: Result, *, as_json: bool) -> None:
+def _print_result(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
     from r3core.report import as_json as as_object
     from r3core.report import print_table, shares_of_a_step
 
     if as_json:
-        typer.echo(json.dumps(as_object(result, stages.run), indent=2))
+        typer.echo(json.dumps(as_object(result, pipeline.run), indent=2))
         return
-    print_table(result, stages.config, sys.stdout)
-    seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in stages.run.seconds().items())
-    shares = ", ".join(f"{part} {share:.1%}" for part, share in shares_of_a_step(stages.run).items())
+    print_table(result, pipeline.config, sys.stdout)
+    seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in pipeline.run.seconds().items())
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in shares_of_a_step(pipeline.run).items())
     typer.echo(f"- {seconds}" + (f"; of a training step: {shares}" if shares else ""))
-    typer.echo(f"- everything is in {stages.run.path}")
+    typer.echo(f"- run directory: {pipeline.run.path}")
 
 
 def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from r3core.errors import UsageError, one_line
 from r3core.task import Frozen
-from r3core.training.lora import lora_of
+from r3core.training.lora import lora_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -75,7 +75,7 @@ def shape_of(config: PretrainedConfig, *, lora: Mapping[str, Any] | None = None)
     import torch
     from transformers import AutoModelForCausalLM
 
-    adapters = lora_of(lora) if lora is not None else None
+    adapters = lora_config(lora) if lora is not None else None
     try:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)

@@ -1,9 +1,11 @@
-"""A batch that grows token by token in a cache of any kind, and the check that a model computes the same with it.
+"""A batch that generates token by token with a cache of any kind, and checks that a model allows it.
 
 The default engine and TRL's trainer rely on three things: a token's probabilities are the same in one pass over the
 sequence and step by step with a cache; they are the same in a left-padded batch; and rows of a cache can be copied and
-dropped. Attention keeps all of them. Linear attention, convolutions and state-space layers do only where transformers'
-code for the model sees to it, so a model is tried, for a few tokens, before it is used.
+dropped. Attention ensures all of them. Linear attention, convolutions and state-space layers do only if transformers'
+code for the model takes care of it, so a model is checked on a few tokens before it is used.
+
+Notation for shapes: B rows, T tokens including padding, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,19 +25,27 @@ _TEXT = (
     "The river rises in the hills north of the town, turns west at the old mill, and reaches the sea after forty "
     "miles. In spring it floods the meadows on both banks, and the farmers move their sheep to higher ground."
 )
-_TRIED = (24, 19, 11, 4)  # prompt lengths of the trial, in tokens
+_PROMPT_LENGTHS = (24, 19, 11, 4)  # of the prompts in the checks, in tokens
 _STEPS = 8
-_REARRANGED = {0: [3, 1, 0, 2, 1], 3: [4, 0, 2]}
-"""After which steps of the trial which rows are copied or kept."""
-_ROUNDING = 0.1
-"""Total variation distance that is put down to rounding in 16 or fewer bits; a tenth of it in 32 bits.
+_SELECTED = {0: [3, 1, 0, 2, 1], 3: [4, 0, 2]}
+"""Rows that remain after some steps of the check, by step, in their new order; a row may be copied."""
+_TOLERANCE = 0.1
+"""Total variation distance that rounding explains in 16 or fewer bits; a tenth of it in 32 bits.
 
-SmolLM2-135M on the CPU has 0.02 in bfloat16 and 0.000001 in float32; with a mask that is ignored, 0.24 in both.
+SmolLM2-135M on the CPU has 0.02 in bfloat16 and 0.000001 in float32; when the mask is ignored, 0.24 in both.
 """
 
 
 class CachedRows:
-    """Left-padded prompts in a model's cache, one token longer after each step."""
+    """Left-padded prompts in a model's cache, one token longer after each step.
+
+    With padding on the left, the last token of every row is in the last column, so one column of logits continues all
+    rows. For two prompts of 3 and 1 tokens, before the first step:
+
+        ids        [[5, 6, 7], [0, 0, 8]]   (B, T); after the first step only the new tokens, (B, 1)
+        mask       [[1, 1, 1], [0, 0, 1]]   (B, T): one column more after each step, 1 for real tokens
+        positions  [[0, 1, 2], [0, 0, 0]]   like ids: the first real token has position 0
+    """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, pad: int) -> None:
         from transformers import DynamicCache
@@ -43,16 +53,18 @@ class CachedRows:
 
         self.model = model
         self.cache = DynamicCache(config=model.config)
-        plain: Any = getattr(model, "get_base_model", lambda: model)()  # the forward of peft's takes any argument
-        self._name = "cache_params" if "cache_params" in inspect.signature(plain.forward).parameters else None
+        plain: Any = getattr(model, "get_base_model", lambda: model)()  # peft's own forward takes any argument
+        takes_params = "cache_params" in inspect.signature(plain.forward).parameters  # Mamba's name for a cache
+        self._argument = "cache_params" if takes_params else "past_key_values"
         self._attends = not self.cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers)
-        self.ids, self.mask = _left_padded(prompts, pad, device=model.device)  # (rows, new tokens), (rows, tokens)
+        self.ids, self.mask = _left_padded(prompts, pad, device=model.device)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self._steps = 0
 
     def next_logits(self) -> torch.Tensor:
-        """Put the tokens that are not in the cache yet through the model, and return (rows, vocabulary)."""
-        # Mamba's layers would multiply the one new token with the mask of all: transformers gives it none either
+        """Run the tokens that are not in the cache yet through the model, and return the next token's logits (B, V)."""
+        # A model without attention applies the mask to its input, which has one column after the first step: the mask
+        # of all T tokens would not fit, and transformers' own `generate` passes none either.
         masked = self._attends or self._steps == 0
         self._steps += 1
         output = self.model(
@@ -61,18 +73,18 @@ class CachedRows:
             position_ids=self.positions,
             use_cache=True,
             logits_to_keep=1,
-            **{self._name or "past_key_values": self.cache},
+            **{self._argument: self.cache},
         )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
     def select(self, rows: torch.Tensor) -> None:
-        """Go on with these rows, in this order; a row may be there several times."""
-        self.cache.reorder_cache(rows)  # type: ignore[arg-type]  # the one way that every kind of cache layer has
+        """Continue with these rows, in this order; a row may occur several times. `rows` are indices, (new B,)."""
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type]  # the only method that every kind of cache layer has
         self.ids, self.mask, self.positions = (t[rows] for t in (self.ids, self.mask, self.positions))
 
     def append(self, tokens: torch.Tensor) -> None:
-        """Add a token to each row."""
+        """Add a token to each row; `tokens` is (B,)."""
         import torch
 
         self.ids = tokens.unsqueeze(1)
@@ -80,11 +92,12 @@ class CachedRows:
         self.positions = self.positions[:, -1:] + 1
 
 
-def mend_time_steps(model: PreTrainedModel) -> None:
-    """Let state-space layers limit their time steps as the model's configuration says, in one pass as in steps.
+def apply_time_step_limit(model: PreTrainedModel) -> None:
+    """Make state-space layers clamp their time steps to the configuration's `time_step_limit` alone.
 
-    transformers 5.23 raises them to `time_step_min` in one pass over Nemotron-H and Zamba2, which is meant for their
-    initial values, and not step by step with a cache, so that the two differ. Mamba-2 limits nothing by default.
+    transformers 5.23 also raises them to `time_step_min`, which is meant for initialization, in one pass over
+    Nemotron-H and Zamba2, but not step by step with a cache: the two would differ. The default limit is (0, infinity),
+    as in Mamba-2.
     """
     limit = getattr(model.config.get_text_config(decoder=True), "time_step_limit", None) or (0.0, float("inf"))
     module: Any
@@ -94,105 +107,113 @@ def mend_time_steps(model: PreTrainedModel) -> None:
 
 
 def check_cache(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
-    """Raise UsageError when the default engine would generate by other probabilities than the model's own.
+    """Raise UsageError when the default engine would sample from other probabilities than the model's own.
 
-    Prompts of four lengths go through it side by side, are copied and dropped, and are compared with one pass. Layers
-    of cache that come with one architecture (DeepSeek-V4, MiniMax-M3) are refused untried: they compress or choose
-    blocks of tokens, longer than a trial, and count padding among them.
+    Generates from prompts of four lengths in one batch, copies and drops rows, and compares with one pass over the
+    text. Cache layers that come with one architecture (DeepSeek-V4, MiniMax-M3) are rejected without a check: they
+    compress or select blocks of tokens, padding included, and a block is longer than this check.
     """
     import torch
     from transformers import DynamicCache
 
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
     if own := sorted(kind.__name__ for kind in kinds if kind.__module__ != DynamicCache.__module__):
-        raise _unfit(name, model, f"keeps a cache of its own, {own[0]}, in which padding counts", "generated from")
-    ids = _sample(tokenizer)
+        raise _not_generated_from(name, model, f"has a cache of its own, {own[0]}, which counts padding as tokens")
+    ids = _check_text(tokenizer)
     try:
         with torch.no_grad():
             distance = _distance_with_cache(model, ids, pad=tokenizer.pad_token_id or 0)
-    except torch.OutOfMemoryError:  # is no fault of the architecture
+    except torch.OutOfMemoryError:  # a RuntimeError, but not the architecture's fault
         raise
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
-        raise _unfit(name, model, f"fails there with {type(error).__name__}: {error}", "generated from") from error
+        raise _not_generated_from(name, model, f"fails with {type(error).__name__}: {error}") from error
     if isnan(distance):
         raise UsageError(
-            f"`{name}` gives NaN for ordinary text: its weights are damaged, or the training that made it has diverged",
+            f"`{name}` returns NaN for ordinary text: its weights are damaged, or its training has diverged",
             "after a training: lower grpo.learning_rate, and train again",
         )
-    if distance > _tolerated(model):
-        raise _unfit(
-            name, model, f"gives other probabilities there than in one pass {_far(distance)}", "generated from"
-        )
+    if distance > _tolerance(model):
+        why = f"computes other probabilities than in one pass (total variation distance {distance:.2g})"
+        raise _not_generated_from(name, model, why)
 
 
-def check_training(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
     """Raise UsageError when TRL's trainer would train other probabilities than the model's own.
 
-    TRL pads prompts on the left and completions on the right, and gives the model a mask, but no positions. A
-    recurrent model that does not heed the mask, or one with absolute positions that count padding (GPT-2), would be
-    trained on something that it never does when it generates.
+    TRL pads prompts on the left and completions on the right, and passes a mask but no positions. A recurrent model
+    that ignores the mask, or one with absolute positions that count padding (GPT-2), would be trained on probabilities
+    that it never generates with.
     """
     import torch
 
-    ids = _sample(tokenizer)
+    ids = _check_text(tokenizer)
     was_training = model.training
-    model.train(not _drops_out(model))  # some layers have kernels of their own for training
+    model.train(not _has_dropout(model))  # some layers have kernels of their own for training
     try:
         with torch.no_grad():
             distance = _distance_in_training(model, ids, pad=tokenizer.pad_token_id or 0)
     finally:
         model.train(was_training)
-    if not distance <= _tolerated(model):
-        why = f"gives other probabilities in the padded batches of TRL's trainer than alone {_far(distance)}"
-        raise _unfit(name, model, why, "trained")
+    if not distance <= _tolerance(model):  # also when it is NaN
+        raise _rejected(
+            f"`{name}` cannot be trained",
+            model,
+            "computes other probabilities in the padded batches of TRL's trainer than for a single sequence "
+            f"(total variation distance {distance:.2g})",
+        )
 
 
 def _distance_with_cache(model: PreTrainedModel, ids: list[int], *, pad: int) -> float:
-    """Return how far from one pass the probabilities are that the cache gives; every row is a part of `ids`."""
+    """Return the mean distance between the probabilities with a cache and in one pass; every row is a prefix of `ids`.
+
+    The total variation distance, 0 to 1.
+    """
     import torch
 
     sequence = torch.tensor(ids, device=model.device)
-    whole = model(input_ids=sequence.unsqueeze(0), use_cache=False).logits[0].float().softmax(-1)
-    cached = CachedRows(model, [ids[:length] for length in _TRIED], pad=pad)
-    length = torch.tensor(_TRIED, device=model.device)
+    expected = model(input_ids=sequence.unsqueeze(0), use_cache=False).logits[0].float().softmax(-1)  # (T, V)
+    cached = CachedRows(model, [ids[:length] for length in _PROMPT_LENGTHS], pad=pad)
+    lengths = torch.tensor(_PROMPT_LENGTHS, device=model.device)  # (B,): tokens of each row so far
     distances = []
     for step in range(_STEPS):
-        given = cached.next_logits().float().softmax(-1)
-        distances.append(_total_variation(given, whole[length - 1]))
-        if step in _REARRANGED:
-            rows = torch.tensor(_REARRANGED[step], device=model.device)
+        probabilities = cached.next_logits().float().softmax(-1)
+        distances.append(_total_variation(probabilities, expected[lengths - 1]))
+        if step in _SELECTED:
+            rows = torch.tensor(_SELECTED[step], device=model.device)
             cached.select(rows)
-            length = length[rows]
-        cached.append(sequence[length])
-        length = length + 1
+            lengths = lengths[rows]
+        cached.append(sequence[lengths])
+        lengths = lengths + 1
     return float(torch.cat(distances).mean())
 
 
 def _distance_in_training(model: PreTrainedModel, ids: list[int], *, pad: int) -> float:
-    """Return how far from those of a lone sequence the probabilities are in a batch as TRL makes it."""
+    """Return the mean distance between the probabilities in a batch as TRL pads it and for a single sequence."""
     import torch
 
     sequence = torch.tensor(ids, device=model.device)
-    whole = model(input_ids=sequence.unsqueeze(0), use_cache=False).logits[0].float().softmax(-1)
-    prompts, mask = _left_padded([ids[:length] for length in _TRIED], pad, device=model.device)
-    completions = [ids[length : length + _STEPS - row] for row, length in enumerate(_TRIED)]
+    expected = model(input_ids=sequence.unsqueeze(0), use_cache=False).logits[0].float().softmax(-1)  # (T, V)
+    prompts, mask = _left_padded([ids[:length] for length in _PROMPT_LENGTHS], pad, device=model.device)
+    # completions of 8, 7, 6 and 5 tokens, padded on the right: reversed, padded on the left, and reversed again
+    completions = [ids[length : length + _STEPS - row] for row, length in enumerate(_PROMPT_LENGTHS)]
     flipped, real = _left_padded([completion[::-1] for completion in completions], pad, device=model.device)
     batch, mask = torch.cat([prompts, flipped.flip(1)], dim=1), torch.cat([mask, real.flip(1)], dim=1)
+    # the logits of a completion begin at the last token of its prompt
     logits = model(input_ids=batch, attention_mask=mask, use_cache=False).logits[:, prompts.shape[1] - 1 :]
     distances = [
-        _total_variation(logits[row, : len(completion)].float().softmax(-1), whole[length - 1 :][: len(completion)])
-        for row, (length, completion) in enumerate(zip(_TRIED, completions, strict=True))
+        _total_variation(logits[row, : len(completion)].float().softmax(-1), expected[length - 1 :][: len(completion)])
+        for row, (length, completion) in enumerate(zip(_PROMPT_LENGTHS, completions, strict=True))
     ]
     return float(torch.cat(distances).mean())
 
 
 def _total_variation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return the distance between distributions, 0 to 1 for each row; both are (rows, vocabulary)."""
+    """Return the distance between the distributions in each row, 0 to 1; both are (B, V)."""
     return (one - other).abs().sum(-1) / 2
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad: int, *, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask of rows that end together, both (rows, longest)."""
+    """Return ids and mask of rows padded on the left, both (B, longest row)."""
     import torch
 
     width = max(map(len, rows))
@@ -201,34 +222,36 @@ def _left_padded(rows: Sequence[Sequence[int]], pad: int, *, device: Any) -> tup
     return ids, mask
 
 
-def _sample(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return ids that the model is tried on: ordinary text, of which it has a firm opinion whatever the rounding."""
-    length = max(_TRIED) + _STEPS
+def _check_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of ordinary text, for which a model's probabilities are far from uniform whatever the rounding."""
+    length = max(_PROMPT_LENGTHS) + _STEPS
     ids = list(tokenizer.encode(_TEXT))
     return (ids * length)[:length]
 
 
-def _tolerated(model: PreTrainedModel) -> float:
+def _tolerance(model: PreTrainedModel) -> float:
     import torch
 
     quantized = getattr(model, "hf_quantizer", None) is not None
-    return _ROUNDING / 10 if model.dtype == torch.float32 and not quantized else _ROUNDING
+    return _TOLERANCE / 10 if model.dtype == torch.float32 and not quantized else _TOLERANCE
 
 
-def _drops_out(model: PreTrainedModel) -> bool:
-    """Tell whether the configuration has any dropout or jitter, with which two passes of a training differ anyway."""
+def _has_dropout(model: PreTrainedModel) -> bool:
+    """Return whether the configuration names dropout or jitter, with which any two passes in training mode differ."""
     values = vars(model.config.get_text_config(decoder=True)).items()
     return any(bool(value) for key, value in values if "drop" in key or "jitter" in key)
 
 
-def _far(distance: float) -> str:
-    return f"(total variation distance {distance:.2g})"
+def _not_generated_from(name: str, model: PreTrainedModel, why: str) -> UsageError:
+    return _rejected(
+        f"`{name}` cannot be generated from by the transformers engine",
+        model,
+        f"{why}, when a padded batch is generated with a cache",
+    )
 
 
-def _unfit(name: str, model: PreTrainedModel, why: str, what: str) -> UsageError:
-    kind = model.config.model_type
-    where = "by the transformers engine, in padded batches with a cache" if what == "generated from" else "here"
+def _rejected(what: str, model: PreTrainedModel, why: str) -> UsageError:
     return UsageError(
-        f"`{name}` cannot be {what} {where}: its architecture (model type `{kind}`) {why}",
-        "name a model of another architecture: docs/scale.md lists those that are tested",
+        f"{what}: its architecture (model type `{model.config.model_type}`) {why}",
+        "use a model of another architecture: docs/scale.md lists the tested ones",
     )

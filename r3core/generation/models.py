@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from r3core.config import Config
 from r3core.distributed import world_size
 from r3core.errors import UsageError, one_line
-from r3core.generation.cache import check_cache, mend_time_steps
+from r3core.generation.cache import apply_time_step_limit, check_cache
 from r3core.generation.engine import Generator
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def load_model(
     if torch.cuda.is_available() and not quantization and world_size() == 1:
         # in 4 bits it is on the GPU already; among several processes it is divided first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
-    mend_time_steps(model)
+    apply_time_step_limit(model)
     if generates and world_size() == 1:  # the processes of a training load what one process has mined with before
         check_cache(model, tokenizer, name=str(name))
     return model, tokenizer

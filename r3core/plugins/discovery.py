@@ -1,4 +1,4 @@
-"""The tasks that are installed or lie in a file: a broken plugin is reported, and the others work."""
+"""Discovery of tasks in installed plugins, modules and files; a broken plugin is reported, and the others work."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ import pluggy
 from r3core import hookspecs
 from r3core.errors import TaskError, did_you_mean
 from r3core.files import digest
-from r3core.plugins.diagnostics import fault_of, told
+from r3core.plugins.diagnostics import describe, fault_of
 from r3core.plugins.options import set_options
 from r3core.task import Frozen, Task
 
 GROUP = "r3"
 """The entry-point group of plugins."""
 FILE_MODULE = "r3_file_"
-"""Begins the name of every module that was made from a task's file."""
+"""Prefix of the name of a module that was loaded from a task's file."""
 
 
 class Installed(Frozen):
-    """A task that can be used, and the distribution it came with."""
+    """A usable task, and the distribution that installed it."""
 
     task: type[Task]
     distribution: str
@@ -40,22 +40,22 @@ class Installed(Frozen):
 
     @property
     def origin(self) -> str:
-        """Say where the task comes from, in a form that `--task` takes after the distribution's name."""
+        """Distribution, version and class; the class is in the form that `--task` accepts."""
         return f"{self.distribution} {self.version} ({self.task.__module__}:{self.task.__qualname__})"
 
 
 class Broken(Frozen):
-    """A plugin, or one task of it, that cannot be used."""
+    """A plugin, or one of its tasks, that cannot be used."""
 
     name: str
-    """The entry point's name; the task's, when two tasks have one name."""
+    """The entry point's name; the task's name when two tasks share it."""
     distribution: str
     version: str
     reason: str
 
 
 class Discovery(Frozen):
-    """What the installed plugins bring."""
+    """The tasks of the installed plugins."""
 
     tasks: dict[str, Installed]
     """The usable tasks by name, sorted."""
@@ -65,7 +65,7 @@ class Discovery(Frozen):
 
 
 def discover() -> Discovery:
-    """Return the tasks of all installed plugins; a plugin that fails is listed under `broken` and stops no other.
+    """Return the tasks of all installed plugins; one that fails is listed under `broken`, and the others work.
 
     What plugins print while they are imported goes to standard error.
     """
@@ -75,25 +75,25 @@ def discover() -> Discovery:
         distribution, version = _origin(entry)
         try:
             with _quietly():
-                brought = _tasks_of(entry)
+                tasks = _tasks_of(entry)
         except TaskError as error:
             reason = "; ".join([error.message, *error.hints])
             broken.append(Broken(name=entry.name, distribution=distribution, version=version, reason=reason))
             continue
-        for task in brought:
+        for task in tasks:
             rivals = named.setdefault(task.name, [])
             if all(rival.task is not task for rival in rivals):
                 rivals.append(Installed(task=task, distribution=distribution, version=version))
     clashes = {name: rivals for name, rivals in sorted(named.items()) if len(rivals) > 1}
     broken += [clash for name, rivals in clashes.items() for clash in _broken_by_clash(name, rivals)]
-    tasks = {name: rivals[0] for name, rivals in sorted(named.items()) if len(rivals) == 1}
-    return Discovery(tasks=tasks, broken=broken, clashes=clashes)
+    unique = {name: rivals[0] for name, rivals in sorted(named.items()) if len(rivals) == 1}
+    return Discovery(tasks=unique, broken=broken, clashes=clashes)
 
 
 def find_task(spec: str) -> type[Task]:
-    """Return the task class that a name, `path/to/file.py:Class` or `module:Class` stands for.
+    """Return the task class for a name, `path/to/file.py:Class` or `module:Class`.
 
-    Modules are looked for in the working directory too, after everything that is installed.
+    Modules are also searched in the working directory, after everything that is installed.
 
     Raises:
         TaskError: there is no such task, or its code is broken.
@@ -104,7 +104,7 @@ def find_task(spec: str) -> type[Task]:
             with _quietly():
                 classes = _classes_of(_import_file(spec)) or ["Class"]
             ways = " or ".join(f"`{spec}:{name}`" for name in classes)
-            raise TaskError(f"`{spec}` does not say which class is the task", f"write {ways}")
+            raise TaskError(f"`{spec}` does not name the task's class", f"write {ways}")
         return _find_installed(spec)
     if not location or not class_name:
         raise TaskError(f"`{spec}` is not a task", "write a task's name, `path/to/file.py:Class` or `module:Class`")
@@ -112,7 +112,7 @@ def find_task(spec: str) -> type[Task]:
         module = _import_file(location) if location.endswith(".py") else _import_module(location)
     if not hasattr(module, class_name):
         classes = _classes_of(module)
-        has = f"; its tasks: {', '.join(classes)}" if classes else ""
+        has = f"; its task classes: {', '.join(classes)}" if classes else ""
         raise TaskError(f"`{location}` has no class called `{class_name}`{has}", *did_you_mean(class_name, classes))
     found: Any = getattr(module, class_name)
     if fault := fault_of(found):
@@ -122,10 +122,10 @@ def find_task(spec: str) -> type[Task]:
 
 
 def get_task(spec: str, /, **options: Any) -> Task:
-    """Return a task with its options set; `spec` is what `--task` takes, see `find_task`.
+    """Return a task with its options set; `spec` is the value of `--task`, see `find_task`.
 
     Raises:
-        TaskError: there is no such task, or it does not have such an option, or not with such a value.
+        TaskError: there is no such task, it has no such option, or the option does not allow the value.
     """
     return set_options(find_task(spec), options)
 
@@ -143,23 +143,23 @@ def _origin(entry: EntryPoint) -> tuple[str, str]:
 
 
 def _tasks_of(entry: EntryPoint) -> list[type[Task]]:
-    """Import one plugin and call its hook, with a plugin manager of its own: it can fail alone."""
+    """Import one plugin and call its hook, with a plugin manager of its own, so that no failure affects another."""
     try:
         plugin = entry.load()
     except (Exception, SystemExit) as error:
-        raise TaskError(f"`{entry.value}` cannot be imported: {told(error)}") from error
+        raise TaskError(f"`{entry.value}` cannot be imported: {describe(error)}") from error
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     _check_hook_names(manager, plugin)
     try:
         manager.register(plugin)
-        brought = [task for tasks in manager.hook.r3_tasks() or [None] for task in tasks]
+        found = [task for tasks in manager.hook.r3_tasks() or [None] for task in tasks]
     except (Exception, SystemExit) as error:
-        raise TaskError(f"its hook `r3_tasks` did not return a list of tasks: {told(error)}") from error
-    for task in brought:
+        raise TaskError(f"its hook `r3_tasks` did not return a list of tasks: {describe(error)}") from error
+    for task in found:
         if fault := fault_of(task):
             raise TaskError(f"its hook `r3_tasks` returned something that is not a task: {fault}")
-    return brought
+    return found
 
 
 def _check_hook_names(manager: pluggy.PluginManager, plugin: object) -> None:
@@ -190,7 +190,7 @@ def _find_installed(name: str) -> type[Task]:
         origins = [rival.origin for rival in discovery.clashes[name]]
         raise TaskError(
             f"{len(origins)} tasks are called `{name}`: {', '.join(origins)}",
-            "uninstall all but one, or give `module:Class` in place of the name",
+            "uninstall all but one, or use `module:Class` instead of the name",
         )
     for broken in discovery.broken:
         if broken.name == name:
@@ -198,9 +198,9 @@ def _find_installed(name: str) -> type[Task]:
     installed = list(discovery.tasks)
     hints = did_you_mean(name, installed)
     if discovery.broken:
-        hints += ("some plugins are broken: `r3 tasks` says why",)
+        hints += ("some plugins are broken: `r3 tasks` shows why",)
     if not hints:
-        hints = ("a package is installed first; a task in a file is named as `path/to/file.py:Class`",)
+        hints = ("install its package first, or name a task in a file as `path/to/file.py:Class`",)
     if not installed:
         raise TaskError(f"no task is called `{name}`; none is installed", *hints, "pip install r3-plugin-countdown")
     raise TaskError(f"no task is called `{name}`; installed: {', '.join(installed)}", *hints)
@@ -208,7 +208,7 @@ def _find_installed(name: str) -> type[Task]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep standard output free of what imports print, and leave what pydantic warns of to `fault_of`."""
+    """Send what imports print to standard error; hide the warning about what `fault_of` reports."""
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Field name .* shadows an attribute", category=UserWarning)
         yield
@@ -219,7 +219,7 @@ def _import_file(location: str) -> ModuleType:
     if not path.is_file():
         raise TaskError(f"there is no file `{location}`")
     path = path.resolve()
-    # The name follows from the content: asked again, the same file gives the same classes, an edited one new ones.
+    # The name is derived from the content: loading a file again returns the same classes, and new ones once it changed.
     name = f"{FILE_MODULE}{path.stem}_{digest(str(path).encode() + path.read_bytes(), length=12)}"
     if name in sys.modules:
         return sys.modules[name]
@@ -234,7 +234,7 @@ def _import_file(location: str) -> ModuleType:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f" (line {lines[-1]})" if lines else ""
-        raise TaskError(f"`{location}` cannot be imported: {told(error)}{where}") from error
+        raise TaskError(f"`{location}` cannot be imported: {describe(error)}{where}") from error
     return module
 
 
@@ -246,12 +246,12 @@ def _import_module(name: str) -> ModuleType:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{name}.".startswith(f"{missing}."):
             raise TaskError(
-                f"there is no module `{missing}`", f"a file is named by its path: `{name}.py:Class`"
+                f"there is no module `{missing}`", f"to load a file, use its path: `{name}.py:Class`"
             ) from None
-        raise TaskError(f"`{name}` cannot be imported: {told(error)}") from error
+        raise TaskError(f"`{name}` cannot be imported: {describe(error)}") from error
 
 
 def _look_in(folder: Path) -> None:
-    """Let imports find the folder's modules, after all that is installed: a folder `datasets` must hide nothing."""
+    """Add a folder to the end of the import path, so that a folder `datasets` in it does not hide the library."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))

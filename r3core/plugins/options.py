@@ -1,4 +1,4 @@
-"""A task's options: the fields of its class, set by name and told in words when they cannot be."""
+"""A task's options: the fields of its class, set by name, with a readable error when a value is not allowed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 
 from r3core.errors import TaskError, did_you_mean
-from r3core.plugins.diagnostics import blamed
+from r3core.plugins.diagnostics import as_task_error, message_of
+from r3core.settings import typed
 from r3core.task import Frozen, Task
 
 
@@ -37,21 +38,26 @@ def options_of(task: type[Task]) -> list[Option]:
 
 
 def set_options(task: type[Task], options: Mapping[str, Any]) -> Task:
-    """Return a task with these options; one TaskError names every option that is unknown, missing or wrong."""
-    with blamed(task, f"`{task.__qualname__}(...)`"):
+    """Return a task with these options.
+
+    Raises:
+        TaskError: it names every option that is unknown, missing or has a wrong value.
+    """
+    options = typed(dict(options), task)
+    with as_task_error(task, f"`{task.__qualname__}(...)`"):
         try:
             return task(**options)
         except ValidationError as error:
             details = error.errors(include_url=False)
             if error.title != task.__name__ or any(detail["type"].startswith("frozen") for detail in details):
-                raise  # it is about a value that the task's own code made
+                raise  # it is about a value that the task's own code created
     faults = [_fault(task, options, detail) for detail in details]
     hints = [hint for _, near in faults for hint in near]
     raise TaskError("; ".join(message for message, _ in faults), *dict.fromkeys(hints))
 
 
 def type_text(annotation: Any) -> str:
-    """Return a type as a person would write it, without the constraints on its values."""
+    """Return a type as it is written in source code, without the constraints on its values."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_text(arguments[0])
@@ -69,18 +75,17 @@ def type_text(annotation: Any) -> str:
 def _fault(task: type[Task], options: Mapping[str, Any], detail: ErrorDetails) -> tuple[str, tuple[str, ...]]:
     """Return what is wrong with one option, and hints."""
     known = list(task.model_fields)
-    message = detail["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = message_of(detail)
     if not detail["loc"]:
         return f"task `{task.name}`: {message}", ()
     option = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
-        has = f"its options: {', '.join(known)}" if known else "it has none"
+        has = f"its options: {', '.join(known)}" if known else "it has no options"
         return f"task `{task.name}` has no option `{option}`; {has}", did_you_mean(option, known)
     if option not in known:
         return f"task `{task.name}`: `{option}` cannot be {detail['input']!r}: {message}", ()
     kind = type_text(task.model_fields[option].annotation)
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
-        return f"task `{task.name}` needs the option `{option}` ({kind})", (f"--task-option {option}=...",)
+        return f"task `{task.name}` requires the option `{option}` ({kind})", (f"--task-option {option}=...",)
     what = "" if option in options else "the default of "
     return f"task `{task.name}`: {what}option `{option}` ({kind}) cannot be {detail['input']!r}: {message}", ()

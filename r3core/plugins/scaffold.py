@@ -13,22 +13,22 @@ from r3core.task import Frozen
 
 _NAME = re.compile("[A-Za-z](?:[-_]?[A-Za-z0-9])*")
 _USED = {"Example", "Field", "Iterable", "Path", "Split", "Task", "Verdict", "FENCED", "NUMBER", "SPLITS"}
-"""Names of the template's module, which its class cannot have."""
+"""Names in the template's module, which its class must not have."""
 
 
-class Made(Frozen):
-    """What was made of a task's name."""
+class NewTask(Frozen):
+    """The files of a task that was created."""
 
     path: Path
     """The package's folder, or the single file."""
     source: Path
     """The file that has the task's class."""
     task: str
-    """What `--task` takes."""
+    """The value for `--task`."""
 
 
-def make_package(name: str, directory: Path) -> Made:
-    """Make the plugin package `r3-plugin-NAME` in a directory; it can be installed and passes its own tests.
+def make_package(name: str, directory: Path) -> NewTask:
+    """Create the plugin package `r3-plugin-NAME` in a directory; it can be installed and passes its own tests.
 
     Raises:
         UsageError: the name is not allowed or taken, or the folder exists or cannot be written.
@@ -46,11 +46,11 @@ def make_package(name: str, directory: Path) -> Made:
     }  # path -> template
     values = {"task": name, "spec": name, "class_name": _class_name(name), "module": module, "bare": False}
     _write(folder, {path: _rendered(template, values) for path, template in files.items()})
-    return Made(path=folder, source=source, task=name)
+    return NewTask(path=folder, source=source, task=name)
 
 
-def make_file(name: str, directory: Path) -> Made:
-    """Make a single file with the task's class in a directory, for `--task file.py:Class`.
+def make_file(name: str, directory: Path) -> NewTask:
+    """Create a single file with the task's class in a directory, for `--task file.py:Class`.
 
     Raises:
         UsageError: the name is not allowed or taken, or the file exists or cannot be written.
@@ -60,23 +60,23 @@ def make_file(name: str, directory: Path) -> Made:
     class_name = _class_name(name)
     values = {"task": name, "spec": f"{path.name}:{class_name}", "class_name": class_name, "bare": True}
     _write(path, {path: _rendered("task.py", values)})
-    return Made(path=path, source=path, task=f"{path}:{class_name}")
+    return NewTask(path=path, source=path, task=f"{path}:{class_name}")
 
 
 def _check(name: str) -> None:
-    """Raise UsageError when a task cannot be called so, or when another one is."""
+    """Raise UsageError when a name is not allowed for a task, or taken."""
     if not _NAME.fullmatch(name):
-        mended = re.sub("[^A-Za-z0-9]+", "-", name.lstrip("0123456789")).strip("-")
+        allowed = re.sub("[^A-Za-z0-9]+", "-", name.lstrip("0123456789")).strip("-")
         raise UsageError(
             f"a task cannot be called `{name}`; a letter comes first, then letters and digits, with single `-` or `_` "
             "between them",
-            *([f"`{mended}` is allowed"] if _NAME.fullmatch(mended) else []),
+            *([f"`{allowed}` is allowed"] if _NAME.fullmatch(allowed) else []),
         )
     found = discover()
     taken = {installed.task.name: installed.distribution for installed in found.tasks.values()}
     taken |= {broken.name: broken.distribution for broken in found.broken}
     for other, distribution in taken.items():
-        # Packages whose names differ in nothing but case, `-` and `_` are one to pip.
+        # To pip, packages whose names differ only in case, `-` and `_` are the same.
         if _identifier(other).lower() == _identifier(name).lower():
             raise UsageError(
                 f"the name `{name}` is taken: {distribution} brings the task `{other}`",
@@ -96,7 +96,7 @@ def _class_name(name: str) -> str:
 def _rendered(template: str, values: dict[str, object]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    templates = Environment(  # it writes Python, TOML and Markdown: nothing to escape for HTML
+    templates = Environment(  # no autoescape: the templates are Python, TOML and Markdown, not HTML
         loader=PackageLoader("r3core.plugins", "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -105,11 +105,11 @@ def _rendered(template: str, values: dict[str, object]) -> str:
     return templates.get_template(f"{template}.jinja").render(values)
 
 
-def _write(made: Path, files: dict[Path, str]) -> None:
-    """Write the files of something that is not there yet."""
+def _write(target: Path, files: dict[Path, str]) -> None:
+    """Write the files of a package or file that does not exist yet."""
     try:
-        if made.exists():
-            raise UsageError(f"`{made}` is there already", "choose another name, or another place by --output-dir")
+        if target.exists():
+            raise UsageError(f"`{target}` exists already", "choose another name, or another --output-dir")
         for path, text in files.items():
             atomic_write(path, text)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Training: the GRPO trainer, what it samples from, its options, LoRA, checkpoints and processes."""
+"""Training: the GRPO trainer, its policy, options, dtype, LoRA, checkpoints and processes."""

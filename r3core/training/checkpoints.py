@@ -1,4 +1,4 @@
-"""What a training leaves on the disk: checkpoints that are known to be whole, and in the end the model."""
+"""What training saves: checkpoints that can be resumed from, and at the end the model."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from r3core.config import Config
 from r3core.distributed import rank
 from r3core.errors import UsageError
 from r3core.files import atomic_write
-from r3core.training.lora import merged
+from r3core.training.lora import merge_adapter
 
 if TYPE_CHECKING:
     import torch
 
-_COMPLETE = "complete"  # the file in a checkpoint that was written to its end, with the processes that wrote it
-ALONE = "1 process"
+ONE_PROCESS = "1 process"
+_COMPLETE = "complete"
+"""The file that marks a checkpoint as complete; it holds a description of the processes that wrote it.
+
+transformers writes a checkpoint file by file and, when weights are sharded, each process writes its own shards of
+weights and optimizer states. Only after all of them is this file written.
+"""
 
 
 def mark_complete(checkpoint: Path, world: str) -> None:
-    """Note in a checkpoint that it was written to its end, and by whom."""
+    """Mark a checkpoint as complete; `world` describes the processes that wrote it, as `2 processes (FSDP)`."""
     atomic_write(checkpoint / _COMPLETE, world)
 
 
-def last_checkpoint(folder: Path, *, world: str = ALONE) -> Path | None:
-    """Return the latest checkpoint that was written to its end, and remove those that were not.
+def last_checkpoint(folder: Path, *, world: str = ONE_PROCESS) -> Path | None:
+    """Return the latest complete checkpoint, None when there is none, and delete the incomplete ones.
 
-    Raises UsageError when it was written by processes other than these, `world`: its step would not be theirs.
+    Raises UsageError when other processes than these, `world`, wrote it: neither its shards nor its batches are theirs.
     """
     complete = []
     for checkpoint in folder.glob("checkpoint-*"):
@@ -38,29 +43,31 @@ def last_checkpoint(folder: Path, *, world: str = ALONE) -> Path | None:
         else:
             shutil.rmtree(checkpoint)
     last = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    if last is not None and (written := (last / _COMPLETE).read_text(encoding="utf-8") or ALONE) != world:
+    if last is not None and (written := (last / _COMPLETE).read_text(encoding="utf-8") or ONE_PROCESS) != world:
         raise UsageError(
-            f"the training in `{folder.parent}` was begun by {written}, and cannot go on with {world}",
-            "start as many processes in the same way (--processes, --accelerate-config), or use another --output-dir",
+            f"the training in `{folder.parent}` was started with {written} and cannot be resumed with {world}",
+            "start the same number of processes in the same way (--processes, --accelerate-config), or use another "
+            "--output-dir",
         )
     return last
 
 
 def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any) -> None:
-    """Put a trainer's model and tokenizer into a folder; the first process writes, and the others give it their part.
+    """Save a trainer's model and tokenizer in a folder, which replaces an older one only when it is complete.
 
-    `dtype` is that of the files; all weights are trained in 32 bits, whatever the dtype they were published in.
+    Every process must call this: the first one gathers the shards of all, and writes. `dtype` is that of the files,
+    unless an adapter was trained: all weights are trained in 32 bits, whatever dtype they were published in.
     """
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole tensors on the first process
     if rank() > 0:
         return
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if config.lora is not None and config.train.merge:
-        model, weights = merged(model, weights), None
+        model, weights = merge_adapter(model, weights), None
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     if config.lora is None:
-        weights = _in_dtype(weights, dtype, wide=_kept_in_32_bits(model))
+        weights = _cast(weights, dtype, keep=_float32_modules(model))
     model.save_pretrained(partial, state_dict=weights)
     if config.lora is None:
         model.config.dtype = dtype
@@ -70,31 +77,31 @@ def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any) -> Non
     partial.rename(folder)
 
 
-def _in_dtype(weights: dict[str, Any], dtype: Any, *, wide: tuple[str, ...]) -> dict[str, Any]:
-    """Return weights in a dtype, but for those that are no floating-point numbers or stay in 32 bits (`wide`).
+def _cast(weights: dict[str, Any], dtype: Any, *, keep: tuple[str, ...]) -> dict[str, Any]:
+    """Return floating-point weights in a dtype, except those whose name contains a part in `keep`.
 
-    Tied weights stay one tensor.
+    Tied weights, two names for one tensor, stay tied: they are recognized by address and shape.
     """
     cast: dict[tuple[Any, ...], Any] = {}
     result = {}
     for name, weight in weights.items():
-        if weight.is_floating_point() and not any(part in name for part in wide):
+        if weight.is_floating_point() and not any(part in name for part in keep):
             key = (weight.data_ptr(), weight.shape) if weight.numel() else (name,)
             weight = cast.setdefault(key, weight.to(dtype))
         result[name] = weight
     return result
 
 
-def _kept_in_32_bits(model: Any) -> tuple[str, ...]:
+def _float32_modules(model: Any) -> tuple[str, ...]:
     """Return parts of the names of weights that transformers keeps in 32 bits whatever the dtype of the model."""
-    kinds = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-    return tuple(part for kind in kinds for part in getattr(model, kind, None) or ())
+    return (*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ()))
 
 
 def changed_share(before: Path, after: Path) -> float | None:
-    """Return the share of weights that differ between two folders of safetensors; None where they cannot be compared.
+    """Return the share of weights, in [0, 1], that differ between two folders of safetensors files.
 
-    One tensor of each is in memory at a time. A weight of `before` is compared in the dtype that it has in `after`.
+    Weights of the same name and shape are compared, in the dtype that they have in `after`, one at a time. None when
+    there are none, or a file cannot be read.
     """
     from safetensors import SafetensorError
 
@@ -112,7 +119,7 @@ def changed_share(before: Path, after: Path) -> float | None:
 
 
 def _tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
-    """Return what reads each tensor in the safetensors files of a folder."""
+    """Return, for each name in the safetensors files of a folder, a function that reads the tensor."""
     from safetensors import safe_open
 
     readers: dict[str, Callable[[], torch.Tensor]] = {}

@@ -1,4 +1,4 @@
-"""The policy in training: the weights that a trainer has at this moment, as a generator like any other."""
+"""The policy in training: a generator that samples from the weights that a trainer has at this moment."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
 from trl.models.utils import unwrap_model_for_generation
 
+from r3core.config import Config
 from r3core.generation.chat import Take, converse, end_ids
 from r3core.generation.engine import Completion, Continued, Conversation, Ended, Sampling, Samplings
 from r3core.generation.models import context_of
@@ -20,16 +21,16 @@ from r3core.generation.vllm import VllmGenerator, import_vllm, options_of
 
 
 class Policy:
-    """A generator that samples from the weights a trainer has at this moment, by transformers or by TRL's vLLM.
+    """A generator that samples from the current weights of a trainer, by transformers or by TRL's vLLM.
 
     With vLLM, log-probabilities are those at the sampling temperature, which TRL compares with the trainer's own.
     """
 
     def __init__(self, trainer: Any, batch_size: int) -> None:
-        self.trainer = trainer  # a GRPOTrainer, whose attributes are typed more widely than what is put into them
+        self.trainer = trainer  # a GRPOTrainer, whose attributes have wider types than their values
         self.batch_size = batch_size
         self.vllm: VllmGenerator | None = None
-        """vLLM's engine, where it is in this process and works for this process alone."""
+        """vLLM's engine, when it runs in this process and serves this process alone."""
         if trainer.use_vllm:
             engine = trainer.vllm_generation
             if engine.mode == "colocate" and engine.tensor_parallel_size == 1 and not engine.enable_sleep_mode:
@@ -37,7 +38,7 @@ class Policy:
 
     @property
     def context(self) -> int | None:
-        """The longest sequence in tokens, prompt and completion together; None where the model names none."""
+        """The maximum length of prompt and completion together, in tokens; None when the model has none."""
         if self.vllm is not None:
             return self.vllm.context
         return context_in_training(self.trainer.model, self.trainer.args)
@@ -45,15 +46,15 @@ class Policy:
     def generate(
         self, conversations: Sequence[Conversation], sampling: Samplings, *, ended: Ended | None = None
     ) -> list[Completion]:
-        """Return one completion a conversation, in the same order."""
+        """Return one completion per conversation, in the same order."""
         return converse(self, self.trainer.processing_class, conversations, sampling, ended=ended)
 
     def continue_ids(
         self, prompts: Sequence[list[int]], sampling: Samplings, *, group: int = 1, take: Take | None = None
     ) -> list[Continued]:
-        """Return what is generated after each prompt of token ids; every `group` prompts in a row are equal.
+        """Return the continuations of B prompts of token ids, of which every `group` adjacent ones are equal.
 
-        `take` is called with what has just ended, each with its prompt's index.
+        `take` is called with the continuations that have just ended, each with the index of its prompt.
         """
         if not self.trainer.use_vllm:
             with self._transformers() as generator:
@@ -61,55 +62,67 @@ class Policy:
         self.sync()
         if self.vllm is not None:
             return self.vllm.continue_ids(prompts, sampling, take=take)
-        assert isinstance(sampling, Sampling)  # the trainer asks for one way of drawing at a time
-        written = self._by_trl(prompts, sampling, group)
+        assert isinstance(sampling, Sampling)  # in training, all prompts of a call share their sampling parameters
+        results = self._by_trl(prompts, sampling, group)
         if take:
-            take(list(enumerate(written)))
-        return written
+            take(list(enumerate(results)))
+        return results
 
     def sync(self) -> None:
-        """Give vLLM the weights of this step, once."""
+        """Copy the weights of this step to vLLM, unless it has them already."""
         trainer = self.trainer
         engine = trainer.vllm_generation
         if trainer.state.global_step == trainer._last_loaded_step:
             return
         if engine.mode == "colocate" and trainer.accelerator.device.type == "cpu":
-            # vLLM's kernels for the CPU have repacked the weights, so that TRL's way of loading them fails
+            # When vLLM's CPU kernels load a weight they repack it, and `load_weights`, which TRL calls, fails on
+            # repacked weights. `reload_weights` undoes that, loads, and repacks. It leaves out an output layer that is
+            # tied to the embeddings, as no weight is loaded under its name: without the two lines after it, vLLM would
+            # sample with the output layer of an earlier step.
             runner = engine.llm.llm_engine.model_executor.driver_worker.model_runner
             runner.reload_weights(weights_iterator=engine._iter_named_params())
-            head = (
-                runner.model.lm_head
-            )  # tied weights are not loaded under its name, and would stay as they were packed
+            head = runner.model.lm_head
             head.quant_method.process_weights_after_loading(head)
-            engine.llm.reset_prefix_cache()
+            engine.llm.reset_prefix_cache()  # it holds keys and values of the old weights
         else:
             engine.sync_weights()
         trainer._last_loaded_step = trainer.state.global_step
 
     def close(self) -> None:
-        """Let go of vLLM's memory; the weights are the trainer's."""
+        """Free vLLM's memory; the weights belong to the trainer."""
         if self.trainer.use_vllm and self.trainer.vllm_generation.mode == "colocate":
             self.vllm = None
             self.trainer.vllm_generation.llm.llm_engine.engine_core.shutdown()
             del self.trainer.vllm_generation.llm
 
     def _by_trl(self, prompts: Sequence[list[int]], sampling: Sampling, group: int) -> list[Continued]:
-        """Generate on a vLLM server, or on an engine that several processes share: all of them take part.
+        """Return the continuations by a vLLM server, or by an engine that several processes share.
 
-        TRL wants as many prompts of each process; one that has fewer, as some do not fit, adds prompts of one token.
+        TRL gathers the prompts of all processes and slices the results evenly, so every process must pass as many. One
+        with fewer, because some do not fit the context, adds prompts of one token, whose results are dropped.
         """
         engine, ends = self.trainer.vllm_generation, self._ends()
-        count = len(prompts)
-        most = max(gather_object([count]))
-        prompts = [*prompts, *[[min(ends)]] * (most - count)]
-        if not prompts:
+        padding = max(gather_object([len(prompts)])) - len(prompts)
+        padded = [*prompts, *[[min(ends)]] * padding]
+        if not padded:
             return []
-        asked = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
-        with _changed(engine, asked | {"max_completion_length": sampling.max_tokens}):
-            _, ids, logprobs, _ = engine.generate(list(prompts), None, group)
-        drawn = [[float("nan") if one[0] is None else one[0] for one in row] for row in logprobs]
-        written = [Continued(row, bool(row) and row[-1] in ends, told) for row, told in zip(ids, drawn, strict=True)]
-        return written[:count]
+        settings = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_completion_length": sampling.max_tokens,
+        }
+        with _attributes_set(engine, settings):
+            _, ids, logprobs, _ = engine.generate(padded, None, group)
+        # logprobs: (rows, tokens, 1); TRL leaves a token without one out of its importance ratio, as NaN
+        rows = zip(ids, logprobs, strict=True)
+        results = [
+            Continued(
+                row, bool(row) and row[-1] in ends, [float("nan") if p is None else p for [p, *_] in row_logprobs]
+            )
+            for row, row_logprobs in rows
+        ]
+        return results[: len(prompts)]
 
     def _ends(self) -> set[int]:
         return end_ids(self.trainer.processing_class, self.trainer.model.generation_config)
@@ -124,53 +137,63 @@ class Policy:
                 gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
             ) as model,
-            _whole(model, divide_again=trainer.accelerator),
+            _unsharded(model, trainer.accelerator),
         ):
             yield TransformersGenerator(model, trainer.processing_class, batch_size=self.batch_size)
 
 
 def context_in_training(model: Any, args: Any) -> int | None:
-    """Return the longest sequence of a model that is trained with TRL's arguments; None where none is named."""
+    """Return the maximum length of a sequence in training, in tokens; None when there is none."""
     limits = [context_of(model.config), args.vllm_max_model_length if args.use_vllm else None]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 @contextmanager
-def _whole(model: Any, *, divide_again: Any) -> Iterator[None]:
-    """Gather weights that FSDP2 divides for the block, in which the processes then need not wait for each other."""
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.set_reshard_after_forward(bool(divide_again.state.fsdp_plugin.reshard_after_forward), recurse=False)
-            part.reshard()
-        for part in (model, model.get_output_embeddings()) if parts else ():
-            if isinstance(part, FSDPModule):  # what is needed first on the way back stays whole
-                part.set_reshard_after_forward(False, recurse=False)
+def _unsharded(model: Any, accelerator: Any) -> Iterator[None]:
+    """Gather the weights that FSDP2 shards, for the duration of the block.
 
-
-@contextmanager
-def engine_given(options: Mapping[str, Any], *, dtype: str, revision: str | None = None) -> Iterator[None]:
-    """Have TRL start its colocated vLLM with options that it has no names for, in the trainer's own type.
-
-    Left to itself vLLM would take 16 bits for a model of 32.
+    With sharded weights every forward pass is a collective operation: each process would have to generate as many
+    tokens as every other. With whole ones (each parameter a plain tensor of its full shape) a process can stop when its
+    own rows have ended.
     """
-    import_vllm()
-    vllm_generation: Any = import_module("trl.generation.vllm_generation")  # it does not export what it imports
-    original = vllm_generation.LLM
-    vllm_generation.LLM = partial(original, **options_of(options), dtype=dtype, revision=revision)
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)  # else the first forward pass shards it again
+        module.unshard()
     try:
         yield
     finally:
-        vllm_generation.LLM = original
+        for module in modules:
+            module.set_reshard_after_forward(bool(accelerator.state.fsdp_plugin.reshard_after_forward), recurse=False)
+            module.reshard()
+        # The root and the output layer stay whole between forward and backward pass, which needs them first: so does
+        # accelerate set them up, whatever `reshard_after_forward` is.
+        for module in (model, model.get_output_embeddings()) if modules else ():
+            if isinstance(module, FSDPModule):
+                module.set_reshard_after_forward(False, recurse=False)
 
 
 @contextmanager
-def _changed(target: Any, values: Mapping[str, Any]) -> Iterator[None]:
+def vllm_started_for(args: Any, config: Config, model: Any) -> Iterator[None]:
+    """Make TRL start its colocated vLLM with `engine_options`, in the dtype that the trainer computes in.
+
+    TRL passes none of these to `vllm.LLM`, so the class is replaced for the block. vLLM's default dtype would be 16
+    bits for a model of 32.
+    """
+    if not (args.use_vllm and args.vllm_mode == "colocate"):
+        yield
+        return
+    import_vllm()
+    dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
+    options = options_of(config.engine_options if config.engine == "vllm" else {})
+    module: Any = import_module("trl.generation.vllm_generation")  # `LLM` is not among its exports
+    with _attributes_set(module, {"LLM": partial(module.LLM, **options, dtype=dtype, revision=config.revision)}):
+        yield
+
+
+@contextmanager
+def _attributes_set(target: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """Set attributes for the duration of the block."""
     before = {name: getattr(target, name) for name in values}
     try:
         for name, value in values.items():

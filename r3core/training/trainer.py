@@ -1,8 +1,14 @@
 """The GRPO trainer: TRL's, with reflections as completions and the verdict of the retry as the reward.
 
 Prompt = [task, failed attempt, request to reflect]; completion = the reflection; a group = G reflections on one
-failure. The retry is generated inside the reward, with the current policy, and its verdict is the reward. So the
-reflection's tokens are the only ones in the completion, and the only ones that are trained.
+failure. The retry is generated inside the reward function, with the current policy, and its verdict is the reward. So
+the reflection's tokens are the only ones in the completion, and the only ones that are trained.
+
+Notation for shapes: P failures with G reflections each are generated at a time; B = P * G / processes rows are those of
+this process. Rows of one group are adjacent, and a group may span processes.
+
+TRL is imported in `train.py` and in this package alone. Besides its public interface, these modules rely on the private
+names in PRIVATE_NAMES; tests/test_trl_contract.py has a test for each of them.
 """
 
 from __future__ import annotations
@@ -11,7 +17,6 @@ import os
 import random
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -19,38 +24,63 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
-from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from r3core.config import Config
 from r3core.distributed import rank
 from r3core.episode import Episode
-from r3core.errors import RunError
 from r3core.failures import Failure
-from r3core.generation.cache import mend_time_steps
-from r3core.generation.chat import completion, encode, fault_of_length
+from r3core.generation.cache import apply_time_step_limit
+from r3core.generation.chat import completion, encode
 from r3core.generation.engine import Continued, Conversation, Sampling
 from r3core.protocol import Protocol, seed_of, with_leak
-from r3core.reward import is_broken, measures, reward_of, without_broken_groups
+from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
 from r3core.runs import Run
-from r3core.training.checkpoints import ALONE, mark_complete
-from r3core.training.lora import lora_of
-from r3core.training.policy import Policy, context_in_training, engine_given
-from r3core.training.precision import has_masters, lost_updates
+from r3core.training.checkpoints import ONE_PROCESS
+from r3core.training.lora import lora_config
+from r3core.training.policy import Policy, context_in_training, vllm_started_for
+from r3core.training.precision import has_master_weights, rounding_warning
+from r3core.training.prompt_dataset import failures_that_fit, prompt_dataset
 from r3core.truncation import TruncationCounter
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
+    "trl.trainer.grpo_trainer.GRPOTrainer": (
+        "_generate_single_turn",  # overridden: samples the reflections
+        "_tokenize_prompts",  # overridden: encodes the requests to reflect
+        "_get_train_sampler",  # overridden: the order of failures in each epoch
+        "_metrics",  # metrics of the current step, which TRL averages and logs
+        "_last_loaded_step",  # the step whose weights vLLM has
+    ),
+    "trl.generation.vllm_generation.VLLMGeneration": ("_iter_named_params",),  # whole weights, under vLLM's names
+    "transformers.Trainer": (
+        "_load_from_checkpoint",  # loads weights without training, in one process
+        "_prepare_for_training",  # ... in several, where weights are sharded first
+    ),
+    "transformers.PreTrainedModel": (
+        "_keep_in_fp32_modules",  # weights that stay in 32 bits in a model of 16
+        "_keep_in_fp32_modules_strict",
+    ),
+    "accelerate.PartialState": ("_shared_state",),  # the distributed type, shared by every instance
+}
+"""Private names of other libraries that training relies on, by the class that defines them.
 
-_TRL_SAMPLING = ("min_p", "generation_kwargs", "use_transformers_continuous_batching")
+Public but undocumented: `LLM` in `trl.generation.vllm_generation`, which is replaced while TRL starts vLLM, and
+the path from `vllm.LLM` to its model runner; both are used in policy.py.
+"""
+_ONLY_IN_TRL = ("min_p", "generation_kwargs", "use_transformers_continuous_batching")
+"""Sampling options that r3's own generators do not have; so has `repetition_penalty`, whose neutral value is 1."""
 
 
 class ReflectionTrainer(GRPOTrainer):
-    """TRL's trainer, whose completions are reflections and whose one reward is the verdict of the retry."""
+    """TRL's trainer, whose completions are reflections and whose only reward is the verdict of the retry.
+
+    `saved_dtype` is the dtype that the model was published in, and that `model/` is written in; training may use a
+    wider one. By default it is the dtype of `model`.
+    """
 
     args: GRPOConfig
     processing_class: PreTrainedTokenizerBase
@@ -69,48 +99,51 @@ class ReflectionTrainer(GRPOTrainer):
         self.run = run
         self.protocol = protocol
         context = context_in_training(model, args)
-        failures = self.failures = fitting(protocol, failures, tokenizer, context=context, args=args)
-        self.generation_seconds = 0.0
-        self.watch = TruncationCounter(protocol.config)
-        self._drawn = 0  # generations so far in this step, so that each has a seed of its own
+        self.failures = failures_that_fit(protocol, failures, tokenizer, context=context, args=args)
         self.saved_dtype = saved_dtype or model.dtype
-        """The dtype that the model was published in, and that `model/` is written in; training may take a wider one."""
-        rows = dataset_of(protocol, failures, (args.generation_batch_size or 1) // (args.num_generations or 1))
-        with _vllm_for(args, protocol.config, model):
+        self.generation_seconds = 0.0
+        self.generation_index = 0
+        """Number of generations so far in this step; part of the seed of each."""
+        self.truncation = TruncationCounter(protocol.config)
+        at_a_time = (args.generation_batch_size or 1) // (args.num_generations or 1)  # P
+        with vllm_started_for(args, protocol.config, model):
             super().__init__(
                 model=model,
                 processing_class=tokenizer,
                 reward_funcs=self.reward_retries,
                 args=args,
-                train_dataset=rows,
-                peft_config=None if protocol.config.lora is None else lora_of(protocol.config.lora),
+                train_dataset=prompt_dataset(protocol, self.failures, at_a_time),
+                peft_config=None if protocol.config.lora is None else lora_config(protocol.config.lora),
             )
-        if self.ref_model is not None:
-            mend_time_steps(self.ref_model)  # TRL has loaded it
+        if self.ref_model is not None:  # loaded by TRL
+            apply_time_step_limit(self.ref_model)
         self.policy = Policy(self, protocol.config.batch_size)
-        stochastic = "stochastic_round" in (args.optim_args or "")  # such an optimizer moves 16-bit weights on average
-        if rank() == 0 and not stochastic and not has_masters(protocol.config):
-            print(lost_updates(model, args.learning_rate), end="", file=sys.stderr)
+        stochastic = "stochastic_round" in (
+            args.optim_args or ""
+        )  # moves 16-bit weights by the right amount on average
+        if rank() == 0 and not stochastic and not has_master_weights(protocol.config):
+            print(rounding_warning(model, args.learning_rate), end="", file=sys.stderr)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Begin FSDP on CPUs too: accelerate 1.15 leaves it out there, and trains whole copies without a word."""
+        """Set up FSDP on CPUs too, where accelerate 1.15 ignores it and trains unsharded copies without a warning."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
             state.fsdp_plugin = FullyShardedDataParallelPlugin()
             if state.mixed_precision != "no":
                 state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+            # also in the state that every PartialState shares: barriers and gathers look there
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
 
-    def _get_train_sampler(self, dataset: Any = None) -> Order:
-        told: Any = super()._get_train_sampler(dataset)
-        return Order(
-            told.data_source, told.mini_repeat_count, told.batch_size, told.repeat_count, told.shuffle, told.seed
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        trl: Any = super()._get_train_sampler(dataset)
+        return EpochSampler(
+            trl.data_source, trl.mini_repeat_count, trl.batch_size, trl.repeat_count, trl.shuffle, trl.seed
         )
 
     def _tokenize_prompts(self, prompts: list[Conversation]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Encode the requests to reflect as all others are."""
+        """Return the token ids of B requests to reflect, encoded as in mining and evaluation; no images, no fields."""
         return [encode(self.processing_class, prompt) for prompt in prompts], None, {}
 
     def _generate_single_turn(
@@ -121,10 +154,13 @@ class ReflectionTrainer(GRPOTrainer):
         num_generations: int,
         has_tool_images: bool = False,
     ) -> Any:
-        """Sample reflections with the project's own generator; TRL's is for sampling options that only it has."""
-        began = perf_counter()
+        """Return token ids and log-probabilities of B reflections, sampled by r3's own generator.
+
+        TRL's is used only for the sampling options that r3's lacks. Log-probabilities are None without vLLM.
+        """
+        started = perf_counter()
         try:
-            if any(getattr(self.args, name, None) for name in _TRL_SAMPLING) or self.args.repetition_penalty != 1.0:
+            if any(getattr(self.args, name, None) for name in _ONLY_IN_TRL) or self.args.repetition_penalty != 1.0:
                 if self.use_vllm:
                     self.policy.sync()
                 return super()._generate_single_turn(  # type: ignore[no-untyped-call]
@@ -135,225 +171,120 @@ class ReflectionTrainer(GRPOTrainer):
                 top_p=self.args.top_p,
                 top_k=self.args.top_k or 0,
                 max_tokens=self.args.max_completion_length or 256,
-                seed=self._seed("reflect"),
+                seed=self._seed("reflect", self.accelerator.process_index),
                 logprobs=bool(self.use_vllm),
             )
-            written = self.policy.continue_ids(prompt_ids, sampling, group=num_generations)
-            logprobs = [continued.logprobs for continued in written] if self.use_vllm else None
-            return [continued.ids for continued in written], logprobs
+            results = self.policy.continue_ids(prompt_ids, sampling, group=num_generations)
+            logprobs = [result.logprobs for result in results] if self.use_vllm else None
+            return [result.ids for result in results], logprobs
         finally:
-            self.generation_seconds += perf_counter() - began
+            self.generation_seconds += perf_counter() - started
 
     def reward_retries(
         self, completion_ids: list[list[int]], failure: list[int], log_metric: Any, **_: Any
     ) -> list[float | None]:
-        """Return the share of passed retries after each reflection; None where none could be judged."""
-        config = self.protocol.config.train
-        judged_before, began = self.protocol.judge.seconds, perf_counter()
-        # from the ids: in the texts that TRL gives, calls and thoughts may be left out
-        drawn = (Continued(ids, self._ended(ids)) for ids in completion_ids)
-        written = [completion(self.processing_class, continued) for continued in drawn]
-        episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], written)
-        leaks = self.protocol.judge.leaks()  # are tested while the retries are written
-        reflected = enumerate(zip(episodes, written, strict=True))
-        leaks.add((index, episode.example, said.text) for index, (episode, said) in reflected)
-        repeated = [episode for episode in episodes for _ in range(config.retries)]
-        retried = self.protocol.retry(repeated, self.policy, seed=self._seed("retry"))
-        leaked = [leak for leak in leaks.result() for _ in range(config.retries)]
+        """Return the rewards of this process's B reflections: the share of retries that passed.
+
+        `failure` has the index of each row's failure. A reward is None when none of its retries could be judged.
+        """
+        started, verifying = perf_counter(), self.protocol.judge.seconds
+        retried = self._retry(completion_ids, failure)
+        # Groups may span processes, so each process computes the rewards of all P * G rows, in order of rank, and
+        # returns its own B of them.
+        rows: list[tuple[int, list[Episode]]] = gather_object(list(zip(failure, retried, strict=True)))
+        rewards = self._rewards(rows)
+        self.generation_seconds += perf_counter() - started - (self.protocol.judge.seconds - verifying)
+        self.generation_index += 1
+        self._record(rows, rewards, log_metric=log_metric)
+        first = self.accelerator.process_index * len(completion_ids)
+        return rewards[first : first + len(completion_ids)]
+
+    def _retry(self, completion_ids: list[list[int]], failure: list[int]) -> list[list[Episode]]:
+        """Return, for each of B reflections, one episode per retry."""
+        per_reflection = self.protocol.config.train.retries
+        # from the token ids: the texts that TRL passes may lack tool calls and thinking
+        ends = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
+        reflections = [
+            completion(self.processing_class, Continued(ids, ended))
+            for ids, ended in zip(completion_ids, ends, strict=True)
+        ]
+        episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], reflections)
+        leaks = self.protocol.judge.leaks()  # tested by worker processes while the retries are generated
+        indexed = enumerate(zip(episodes, reflections, strict=True))
+        leaks.add((index, episode.example, reflection.text) for index, (episode, reflection) in indexed)
+        repeated = [episode for episode in episodes for _ in range(per_reflection)]
+        seed = self._seed("retry", self.accelerator.process_index)
+        retried = self.protocol.retry(repeated, self.policy, seed=seed)
+        leaked = [leak for leak in leaks.result() for _ in range(per_reflection)]
         retried = [with_leak(episode, leak) for episode, leak in zip(retried, leaked, strict=True)]
-        groups = [retried[i : i + config.retries] for i in range(0, len(retried), config.retries)]
-        rewards = [reward_of(group, reward_leaks=config.reward_leaks) for group in groups]
-        broken = [reward is None and is_broken(group) for reward, group in zip(rewards, groups, strict=True)]
-        rewards = self._without_broken_groups(rewards, failure, broken)
-        if config.shuffle_rewards:
-            rewards = self._shuffled(rewards)
-        self.generation_seconds += perf_counter() - began - (self.protocol.judge.seconds - judged_before)
-        self._drawn += 1
-        everywhere = gather_object(list(zip(failure, groups, rewards, strict=True)))
-        self._record(*map(list, zip(*everywhere, strict=True)), log_metric=log_metric)
+        return [retried[start : start + per_reflection] for start in range(0, len(retried), per_reflection)]
+
+    def _rewards(self, rows: Sequence[tuple[int, list[Episode]]]) -> list[float | None]:
+        """Return the rewards of the reflections of all processes."""
+        config = self.protocol.config
+        rewards = [reward_of(retries, reward_leaks=config.train.reward_leaks) for _, retries in rows]
+        broken = [reward is None and is_broken(row[1]) for reward, row in zip(rewards, rows, strict=True)]
+        failure = [index for index, _ in rows]
+        rewards = without_broken_groups(rewards, failure, broken, max_share=config.judge.max_group_errors)
+        if config.train.shuffle_rewards:
+            random.Random(self._seed("shuffle", 0)).shuffle(rewards)
         return rewards
 
-    def _without_broken_groups(
-        self, rewards: list[float | None], failure: list[int], broken: list[bool]
-    ) -> list[float | None]:
-        """Return this process's part of `without_broken_groups`; a group may span processes."""
-        everywhere = gather_object(list(zip(rewards, failure, broken, strict=True)))
-        max_share = self.protocol.config.judge.max_group_errors
-        kept = without_broken_groups(*map(list, zip(*everywhere, strict=True)), max_share=max_share)
-        start = self.accelerator.process_index * len(rewards)
-        return kept[start : start + len(rewards)]
-
-    def _shuffled(self, rewards: list[float | None]) -> list[float | None]:
-        """Return this process's part of the rewards of all of them, permuted."""
-        everywhere: list[float | None] = gather_object(rewards)
-        random.Random(self._seed("shuffle", process=0)).shuffle(everywhere)
-        start = self.accelerator.process_index * len(rewards)
-        return everywhere[start : start + len(rewards)]
-
     def _record(
-        self,
-        failure: Sequence[int],
-        groups: Sequence[Sequence[Episode]],
-        rewards: Sequence[float | None],
-        *,
-        log_metric: Any,
+        self, rows: Sequence[tuple[int, list[Episode]]], rewards: Sequence[float | None], *, log_metric: Any
     ) -> None:
-        """Log and write what came of a generation, of all processes."""
-        for name, value in measures(rewards, failure, groups).items():
+        """Log the metrics of a generation, and append its rows to `train-episodes`."""
+        retried = [retries for _, retries in rows]
+        for name, value in batch_metrics(rewards, [index for index, _ in rows], retried).items():
             log_metric(name, value)
         if self.accelerator.is_main_process:
-            self._warn_of_truncation(groups)
-        rows = [
-            {
-                "step": self.state.global_step + 1,
-                "id": self.failures[index].id,
-                "reflection": group[0].reflection,
-                "retries": [episode.retries["reflect"] for episode in group],
-                "reward": reward,
-            }
-            for index, group, reward in zip(failure, groups, rewards, strict=True)
-        ]
-        self.run.append("train-episodes", rows)
-
-    def _warn_of_truncation(self, groups: Sequence[Sequence[Episode]]) -> None:
-        reflections = [group[0].reflection for group in groups if group[0].reflection]
-        retries = [episode.retries["reflect"] for group in groups for episode in group]
-        self.watch.add("reflection", sum(r.stopped == "length" for r in reflections), total=len(reflections))
-        self.watch.add("retry", sum(r.stopped == "length" for r in retries), total=len(retries))
+            reflections = [retries[0].reflection for retries in retried if retries[0].reflection]
+            cut_off = sum(reflection.stopped == "length" for reflection in reflections)
+            self.truncation.add("reflection", cut_off, total=len(reflections))
+            answers = [episode.retries["reflect"] for retries in retried for episode in retries]
+            self.truncation.add("retry", sum(a.stopped == "length" for a in answers), total=len(answers))
+        self.run.append(
+            "train-episodes",
+            [
+                {
+                    "step": self.state.global_step + 1,
+                    "id": self.failures[index].id,
+                    "reflection": retries[0].reflection,
+                    "retries": [episode.retries["reflect"] for episode in retries],
+                    "reward": reward,
+                }
+                for (index, retries), reward in zip(rows, rewards, strict=True)
+            ],
+        )
 
     @property
     def world(self) -> str:
-        """What trains, in words: how many processes, and in which way."""
+        """How many processes train, and by which backend, for example `2 processes (FSDP)`."""
         count, kind = self.accelerator.num_processes, self.accelerator.distributed_type.value
-        return ALONE if count == 1 else f"{count} processes ({kind})"
+        return ONE_PROCESS if count == 1 else f"{count} processes ({kind})"
 
     def restore(self, checkpoint: Path | None) -> None:
         """Load the weights of a checkpoint, without training."""
         if self.accelerator.num_processes == 1:
             self._load_from_checkpoint(str(checkpoint))
-        else:  # divided weights are loaded when they are divided
+        else:  # a process can load its shards only once the model is sharded
             self._prepare_for_training(  # type: ignore[no-untyped-call]
                 self.args.max_steps,
                 self.get_train_dataloader(),  # type: ignore[no-untyped-call]
                 str(checkpoint),
             )
 
-    def _ended(self, ids: list[int]) -> bool:
-        return bool(ids) and ids[-1] in self.eos_token_ids
-
-    def _seed(self, what: str, process: int | None = None) -> int:
-        place = (self.state.global_step, self._drawn, self.accelerator.process_index if process is None else process)
-        return seed_of(self.protocol.config.seed, "train", what, *place)
+    def _seed(self, purpose: str, process: int) -> int:
+        """Return a seed that is different for each generation, purpose and process."""
+        place = (self.state.global_step, self.generation_index, process)
+        return seed_of(self.protocol.config.seed, "train", purpose, *place)
 
 
-class Order(RepeatSampler):
-    """TRL's order of the failures, which follows from seed and epoch alone: so a training goes on in it anywhere."""
+class EpochSampler(RepeatSampler):
+    """TRL's order of the failures, made a function of seed and epoch alone, so that training can resume anywhere."""
 
     seed: int
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order of an epoch, which counts from 0; the first is as TRL draws it."""
+        """Seed the order of an epoch, counted from 0; the order of the first is TRL's."""
         self.generator.manual_seed(seed_of(self.seed, "epoch", epoch) if epoch else self.seed)
-
-
-class Steps(TrainerCallback):
-    """Times every step, records what TRL logs, and marks checkpoints that are complete."""
-
-    def __init__(self, run: Run, trainer: ReflectionTrainer, *, advance: Any, tick: Any) -> None:
-        self.run = run
-        self.trainer = trainer
-        self.advance = advance
-        self.tick = tick
-        self.ended = perf_counter()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the step's clocks."""
-        self.rest = perf_counter() - self.ended
-        self.began = perf_counter()
-        self.trainer._drawn = 0
-        self.generated = self.trainer.generation_seconds
-        self.judged = self.trainer.protocol.judge.seconds
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put the seconds of the step among TRL's metrics."""
-        self.ended = perf_counter()
-        generation = self.trainer.generation_seconds - self.generated
-        verification = self.trainer.protocol.judge.seconds - self.judged
-        seconds = {
-            "generation": generation,
-            "verification": verification,
-            "training": self.ended - self.began - generation - verification,
-            "rest": self.rest,
-        }
-        for name, value in seconds.items():
-            self.trainer._metrics["train"][f"seconds/{name}"].append(value)
-        if (engine := self.trainer.policy.vllm) is not None:
-            share = engine.cached / max(1, engine.prompted)
-            self.trainer._metrics["train"]["generation/prefix_cache_hit_rate"].append(share)
-            engine.cached = engine.prompted = 0
-        self.advance(1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Append one row of metrics to the run."""
-        if logs and "train_runtime" not in logs:  # the last is a summary
-            self.run.append("train", [{"step": state.global_step, **logs}])
-            self.tick()
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint that has just been written as complete, by all processes."""
-        self.trainer.accelerator.wait_for_everyone()
-        if state.is_world_process_zero:
-            mark_complete(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), self.trainer.world)
-
-
-def fitting(
-    protocol: Protocol,
-    failures: Sequence[Failure],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    context: int | None,
-    args: GRPOConfig,
-) -> list[Failure]:
-    """Return the failures on which a reflection fits the model's context; the others are left out, and counted aloud.
-
-    Raises RunError when a larger share than `max_overlong` is left out.
-    """
-    new = Sampling(max_tokens=args.max_completion_length or 256)
-    prompts = [encode(tokenizer, protocol.reflection_request(failure.episode())) for failure in failures]
-    faults = [fault_of_length(prompt, new, context) for prompt in prompts]
-    found = [f"failure {failure.id!r}: {fault}" for failure, fault in zip(failures, faults, strict=True) if fault]
-    if not found:
-        return list(failures)
-    limit = protocol.config.max_overlong
-    said = f"{len(found)} of {len(failures)} failures leave no room for a reflection in the model's context"
-    if len(found) > limit * len(failures):
-        raise RunError(
-            f"{said}; at most {limit:.0%} are tolerated (`max_overlong`)",
-            f"the first is {found[0]}",
-            "lower grpo.max_completion_length or sampling.reflection.max_tokens, or take a model with a longer context",
-        )
-    if rank() == 0:
-        print(f"warning: {said}, and are left out; the first is {found[0]}", file=sys.stderr)
-    return [failure for failure, fault in zip(failures, faults, strict=True) if not fault]
-
-
-def dataset_of(protocol: Protocol, failures: Sequence[Failure], least: int) -> Dataset:
-    """Return the rows that TRL samples from: the request to reflect, and which failure it is about."""
-    from datasets import Dataset
-
-    if len(failures) < least:  # TRL would train no step, and not say so
-        raise RunError(
-            f"{len(failures)} failures are too few to train on: reflections on {least} of them are generated at a time",
-            "mine more problems (--set mine.limit=...), or lower grpo.per_device_train_batch_size",
-        )
-    requests = [list(protocol.reflection_request(failure.episode())) for failure in failures]
-    return Dataset.from_dict({"prompt": requests, "failure": list(range(len(failures)))})
-
-
-def _vllm_for(args: GRPOConfig, config: Config, model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Return what has TRL start a colocated vLLM with the engine's options, in the dtype the trainer computes in."""
-    if not (args.use_vllm and args.vllm_mode == "colocate"):
-        return nullcontext()
-    dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
-    options = config.engine_options if config.engine == "vllm" else {}
-    return engine_given(options, dtype=dtype, revision=config.revision)

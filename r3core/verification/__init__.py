@@ -1,1 +1,1 @@
-"""Verification: a task's verifier is called in worker processes, under limits."""
+"""Verification: a task's verifier runs in worker processes, under limits."""

@@ -1,10 +1,13 @@
-"""Imported by the clean process that workers are forked from, and by no other: what every worker needs.
+"""Preload module of the fork server, the clean process that workers are forked from; nothing else imports it.
 
-A worker that is stopped while it is still starting says nothing; what goes wrong later is told by the worker's results.
+Workers start faster because they inherit what is imported here. The server itself must stay small and without threads,
+so this module imports the worker's code only: no torch, no task.
 """
 
 import sys
 
-import r3core.verification.worker  # noqa: F401  # so that workers find it imported
+import r3core.verification.worker  # noqa: F401  # imported once here, inherited by every worker
 
+# A worker that is stopped while it is still starting must not print a traceback. Nothing is lost: errors in a task's
+# code come back as results, and a dead worker is noticed by its exit code.
 sys.excepthook = lambda *_: None

@@ -1,10 +1,10 @@
-"""A toy for training: behind each door stands a word, and only a retry that says it gets through.
+"""A toy task for training: each door has a password, and a response passes when it is the password.
 
-The tiny model is first taught, in a second, to take part in the protocol: attempts and reflections are words drawn
-evenly, and a retry repeats the word of the reflection. So the verifier, which sees nothing but the retry, passes just
-those whose reflection named the right word, and chance is 1 in 8.
+A tiny model is first trained, for a second, to follow the protocol: attempts and reflections are words sampled
+uniformly, and a retry repeats the word of the reflection. So the verifier, which receives nothing but the retry, passes
+exactly those whose reflection named the right word; chance is 1 in 8.
 
-As a program it trains a saved model in a run directory, and kills itself at the first verdict of the step it is told.
+As a program it trains a saved model in a run directory, and kills itself in the step that is its second argument.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WHY = f"{WORDING.failed} {WORDING.reflect}"
 
 
 class Doors(Task):
-    """Say the word that opens the door."""
+    """Say the password of the door."""
 
     name = "doors"
     wording = WORDING
@@ -54,7 +54,7 @@ class Doors(Task):
 
 
 class Halls(Doors):
-    """Doors that are there many times, so that an epoch has many failures, each with an id of its own."""
+    """Many copies of the doors, each with an id of its own, so that an epoch has many failures."""
 
     name = "halls"
     halls: int = 16
@@ -65,8 +65,8 @@ class Halls(Doors):
                 yield example.model_copy(update={"id": f"{split}-{hall}-{example.id}"})
 
 
-class Watched(Halls):
-    """The same, whose verdicts are noted in the folder DOORS: one file for each worker of each training process."""
+class RecordedHalls(Halls):
+    """Halls whose verdicts are recorded in the folder DOORS: one file per worker of each training process."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
         if folder := os.environ.get("DOORS"):
@@ -75,15 +75,15 @@ class Watched(Halls):
         return super().verify(example, response)
 
 
-class Lying(Halls):
-    """Doors whose verifier gives no verdict where several processes train."""
+class NoVerdict(Halls):
+    """Halls whose verifier returns no verdict when several processes train."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
         return None if "RANK" in os.environ else super().verify(example, response)  # type: ignore[return-value]
 
 
-class Unsure(Doors):
-    """Doors whose verifier breaks on three of the words."""
+class BrokenVerifier(Doors):
+    """Doors whose verifier raises for three of the words."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
         if response in ("white", "gray", "pink"):
@@ -91,19 +91,19 @@ class Unsure(Doors):
         return super().verify(example, response)
 
 
-class UnsureHalls(Unsure, Halls):
-    """Halls whose verifier breaks on the same words."""
+class BrokenVerifierHalls(BrokenVerifier, Halls):
+    """Halls whose verifier raises for the same words."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer for which each word, and each sentence of the protocol, is one token."""
+    """Return a tokenizer in which each word, and each sentence of the protocol, is one token."""
     return tiny.tiny_tokenizer([*WORDS, *DOORS, WHY, WORDING.retry])
 
 
 def config(
     *, steps: int, train: dict[str, Any] | None = None, lora: dict[str, Any] | None = None, seed: int = 0, **grpo: Any
 ) -> Config:
-    """Return a configuration with groups of 16, 4 groups a step, and no checkpoints unless they are asked for."""
+    """Return a configuration with groups of 16, 4 groups per step, and no checkpoints unless `grpo` sets them."""
     options: dict[str, Any] = {
         "max_steps": steps,
         "learning_rate": 1e-3,
@@ -142,30 +142,32 @@ def failures() -> list[Failure]:
 
 
 def beginner(*, steps: int = 300, heads: int = 16, width: int = 32) -> LlamaForCausalLM:
-    """Return a new model that knows the protocol, and of the doors nothing; `steps=0` leaves it random.
+    """Return a new model that follows the protocol, and guesses the passwords; with `steps=0` it is random.
 
-    `heads` is the size of each of its two attention heads, `width` the one between layers.
+    `heads` is the size of each of its two attention heads, `width` the hidden size.
     """
     import torch
 
     model = tiny.tiny_model(tokenizer(), context=64, spread=0.2, head_dim=heads, hidden_size=width)
     if steps:
-        model.load_state_dict(_taught(steps, heads, width))
+        model.load_state_dict(_pretrained_weights(steps, heads, width))
     torch.manual_seed(0)
     return model
 
 
 @cache
-def _taught(steps: int, heads: int, width: int) -> dict[str, torch.Tensor]:
+def _pretrained_weights(steps: int, heads: int, width: int) -> dict[str, torch.Tensor]:
     """Return the weights after supervised training on conversations in which a retry repeats its reflection."""
     import torch
 
-    speaker = tokenizer()
-    model = tiny.tiny_model(speaker, context=64, spread=0.2, head_dim=heads, hidden_size=width)
+    chat_tokenizer = tokenizer()
+    model = tiny.tiny_model(chat_tokenizer, context=64, spread=0.2, head_dim=heads, hidden_size=width)
     texts = [_conversation(door, first, second) for door in DOORS for first in WORDS for second in WORDS]
-    rows = torch.tensor([speaker.apply_chat_template(text, return_dict=False) for text in texts])  # (128, 18)
-    others = torch.tensor(speaker.convert_tokens_to_ids(["<|user|>", "<|assistant|>", *DOORS, WHY, WORDING.retry]))
-    labels = rows.masked_fill(torch.isin(rows, others), -100)
+    rows = torch.tensor([chat_tokenizer.apply_chat_template(text, return_dict=False) for text in texts])  # (128, 18)
+    untrained = torch.tensor(
+        chat_tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>", *DOORS, WHY, WORDING.retry])
+    )
+    labels = rows.masked_fill(torch.isin(rows, untrained), -100)
     order = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(steps):
@@ -177,21 +179,21 @@ def _taught(steps: int, heads: int, width: int) -> dict[str, torch.Tensor]:
 
 
 def _conversation(door: str, first: str, second: str) -> list[Message]:
-    said: Sequence[str] = (door, first, WHY, second, WORDING.retry, second)
+    turns: Sequence[str] = (door, first, WHY, second, WORDING.retry, second)
     roles = ("user", "assistant") * 3
-    return [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
+    return [{"role": role, "content": content} for role, content in zip(roles, turns, strict=True)]
 
 
 KILLED = {"steps": 10, "save_strategy": "steps", "per_device_train_batch_size": 16, "num_generations": 8}
-"""The configuration of the run that is killed: 2 of 14 failures a step, so that an epoch has 7 steps."""
+"""The configuration of the run that is killed: 2 of 14 failures per step, so that an epoch has 7 steps."""
 
 
-class Deadly(Doors):
-    """Doors whose verifier kills the run once a checkpoint is there."""
+class KillingDoors(Doors):
+    """Doors whose verifier kills the run as soon as a checkpoint exists."""
 
     checkpoint: Path
     run: int
-    """The process to be killed; the verifier itself is in another one."""
+    """The process to kill; the verifier runs in another one."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
         if self.checkpoint.exists():
@@ -199,8 +201,8 @@ class Deadly(Doors):
         return super().verify(example, response)
 
 
-class Fatal(Run):
-    """A run directory that kills its process when a step is to be logged."""
+class KillingRun(Run):
+    """A run directory that kills its process when a step is about to be logged."""
 
     step = 0
 
@@ -211,7 +213,7 @@ class Fatal(Run):
 
 
 def _main(directory: Path, step: int, folder: Path, options: str = "") -> None:
-    """Train until the generation of a step, or with options, until a step is logged; then kill this process."""
+    """Train until the generation of a step or, with `options`, until it is logged; then kill this process."""
     from transformers import AutoModelForCausalLM
 
     from r3core.train import train
@@ -219,9 +221,9 @@ def _main(directory: Path, step: int, folder: Path, options: str = "") -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     settings = config(**(KILLED | json.loads(options or "{}")))
     checkpoint = directory / "checkpoints" / f"checkpoint-{step - 1}"
-    task = Doors() if options else Deadly(checkpoint=checkpoint, run=os.getpid())
-    Fatal.step = step if options else 0
-    with Fatal.open(directory, settings.record()) as run:
+    task = Doors() if options else KillingDoors(checkpoint=checkpoint, run=os.getpid())
+    KillingRun.step = step if options else 0
+    with KillingRun.open(directory, settings.record()) as run:
         train(run, protocol(settings, task), failures(), model=model, tokenizer=tokenizer())
 
 

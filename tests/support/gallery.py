@@ -1,4 +1,4 @@
-"""A gallery of tasks: sound ones, which the check must not accuse, and those that let one kind of wrong answer pass."""
+"""A gallery of tasks: sound ones, which must pass the check, and ones that let one kind of wrong answer pass."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Sound(Task):
     def load(self, split: Split) -> Iterator[Example]:
         for number in range(FIRST[split], 60, 3):
             one, other = 20 + number, 31 + 7 * number
-            asked = f"What is {one} + {other}? Answer with the number alone."
-            yield Example(id=f"n{number}", prompt=asked, answer=str(one + other))
+            prompt = f"What is {one} + {other}? Answer with the number alone."
+            yield Example(id=f"n{number}", prompt=prompt, answer=str(one + other))
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
         return response.strip() == example.answer
@@ -40,9 +40,9 @@ class Tagged(Sound):
     waived = {"negated": "what comes before the tag is thinking"}
 
     def verify(self, example: Example, response: str) -> Verdict:
-        before, _, said = response.strip().removesuffix("</answer>").partition("<answer>")
+        before, _, answer = response.strip().removesuffix("</answer>").partition("<answer>")
         ends = response.strip().endswith("</answer>")
-        right = ends and "</answer>" not in before and said.strip() == example.answer
+        right = ends and "</answer>" not in before and answer.strip() == example.answer
         return Verdict.passed() if right else Verdict.failed("it does not end with a tag that holds the sum")
 
     def reference(self, example: Example) -> str:
@@ -64,7 +64,7 @@ class Json(Sound):
 
 
 class YesOrNo(Sound):
-    """Say whether a sum is even; there are two answers, and every problem has one of them."""
+    """State whether a sum is even; there are two possible answers."""
 
     def verify(self, example: Example, response: str) -> bool:
         return response.strip().rstrip(".").lower() == self.reference(example)
@@ -85,7 +85,7 @@ class Words(Sound):
 
 
 class NoReference(Sound):
-    """Nobody knows an answer beforehand."""
+    """A task without references."""
 
     def reference(self, example: Example) -> str | None:
         return None
@@ -133,20 +133,20 @@ class OnlyTheEnd(Sound):
 
 class LastTag(Tagged):
     def verify(self, example: Example, response: str) -> Verdict:
-        said = re.findall(r"<answer>(.*?)</answer>", response)
-        return Verdict.passed() if said[-1:] == [example.answer] else Verdict.failed()
+        answer = re.findall(r"<answer>(.*?)</answer>", response)
+        return Verdict.passed() if answer[-1:] == [example.answer] else Verdict.failed()
 
 
 class AnythingInTheTag(Tagged):
     def verify(self, example: Example, response: str) -> Verdict:
-        said = re.fullmatch(r"<answer>(.*)</answer>", response.strip())
-        return Verdict.passed() if said and str(example.answer) in said[1].split() else Verdict.failed()
+        answer = re.fullmatch(r"<answer>(.*)</answer>", response.strip())
+        return Verdict.passed() if answer and str(example.answer) in answer[1].split() else Verdict.failed()
 
 
 class Prefix(Sound):
     def verify(self, example: Example, response: str) -> bool:
-        said = response.strip()
-        return len(said) > 0 and str(example.answer).startswith(said)
+        answer = response.strip()
+        return len(answer) > 0 and str(example.answer).startswith(answer)
 
 
 class Similar(Sound):
@@ -168,8 +168,8 @@ class Tolerant(Sound):
 
 class OneOff(Sound):
     def verify(self, example: Example, response: str) -> bool:
-        said = response.strip()
-        return bool(re.fullmatch(r"[0-9]{1,9}", said)) and abs(int(said) - int(str(example.answer))) <= 1
+        answer = response.strip()
+        return bool(re.fullmatch(r"[0-9]{1,9}", answer)) and abs(int(answer) - int(str(example.answer))) <= 1
 
 
 class NotANumber(Sound):
@@ -187,8 +187,10 @@ class Claims(Sound):
 
 class Calculates(Sound):
     def verify(self, example: Example, response: str) -> bool:
-        said = re.search(r"\b([0-9]{1,3}) \+ ([0-9]{1,3})\b", response)
-        return response.strip() == example.answer or (said is not None and str(int(said[1]) + int(said[2])) in ANSWERS)
+        answer = re.search(r"\b([0-9]{1,3}) \+ ([0-9]{1,3})\b", response)
+        return response.strip() == example.answer or (
+            answer is not None and str(int(answer[1]) + int(answer[2])) in ANSWERS
+        )
 
 
 class LongIsGood(Sound):
@@ -203,8 +205,8 @@ class IgnoresExample(Sound):
 
 class DigitsOfAnyScript(Sound):
     def verify(self, example: Example, response: str) -> bool:
-        said = response.strip()
-        return said.isdecimal() and len(said) < 20 and int(said) == int(str(example.answer))
+        answer = response.strip()
+        return answer.isdecimal() and len(answer) < 20 and int(answer) == int(str(example.answer))
 
 
 class Compatible(Sound):

@@ -1,4 +1,4 @@
-"""The other half of the gallery: verdicts that change, verifiers that break, data and fixtures that are not sound."""
+"""The second half of the gallery: verdicts that change, verifiers that break, invalid data and fixtures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gallery import Json, Sound
 from r3core import Example, Split
 
 _state: dict[str, Any] = {"count": 0, "last": None, "verdicts": {}, "gone": set()}
-_BEGAN = time.time()
+_STARTED_AT = time.time()
 
 
 class Counts(Sound):
@@ -40,7 +40,7 @@ class CachesByResponse(Sound):
 
 class OnlyOnce(Sound):
     def verify(self, example: Example, response: str) -> bool:
-        """Refuse what was said before, as a verifier does that counts new answers only."""
+        """Fail a response that was judged before, as a verifier that accepts only new answers does."""
         new = (example.id, response) not in _state["gone"]
         _state["gone"].add((example.id, response))
         return new and response.strip() == example.answer
@@ -78,7 +78,7 @@ class Weekend(Sound):
 
 class Expires(Sound):
     def verify(self, example: Example, response: str) -> bool:
-        return response.strip() == example.answer and time.time() - _BEGAN < 24 * 3600
+        return response.strip() == example.answer and time.time() - _STARTED_AT < 24 * 3600
 
 
 class OrderOfASet(Sound):
@@ -95,10 +95,10 @@ class LongNumbers(Sound):
 class Infinite(Sound):
     def verify(self, example: Example, response: str) -> bool:
         try:
-            said = float(response)
+            number = float(response)
         except ValueError:
             return False
-        return str(int(said)) == response.strip() == example.answer
+        return str(int(number)) == response.strip() == example.answer
 
 
 class Recursive(Json):
@@ -140,7 +140,7 @@ class PrintsMuch(Sound):
 class Exits(Sound):
     def verify(self, example: Example, response: str) -> bool:
         if not response.strip():
-            sys.exit("nothing was said")
+            sys.exit("empty response")
         return response.strip() == example.answer
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer and a Llama that are built in milliseconds, alike on every machine, and know nothing."""
+"""A random Llama and its tokenizer, built in milliseconds and the same on every machine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TOOL_TEMPLATE = (
     "{% if tools %}<|system|>Tools:{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|end|>{% endif %}"
     + CHAT_TEMPLATE
 )
-"""A chat template that has a place for tools."""
+"""A chat template that shows tools."""
 
 
 def tiny_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes, in which each of `words`, which may be whole sentences, is one token too."""
+    """Return a byte tokenizer, in which each of `words`, which may be whole sentences, is one token too."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -43,9 +43,9 @@ def tiny_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
 def tiny_model(
     tokenizer: PreTrainedTokenizerFast, *, context: int = 2048, spread: float = 0.02, **options: Any
 ) -> LlamaForCausalLM:
-    """Return a Llama of two layers, about 30,000 parameters, whose weights are always the same random ones.
+    """Return a Llama with two layers and about 30,000 parameters; its random weights are always the same.
 
-    `spread` is their standard deviation; `options` are LlamaConfig's.
+    `spread` is their standard deviation; `options` are those of LlamaConfig.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -15,7 +15,7 @@ from r3core.generation.engine import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator
-from r3core.training.lora import lora_of
+from r3core.training.lora import lora_config
 
 
 def test_vllm_generates_with_an_adapter_on_its_base(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_vllm_generates_with_an_adapter_on_its_base(tmp_path: Path) -> None:
     doors.tokenizer().save_pretrained(base)
     model.name_or_path = str(base)
     torch.manual_seed(0)
-    get_peft_model(model, lora_of({"r": 4, "init_lora_weights": False})).save_pretrained(folder)
+    get_peft_model(model, lora_config({"r": 4, "init_lora_weights": False})).save_pretrained(folder)
     doors.tokenizer().save_pretrained(folder)
     config = Config.model_validate({"task": "doors", "engine": "vllm", "engine_options": {"max_model_len": 64}})
     sampling = Sampling(temperature=0.0, max_tokens=8, seed=0, logprobs=True)

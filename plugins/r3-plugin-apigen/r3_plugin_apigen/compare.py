@@ -1,6 +1,6 @@
-"""The calls of a response beside those that are asked for: the same, or what is wrong with them.
+"""Compare the calls of a response with the expected calls.
 
-What is wrong is told without the right answer: a run may pass the reason on to the model.
+The reason of a failure never contains the expected answer, because a run may show the reason to the model.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ _SHOWN = 120  # characters of what a model wrote
 
 
 def check(
-    said: Sequence[Call], asked: Sequence[Call], schemas: Mapping[str, Schema], *, ordered: bool, defaults: bool
+    actual: Sequence[Call], expected: Sequence[Call], schemas: Mapping[str, Schema], *, ordered: bool, defaults: bool
 ) -> None:
-    """Raise `Wrong` unless calls are valid and the ones that are asked for; `schemas` are those of the tools offered.
+    """Raise `Wrong` unless the actual calls are valid and equal the expected ones.
 
-    With `defaults`, an argument that is left out equals the default that its schema names.
+    `schemas` are those of the offered tools. With `defaults`, an argument that is left out equals its default there.
     """
-    check_valid(said, schemas)
-    if list(map(key_of, said)) == list(map(key_of, asked)):
+    check_valid(actual, schemas)
+    if list(map(key_of, actual)) == list(map(key_of, expected)):
         return
     if defaults:
-        said, asked = _filled(said, schemas), _filled(asked, schemas)
-    ours, theirs = [key_of(call) for call in said], [key_of(call) for call in asked]
+        actual, expected = _filled(actual, schemas), _filled(expected, schemas)
+    ours, theirs = [key_of(call) for call in actual], [key_of(call) for call in expected]
     if ours == theirs:
         return
     if Counter(ours) == Counter(theirs):
         if ordered:
             raise Wrong(Kind.WRONG_ORDER, "the calls are right, and their order is not")
         return
-    _check_names(said, asked)
+    _check_names(actual, expected)
     amiss = Counter(ours) - Counter(theirs)
     wanted = Counter(theirs) - Counter(ours)
-    call = next(call for call, key in zip(said, ours, strict=True) if key in amiss)
-    near = [other for other, key in zip(asked, theirs, strict=True) if key in wanted and other.name == call.name]
+    call = next(call for call, key in zip(actual, ours, strict=True) if key in amiss)
+    near = [other for other, key in zip(expected, theirs, strict=True) if key in wanted and other.name == call.name]
     raise Wrong(Kind.WRONG_ARGUMENT, _difference(call, near))
 
 
 def check_valid(calls: Sequence[Call], schemas: Mapping[str, Schema]) -> None:
-    """Raise `Wrong` unless every call is one of a tool that is offered, with arguments that its schema allows."""
+    """Raise `Wrong` unless every call is of an offered tool, with arguments that its schema allows."""
     for call in calls:
         if call.name not in schemas:
             raise Wrong(Kind.UNKNOWN_TOOL, f"no tool is called {_shown(call.name)}")
@@ -57,15 +57,15 @@ def _filled(calls: Sequence[Call], schemas: Mapping[str, Schema]) -> list[Call]:
     return [Call(call.name, with_defaults(call.arguments, schemas.get(call.name))) for call in calls]
 
 
-def _check_names(said: Sequence[Call], asked: Sequence[Call]) -> None:
-    ours, theirs = Counter(call.name for call in said), Counter(call.name for call in asked)
+def _check_names(actual: Sequence[Call], expected: Sequence[Call]) -> None:
+    ours, theirs = Counter(call.name for call in actual), Counter(call.name for call in expected)
     extra, missing = ours - theirs, theirs - ours
     if extra and missing:
         raise Wrong(Kind.WRONG_TOOL, f"{next(iter(extra))} is not to be called, or not so often")
     if missing:
-        raise Wrong(Kind.MISSING_CALL, f"{len(said)} of {len(asked)} calls")
+        raise Wrong(Kind.MISSING_CALL, f"{len(actual)} of {len(expected)} calls")
     if extra:
-        raise Wrong(Kind.EXTRA_CALL, f"{len(said)} calls in place of {len(asked)}")
+        raise Wrong(Kind.EXTRA_CALL, f"{len(actual)} calls in place of {len(expected)}")
 
 
 def _difference(call: Call, others: Sequence[Call]) -> str:

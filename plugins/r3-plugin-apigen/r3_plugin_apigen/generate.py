@@ -1,7 +1,7 @@
 """A seeded generator of function-calling problems: a query in English, tools, and the calls that it asks for.
 
-A query determines its calls: every argument that a call has is said in the form that the schema wants, or in one that
-is plainly the same (`7:30 pm`, `March 3, 2026`, `seven`), and no two tools of a split do the same.
+A query determines its calls: every argument of a call is written in the form that the schema requires, or in one that
+is plainly equivalent (`7:30 pm`, `March 3, 2026`, `seven`), and no two tools of a split do the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from r3_plugin_apigen.catalog import Form, forms
 from r3_plugin_apigen.values import draw_unlike
-from r3_plugin_apigen.words import Said, choose
+from r3_plugin_apigen.words import Stated, choose
 from r3core import Example, Split
 
 _T = TypeVar("_T")
@@ -25,8 +25,8 @@ MOST_CALLS = 4
 MOST_DISTRACTORS = 8
 SIZES: dict[Split, int] = {"train": 20_000, "validation": 5_000, "test": 5_000}
 """How many problems a split has at most."""
-_DRAWS_PER_PROBLEM = 2_000  # when so many draws bring no new problem, the space counts as exhausted
-_SAME_TOOL = 0.2  # of the further calls use a tool that the query has asked for already
+_DRAWS_PER_PROBLEM = 2_000  # draws without a new problem after which the space counts as exhausted
+_SAME_TOOL = 0.2  # of the further calls use a tool that the query has already requested
 
 _QUESTIONS = ("What", "How", "Which", "Is", "Are", "Where", "When")
 # {A} begins with a capital letter, {a} does not
@@ -51,7 +51,7 @@ class Space(NamedTuple):
     """The problems that the generator draws from."""
 
     calls: tuple[int, ...] = (1,)
-    """How many calls a query asks for, one of these; with 0, no offered tool fits and the answer is the empty list."""
+    """Numbers of calls that a query may request; with 0, no offered tool fits and the answer is the empty list."""
     distractors: int = 1
     """How many tools are offered that no call needs (one at least with 0 calls); half of them, rounded up, are of the
     same domain as far as there are such."""
@@ -60,22 +60,22 @@ class Space(NamedTuple):
     nested: bool = False
     """Whether tools may take objects as arguments."""
     terse: bool = True
-    """Whether schemas are kept small: parameters have no descriptions and ranges, and a tool has at most one optional
+    """Whether schemas are small: parameters have no descriptions and ranges, and a tool has at most one optional
     argument."""
 
 
 class Request(NamedTuple):
-    """A call that is asked for, and how."""
+    """A call that the query requests, and the text that requests it."""
 
     form: Form
-    said: dict[str, Said]
+    stated: dict[str, Stated]
     """The arguments that the query states, by their names in the form."""
     text: str
 
     @property
     def call(self) -> dict[str, JsonValue]:
         """The call as a value of JSON."""
-        return {"name": self.form.name, "arguments": {name: value for name, (value, _) in self.said.items()}}
+        return {"name": self.form.name, "arguments": {name: value for name, (value, _) in self.stated.items()}}
 
     @property
     def question(self) -> bool:
@@ -83,7 +83,7 @@ class Request(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What a model is asked, and what for."""
+    """A query, the tools on offer, and the expected calls."""
 
     query: str
     offered: list[Form]
@@ -97,8 +97,8 @@ class Problem(NamedTuple):
         content = json.dumps([self.query, tools, self.calls], sort_keys=True).encode()
         name = self.calls[0]["name"] if self.calls else "nothing"
         digest = hashlib.sha256(content).hexdigest()[:12]
-        told = {"query": self.query, "tools": tools}
-        return Example.model_validate({"id": f"{name}-{digest}", "answer": self.calls, "info": told})
+        info = {"query": self.query, "tools": tools}
+        return Example.model_validate({"id": f"{name}-{digest}", "answer": self.calls, "info": info})
 
 
 def fault(space: Space) -> str | None:
@@ -113,7 +113,7 @@ def fault(space: Space) -> str | None:
 
 
 def generate(space: Space, split: Split, seed: int) -> Iterator[Example]:
-    """Yield distinct problems of one split, until there are as many as `SIZES` says or no new ones are found.
+    """Yield distinct problems of one split, until their number is that of `SIZES` or no new ones are found.
 
     The splits share no tool. No two problems of a split ask the same, or for the same calls, except for none.
     """
@@ -143,8 +143,8 @@ def draw(rng: random.Random, known: Sequence[Sequence[Form]], space: Space) -> P
 
 def ask_for(rng: random.Random, form: Form, offered: list[Form], *, optional: float) -> Problem:
     """Draw a problem that asks for one call of a tool."""
-    asked = _request(rng, form, optional)
-    return Problem(_compose(rng, [asked]), offered, [asked], [asked.call])
+    request = _request(rng, form, optional)
+    return Problem(_compose(rng, [request]), offered, [request], [request.call])
 
 
 def _choose_forms(
@@ -169,18 +169,18 @@ def _choose_forms(
 
 
 def _request(rng: random.Random, form: Form, optional: float) -> Request:
-    """Draw a call of a tool, and say it."""
-    stated: dict[str, Said] = {}
+    """Sample a call of a tool and the text that requests it."""
+    stated: dict[str, Stated] = {}
     ask, more = choose(rng, form.tool.asks), ""
     for name, value in form.tool.takes.items():
         if name not in form.arguments or (value.optional and rng.random() >= optional):
             continue
-        others = [said for said in stated.values() if isinstance(said.value, str)]
+        others = [one for one in stated.values() if isinstance(one.value, str)]
         stated[name] = draw_unlike(lambda value=value: value.ask(rng), others)  # type: ignore[misc]
         if value.optional:
             more += " " + (value.say or "{}").format(stated[name].text)
-    texts = {name: said.text for name, said in stated.items()}
-    return Request(form, {form.arguments[name]: said for name, said in stated.items()}, ask.format_map(texts) + more)
+    texts = {name: one.text for name, one in stated.items()}
+    return Request(form, {form.arguments[name]: one for name, one in stated.items()}, ask.format_map(texts) + more)
 
 
 def _compose(rng: random.Random, requests: Sequence[Request]) -> str:

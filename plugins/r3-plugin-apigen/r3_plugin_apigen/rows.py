@@ -1,4 +1,4 @@
-"""Examples from rows that others made, in xlam's layout or in that of OpenAI's API.
+"""Examples from rows of existing datasets, in the format of xLAM or of OpenAI's API.
 
 - xlam: `query`, `tools` and `answers`; tools describe their parameters in xlam's way or by JSON Schema.
 - OpenAI: `messages` and `tools`. There is one user turn, with or without a system turn, whose text is put before the
@@ -28,7 +28,7 @@ TEST_SHARE = 0.2
 """Of all rows: 12,000 of 60,000."""
 VALIDATION_SHARE = 0.08
 """Of all rows, a tenth of what is not in test: 4,800 of 60,000, which leaves 43,200 in train."""
-_NAMED = 5  # so many are named of what could not be converted
+_NAMED = 5  # maximum number of unconverted parameters that a warning lists
 
 
 class Unusable(Exception):
@@ -53,7 +53,7 @@ def load(source: str, split: Split) -> Iterator[Example]:
     """Yield the distinct problems of one split, in the source's order; `source` is `hub` or a file.
 
     Rows are split by the rank of a hash of their query: a query is in one split alone. What was skipped, and what could
-    not be converted, is told in a warning at the end, or when no more examples are asked for.
+    not be converted, is reported in a warning at the end, or when the iterator is closed.
 
     Raises:
         TaskError: the source cannot be read, or no row of it can be used.
@@ -95,15 +95,15 @@ def splits(rows: Sequence[Any]) -> list[Split]:
 
 
 def problem_of(row: Any) -> Problem:
-    """Return what a row holds; raises `Unusable` when it is no problem that a response could pass."""
+    """Return what a row holds; raises `Unusable` when no response could pass."""
     if not isinstance(row, dict):
-        raise Unusable("the row is no JSON object", repr(row))
+        raise Unusable("the row is not a JSON object", repr(row))
     try:
         query = _query_of(row)
         if query is None:
             raise Unusable("there is no query" if "messages" not in row else "there is not one user turn and an answer")
-        converted = [_tool(told) for told in _listed(row, "tools")]
-        calls = [_call(told) for told in _calls_of(row)]
+        converted = [_tool(item) for item in _listed(row, "tools")]
+        calls = [_call(item) for item in _calls_of(row)]
         tools = {tool["name"]: tool for tool, _ in converted}
         if any(tool != tools[tool["name"]] for tool, _ in converted):
             raise Unusable("two tools have one name")
@@ -141,11 +141,11 @@ def _useless(source: str, rows: Sequence[Any]) -> TaskError:
             problem_of(row)
         except Unusable as unusable:
             report.skip(number, unusable)
-    why = report.told() if rows else "it is empty"
+    why = report.describe() if rows else "it is empty"
     return TaskError(f"`{source}` holds no row that can be used: {why}", hub.LAYOUTS)
 
 
-# --- what stands where in a row
+# --- the fields of a row
 
 
 def _name(row: Any) -> str | None:
@@ -162,9 +162,9 @@ def _query_of(row: Any) -> str | None:
         query = row.get("query")
         return query if isinstance(query, str) and query.strip() else None
     turns = _turns(row)
-    asked = turns[: next((place for place, turn in enumerate(turns) if turn.get("role") == "assistant"), 0)]
-    texts = [_text(turn.get("content")) for turn in asked]
-    roles = [turn.get("role") for turn in asked]
+    before_answer = turns[: next((place for place, turn in enumerate(turns) if turn.get("role") == "assistant"), 0)]
+    texts = [_text(turn.get("content")) for turn in before_answer]
+    roles = [turn.get("role") for turn in before_answer]
     if roles not in (["user"], ["system", "user"], ["developer", "user"]) or not all(texts):
         return None
     return "\n\n".join(texts)
@@ -204,7 +204,7 @@ def _listed(row: dict[str, Any], key: str) -> list[Any]:
         raise Unusable(f"there is no `{key}`")
     value = _parsed(value, key)
     if not isinstance(value, list):
-        raise Unusable(f"`{key}` is no list", repr(value))
+        raise Unusable(f"`{key}` is not a list", repr(value))
     return value
 
 
@@ -215,19 +215,19 @@ def _parsed(value: Any, key: str) -> Any:
         raise Unusable(f"`{key}` is not JSON", str(error)) from None
 
 
-def _call(told: Any) -> dict[str, Any]:
-    if not isinstance(told, dict):
-        raise Unusable("a call is no object", repr(told))
-    return {"name": told.get("name"), "arguments": _parsed(told.get("arguments"), "arguments")}
+def _call(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Unusable("a call is not an object", repr(value))
+    return {"name": value.get("name"), "arguments": _parsed(value.get("arguments"), "arguments")}
 
 
-def _tool(told: Any) -> tuple[dict[str, Any], list[str]]:
+def _tool(value: Any) -> tuple[dict[str, Any], list[str]]:
     """Return a tool as an example offers it, and which of its parameters could not be converted."""
-    wrapped = isinstance(told, dict) and isinstance(told.get("function"), dict)
-    inner = told["function"] if wrapped else told
+    wrapped = isinstance(value, dict) and isinstance(value.get("function"), dict)
+    inner = value["function"] if wrapped else value
     described = inner.get("parameters") or {} if isinstance(inner, dict) else None
     if not isinstance(described, dict):
-        raise Unusable("a tool is not usable", repr(told))
+        raise Unusable("a tool is not usable", repr(value))
     converted = Converted({"type": "object"} | described, []) if wrapped else parameters_of(described)
     name = inner.get("name")
     tool = {"name": name, "description": inner.get("description") or "", "parameters": converted.schema}
@@ -254,13 +254,13 @@ class _Report:
         self.skipped[unusable.reason] += 1
         self.first = self.first or f"row {number}: {unusable}"
 
-    def told(self) -> str:
+    def describe(self) -> str:
         reasons = ", ".join(f"{count:,} because {reason}" for reason, count in self.skipped.most_common())
         return f"skipped {self.skipped.total():,} of {self.rows:,} rows: {reasons}; the first is {self.first}"
 
     def warn(self) -> None:
         if self.skipped:
-            warnings.warn(f"{self.where}: {self.told()}", stacklevel=2)
+            warnings.warn(f"{self.where}: {self.describe()}", stacklevel=2)
         if self.unconverted:
             names = ", ".join(list(self.unconverted)[:_NAMED])
             more = f" and {len(self.unconverted) - _NAMED:,} others" if len(self.unconverted) > _NAMED else ""

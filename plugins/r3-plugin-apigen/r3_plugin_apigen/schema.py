@@ -1,7 +1,7 @@
 """The arguments that a tool takes, as a JSON Schema (Draft 2020-12): is the schema one, and what does it allow?
 
 A tool is {"name": ..., "description": ..., "parameters": a schema of type object}. Arguments that the schema does not
-name are refused, unless it says that it allows them.
+name are refused, unless the schema allows them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _compiled(written: bytes) -> Any:
 
 @cache
 def _validator_class() -> Any:
-    """Return jsonschema's validator, quicker with what is plain and never slow: it says the same of every value."""
+    """Return jsonschema's validator with fast checks of plain values; it gives the same verdict on every value."""
     from jsonschema import Draft202012Validator, ValidationError, validators  # not before an answer is judged
 
     def properties(validator: Any, wanted: Schema, instance: Any, schema: Any) -> Iterator[ValidationError]:

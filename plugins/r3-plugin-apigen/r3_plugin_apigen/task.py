@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from r3_plugin_apigen import generate, hub, rows
-from r3_plugin_apigen.calls import Call, Wrong, calls_of, find_calls, kind_of
+from r3_plugin_apigen.calls import Call, Wrong, calls_of, find_calls
 from r3_plugin_apigen.compare import check
 from r3_plugin_apigen.demo import DEMO
 from r3_plugin_apigen.generate import MOST_CALLS, MOST_DISTRACTORS, Space
@@ -36,7 +36,7 @@ class Apigen(Task):
     presets: ClassVar[dict[str, dict[str, JsonValue]]] = {"paper": {"source": "hub"}}
 
     source: str = "generated"
-    """`generated`, `hub` (xlam's data set), or a .json, .jsonl or .parquet file of xlam's or of OpenAI's format."""
+    """`generated`, `hub` (xlam's dataset), or a .json, .jsonl or .parquet file of xlam's or of OpenAI's format."""
     ordered: bool = False
     """Whether the calls have to be in the order of the gold calls."""
     defaults: bool = True
@@ -52,7 +52,7 @@ class Apigen(Task):
     nested: bool = Space().nested
     """Whether generated tools may take objects as arguments."""
     terse: bool = Space().terse
-    """Whether the schemas of generated tools are kept small."""
+    """Whether the schemas of generated tools are small."""
     data_seed: int = 0
     """Another seed gives other generated requests, in the same splits."""
 
@@ -95,7 +95,7 @@ class Apigen(Task):
         try:
             check(find_calls(response), asked, schemas, ordered=self.ordered, defaults=self.defaults)
         except Wrong as wrong:
-            return Verdict.failed(str(wrong))
+            return Verdict.failed(str(wrong), kind=wrong.kind.value)
         return Verdict.passed()
 
     def reference(self, example: Example) -> str:
@@ -115,9 +115,6 @@ class Apigen(Task):
             stated = _written([Call(name, with_defaults(arguments, schemas[name])) for name, arguments in asked])
             if stated != reference:
                 yield stated
-
-    def mistake(self, reason: str) -> str | None:
-        return kind_of(reason)
 
     def leaks(self, example: Example, reflection: str) -> bool:
         """Tell whether a reflection is an answer, or names every tool to call with every value of its arguments."""

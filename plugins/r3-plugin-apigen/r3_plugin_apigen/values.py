@@ -1,4 +1,4 @@
-"""What arguments of made-up tools hold: how a schema describes it, how it is drawn, and how a query says it."""
+"""Values of the arguments of generated tools: their JSON Schema, how they are sampled, and how a query states them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
 
-from r3_plugin_apigen.words import FORMATS, Said, choose, plain, word
+from r3_plugin_apigen.words import FORMATS, Stated, choose, plain, word
 
 COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _EXPLAIN = ("description", "minimum", "maximum")  # what a terse schema leaves out
@@ -18,13 +18,13 @@ _WITH_COMMAS = 0.3  # of the numbers above a thousand
 _UNEQUAL_DRAWS = 100  # more would mean that there are not enough different values
 
 
-def draw_unlike(draw: Callable[[], Said], others: Sequence[Said]) -> Said:
-    """Return a draw that is none of the others."""
+def draw_unlike(draw: Callable[[], Stated], others: Sequence[Stated]) -> Stated:
+    """Sample a value that differs from all others."""
     for _ in range(_UNEQUAL_DRAWS):
-        drawn = draw()
-        if all(drawn.value != other.value and drawn.text != other.text for other in others):
-            return drawn
-    raise ValueError(f"there are no {len(others) + 1} different values like {drawn.text!r}")
+        sampled = draw()
+        if all(sampled.value != other.value and sampled.text != other.text for other in others):
+            return sampled
+    raise ValueError(f"there are no {len(others) + 1} different values like {sampled.text!r}")
 
 
 def listed(texts: Sequence[str]) -> str:
@@ -33,7 +33,7 @@ def listed(texts: Sequence[str]) -> str:
 
 
 class Value(BaseModel, ABC):
-    """What an argument holds; one with `say` is optional."""
+    """The value of an argument; one with `say` is optional."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,15 +54,15 @@ class Value(BaseModel, ABC):
         return False
 
     @abstractmethod
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         """Return a random value in plain words."""
 
     @abstractmethod
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         """Return the JSON Schema without the default."""
 
-    def ask(self, rng: random.Random) -> Said:
-        """Return a random value as a query says it: a small number may be in words."""
+    def ask(self, rng: random.Random) -> Stated:
+        """Sample a value as a query states it: a small number may be written out."""
         return self.draw(rng)
 
     def schema_of(self, *, terse: bool) -> dict[str, JsonValue]:
@@ -76,11 +76,11 @@ class Value(BaseModel, ABC):
 
 
 class Named(Value):
-    """A date, a time, an identifier, or a word of one of the lists in words.toml."""
+    """A date, a time, an identifier, or a word from one of the lists of words.toml."""
 
     kind: str
 
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         return word(rng, self.kind)
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
@@ -91,11 +91,11 @@ class Choice(Value):
     """One of a few values: an enum."""
 
     of: dict[str, str] | list[str]
-    """The values, or value -> how a query says it."""
+    """The values, or value -> how a query states it."""
 
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         value = choose(rng, list(self.of))
-        return Said(value, self.of[value] if isinstance(self.of, dict) else value)
+        return Stated(value, self.of[value] if isinstance(self.of, dict) else value)
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         return {"type": "string", "enum": list(self.of)}
@@ -105,16 +105,16 @@ class Whole(Value):
     """A whole number of a range."""
 
     whole: tuple[int, int]
-    """What is drawn, both ends included."""
+    """Range of sampled values, both ends included."""
     step: int = 1
     minimum: int | None = None
-    """The least that the tool takes, if not the least that is drawn."""
+    """Minimum in the schema, if it is not that of the sampled values."""
 
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         low, high = self.whole
         return plain(choose(rng, range(low, high + 1, self.step)))
 
-    def ask(self, rng: random.Random) -> Said:
+    def ask(self, rng: random.Random) -> Stated:
         return _reworded(rng, self.draw(rng))
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
@@ -126,15 +126,15 @@ class Number(Value):
     """A number of a range, whole or not."""
 
     number: tuple[float, float]
-    """What is drawn, both ends included."""
+    """Range of sampled values, both ends included."""
     step: float = 0.5
 
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         low, high = self.number
-        drawn = round(low + choose(rng, range(int((high - low) / self.step) + 1)) * self.step, 2)
-        return plain(int(drawn) if drawn.is_integer() else drawn)
+        sampled = round(low + choose(rng, range(int((high - low) / self.step) + 1)) * self.step, 2)
+        return plain(int(sampled) if sampled.is_integer() else sampled)
 
-    def ask(self, rng: random.Random) -> Said:
+    def ask(self, rng: random.Random) -> Stated:
         return _reworded(rng, self.draw(rng))
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
@@ -152,8 +152,8 @@ class Flag(Value):
     def optional(self) -> bool:
         return True
 
-    def draw(self, rng: random.Random) -> Said:
-        return Said(False, self.no) if self.no is not None and rng.random() < 0.5 else Said(True, self.yes)
+    def draw(self, rng: random.Random) -> Stated:
+        return Stated(False, self.no) if self.no is not None and rng.random() < 0.5 else Stated(True, self.yes)
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         return {"type": "boolean"}
@@ -170,11 +170,11 @@ class Several(Value):
     def nested(self) -> bool:
         return self.several.nested
 
-    def draw(self, rng: random.Random) -> Said:
-        said: list[Said] = []
+    def draw(self, rng: random.Random) -> Stated:
+        parts: list[Stated] = []
         for _ in range(choose(rng, range(self.size[0], self.size[1] + 1))):
-            said.append(draw_unlike(lambda: self.several.draw(rng), said))
-        return Said([value for value, _ in said], listed([text for _, text in said]))
+            parts.append(draw_unlike(lambda: self.several.draw(rng), parts))
+        return Stated([value for value, _ in parts], listed([text for _, text in parts]))
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         return {"type": "array", "items": self.several.schema_of(terse=terse)}
@@ -185,7 +185,7 @@ class Fields(Value):
 
     fields: dict[str, AnyValue]
     text: str
-    """How a query says the object, with the fields' names in braces."""
+    """How a query states the object, with the fields' names in braces."""
     rising: bool = False
     """Whether each field is above the one before: the beginning of a period comes before its end."""
 
@@ -193,15 +193,15 @@ class Fields(Value):
     def nested(self) -> bool:
         return True
 
-    def draw(self, rng: random.Random) -> Said:
-        said: list[Said] = []
+    def draw(self, rng: random.Random) -> Stated:
+        parts: list[Stated] = []
         for field in self.fields.values():
-            said.append(draw_unlike(lambda field=field: field.draw(rng), said))  # type: ignore[misc]
+            parts.append(draw_unlike(lambda field=field: field.draw(rng), parts))  # type: ignore[misc]
         if self.rising:
-            said.sort(key=_order)
-        values = {name: value for name, (value, _) in zip(self.fields, said, strict=True)}
-        texts = {name: text for name, (_, text) in zip(self.fields, said, strict=True)}
-        return Said(values, self.text.format_map(texts))
+            parts.sort(key=_order)
+        values = {name: value for name, (value, _) in zip(self.fields, parts, strict=True)}
+        texts = {name: text for name, (_, text) in zip(self.fields, parts, strict=True)}
+        return Stated(values, self.text.format_map(texts))
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         properties: dict[str, JsonValue] = {name: field.schema_of(terse=terse) for name, field in self.fields.items()}
@@ -219,15 +219,15 @@ AnyValue = Annotated[
 """A value of any kind; the name of a kind alone stands for `Named`."""
 
 
-def _order(said: Said) -> Any:
-    return said.value
+def _order(stated: Stated) -> Any:
+    return stated.value
 
 
-def _reworded(rng: random.Random, said: Said) -> Said:
-    """Say a number in another way now and then: `seven`, `1,200`."""
-    value, chance = said.value, rng.random()
+def _reworded(rng: random.Random, stated: Stated) -> Stated:
+    """Return a number in another form at times: `seven`, `1,200`."""
+    value, chance = stated.value, rng.random()
     if isinstance(value, int) and value < len(COUNTED) and chance < _IN_WORDS:
-        return Said(value, COUNTED[value])
+        return Stated(value, COUNTED[value])
     if isinstance(value, int | float) and value >= 1_000 and chance < _WITH_COMMAS:
-        return Said(value, f"{value:,}")
-    return said
+        return Stated(value, f"{value:,}")
+    return stated

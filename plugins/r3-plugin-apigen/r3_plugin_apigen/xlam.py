@@ -39,8 +39,8 @@ def _converted(written: str) -> Converted:
     properties: Schema = {}
     required: list[str] = []
     unconverted: list[str] = []
-    for name, said in described.items():
-        argument = _argument(said if isinstance(said, dict) else {})
+    for name, argument_description in described.items():
+        argument = _argument(argument_description if isinstance(argument_description, dict) else {})
         properties[name] = argument.schema
         if argument.required:
             required.append(name)
@@ -55,23 +55,23 @@ class _Argument(NamedTuple):
     converted: bool
 
 
-def _argument(said: dict[str, Any]) -> _Argument:
-    """Return what an argument's description says; in its field `default`, "" is a default only of an optional text."""
-    text = said.get("description")
+def _argument(described: dict[str, Any]) -> _Argument:
+    """Convert an argument's description; in its field `default`, "" is a default only of an optional text."""
+    text = described.get("description")
     text = " ".join(text.split()) if isinstance(text, str) else ""
     converted = True
     try:
-        schema, optional = _type(said.get("type"))
+        schema, optional = _type(described.get("type"))
     except ValueError:
-        schema, optional, converted = {}, "optional" in str(said.get("type")), False
+        schema, optional, converted = {}, "optional" in str(described.get("type")), False
     schema = _with_choices(schema, text)
-    default = said.get("default", "")
+    default = described.get("default", "")
     if default != "":
         schema = _with_default(schema, default)
         converted = converted and "default" in schema
     elif (stated := _stated_default(text, schema)) != "":
         schema = _with_default(schema, stated)
-    elif optional and schema == _TEXT and "default" in said:
+    elif optional and schema == _TEXT and "default" in described:
         schema = schema | {"default": ""}
     required = not optional and "default" not in schema
     return _Argument(schema | ({"description": text} if text else {}), required, converted)
@@ -111,11 +111,11 @@ def _type(text: Any) -> tuple[Schema, bool]:
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(text) from error
     first, *notes = read.elts if isinstance(read, ast.Tuple) else [read]
-    said = {note.id for note in notes if isinstance(note, ast.Name)}
-    if len(said) < len(notes) or said - {"optional", "required"}:
+    notes_found = {note.id for note in notes if isinstance(note, ast.Name)}
+    if len(notes_found) < len(notes) or notes_found - {"optional", "required"}:
         raise ValueError(text)
     base = first.value if isinstance(first, ast.Subscript) else None
-    return _schema_of(first), "optional" in said or (base is not None and _name_of(base) == "optional")
+    return _schema_of(first), "optional" in notes_found or (base is not None and _name_of(base) == "optional")
 
 
 def _schema_of(node: ast.expr) -> Schema:
@@ -141,7 +141,7 @@ def _schema_of(node: ast.expr) -> Schema:
     outer = _TYPES.get(name)
     if outer in (_LIST, _SET) and len(within) == 1:
         return outer | ({"items": within[0]} if within[0] else {})
-    if outer is _OBJECT and len(within) == 2:  # the keys of a JSON object are texts, whatever is said of them
+    if outer is _OBJECT and len(within) == 2:  # the keys of a JSON object are texts, whatever the description has
         return outer | ({"additionalProperties": within[1]} if within[1] else {})
     raise ValueError(name)
 
@@ -176,7 +176,7 @@ def _union(schemas: Sequence[Schema]) -> Schema:
     return {"type": kinds if len(kinds) > 1 else kinds[0]}
 
 
-# --- what the description and the field `default` say
+# --- defaults and choices in the description and in the field `default`
 
 _QUOTED = r"'[^']{1,60}'|\"[^\"]{1,60}\"|`[^`]{1,60}`"
 _CHOICES = re.compile(
@@ -244,7 +244,7 @@ def _stated_default(text: str, schema: Schema) -> Any:
 
 
 def _read(text: Any) -> Any:
-    """Return the value that a text writes, or the text itself when it is none."""
+    """Return the value that a text writes, or the text itself when it is not valid."""
     if not isinstance(text, str) or len(text) > 200:
         return text
     try:

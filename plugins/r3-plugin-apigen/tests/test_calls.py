@@ -16,7 +16,6 @@ from r3_plugin_apigen.calls import (
     Wrong,
     find_calls,
     key_of,
-    kind_of,
 )
 
 ROME = '[{"name": "get_weather", "arguments": {"city": "Rome", "days": 3}}]'
@@ -37,7 +36,7 @@ lists_of_calls = st.lists(st.builds(Call, texts, st.dictionaries(texts, values, 
 def kind(response):
     with pytest.raises(Wrong) as caught:
         find_calls(response)
-    assert kind_of(str(caught.value)) == caught.value.kind
+    assert str(caught.value).startswith(f"{caught.value.kind}: ")
     return caught.value.kind
 
 
@@ -317,7 +316,7 @@ def test_every_text_is_read_or_refused(text):
     except Wrong as wrong:
         reason = str(wrong)
     assert reason.isascii()
-    assert reason == "" or kind_of(reason) is not None
+    assert reason == "" or reason.partition(":")[0] in set(Kind)
 
 
 DIFFERENT = [
@@ -373,8 +372,3 @@ def test_values_that_differ_in_json_have_different_keys(place, value):
 def test_values_that_are_equal_in_json_have_one_key(one, other):
     assert key_of(one) == key_of(other)
     assert hash(key_of(one)) == hash(key_of(other))
-
-
-@pytest.mark.parametrize("reason", ["", "it equals 38, not 52", "not", "wrong argumen: x"])
-def test_other_reasons_have_no_kind(reason):
-    assert kind_of(reason) is None

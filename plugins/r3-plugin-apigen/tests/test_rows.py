@@ -109,15 +109,15 @@ def test_a_tool_without_parameters_takes_none():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (None, "the row is no JSON object"),
-        ("{'query'", "the row is no JSON object"),
+        (None, "the row is not a JSON object"),
+        ("{'query'", "the row is not a JSON object"),
         ({}, "there is no query"),
         (xlam(query=None), "there is no query"),
         (xlam(query="  "), "there is no query"),
         (xlam(tools=None), "there is no `tools`"),
         (xlam(tools="[{]"), "`tools` is not JSON"),
         (xlam(tools="[" * 100_000), "`tools` is not JSON"),
-        (xlam(tools="{}"), "`tools` is no list"),
+        (xlam(tools="{}"), "`tools` is not a list"),
         (xlam(tools="[]"), "there are no tools"),
         (xlam(tools=["weather"]), "a tool is not usable"),
         (xlam(tools=[{"parameters": {}}]), "a tool is not usable"),
@@ -128,8 +128,8 @@ def test_a_tool_without_parameters_takes_none():
         (xlam(answers=None), "there is no `answers`"),
         (xlam(answers="weather(city='Oslo')"), "`answers` is not JSON"),
         (xlam(answers='[{"name": "weather", "arguments": {"city": NaN}}]'), "`answers` is not JSON"),
-        (xlam(answers='{"name": "weather", "arguments": {}}'), "`answers` is no list"),
-        (xlam(answers='["weather"]'), "a call is no object"),
+        (xlam(answers='{"name": "weather", "arguments": {}}'), "`answers` is not a list"),
+        (xlam(answers='["weather"]'), "a call is not an object"),
         (xlam(answers=[{"name": "weather", "arguments": "city=Oslo"}]), "`arguments` is not JSON"),
         (xlam(answers=[{"name": "weather"}]), "the answer could not pass (not a list of calls)"),
         (xlam(answers=[{"arguments": {}}]), "the answer could not pass (not a list of calls)"),
@@ -145,7 +145,7 @@ def test_a_tool_without_parameters_takes_none():
         (openai("weather"), "there is not one user turn and an answer"),
         (openai(messages="weather"), "there is not one user turn and an answer"),
         (openai(USER, {"role": "assistant", "content": "Cold."}), "there is no `tool_calls`"),
-        (openai(USER, {"role": "assistant", "tool_calls": {}}), "`tool_calls` is no list"),
+        (openai(USER, {"role": "assistant", "tool_calls": {}}), "`tool_calls` is not a list"),
         (openai(tools=None), "there is no `tools`"),
     ],
 )  # fmt: skip
@@ -227,7 +227,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason_and_the_others_are_kept(
     told = " ".join(str(warning.message) for warning in caught)
     assert told.count("rows.jsonl`, split") == len(caught) <= 3
     assert "because `answers` is not JSON" in told
-    assert "because the row is no JSON object" in told
+    assert "because the row is not a JSON object" in told
     assert "the first is row 1" in told
 
 

@@ -77,7 +77,7 @@ def test_the_papers_run_goes_from_mining_to_the_report(r3, tmp_path, kind, templ
     assert said.code == 0, said.err
     result = json.loads(said.out)
     assert result["base"]["first"]["total"] == result["trained"]["first"]["total"] == 3
-    assert sum(result["base"]["first_mistakes"].values()) == 3  # every failure has a kind
+    assert sum(result["base"]["first_error_categories"].values()) == 3  # every failure has a kind
 
     failures, _ = read_failures(tmp_path / "run")
     trained = [json.loads(line) for line in (tmp_path / "run/train-episodes.jsonl").read_text().splitlines()]

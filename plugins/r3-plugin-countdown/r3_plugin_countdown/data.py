@@ -1,4 +1,4 @@
-"""Countdown problems: their splits, their examples, and a seeded generator of solvable ones."""
+"""Countdown problems: splits, their examples, and a seeded generator of solvable ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _T = TypeVar("_T")
 
 SIZES: dict[Split, int] = {"train": 50_000, "validation": 5_000, "test": 5_000}
 """Maximum number of problems in a split, so that a large space need not be exhausted to take a random sample."""
-_DRAWS_PER_PROBLEM = 2_000  # when so many draws bring no new problem, the space counts as exhausted
+_DRAWS_PER_PROBLEM = 2_000  # draws without a new problem after which the space counts as exhausted
 
 
 class Space(NamedTuple):
     """The problems that the generator draws from."""
 
     numbers: tuple[int, ...]
-    """How many numbers a problem has, one of these."""
+    """The possible counts of numbers in a problem."""
     smallest: int
     largest: int
     target_min: int
@@ -28,7 +28,7 @@ class Space(NamedTuple):
 
 
 def fault(space: Space) -> str | None:
-    """Return why no problem can be in a space, or `None` when some may be."""
+    """Return why a space has no problems, or None."""
     if space.smallest > space.largest:
         return f"smallest={space.smallest} is above largest={space.largest}"
     if space.target_min > space.target_max:
@@ -55,7 +55,7 @@ def problem(numbers: Sequence[int], target: int, solution: str | None = None) ->
 def generate(space: Space, split: Split, seed: int) -> Iterator[Example]:
     """Yield distinct solvable problems of one split until there are as many as `SIZES` allows or no new ones are found.
 
-    Only `random()` is drawn from the generator: its sequence is the same on every machine and Python version.
+    Only `random()` of the generator is used: its sequence is the same on every machine and Python version.
     """
     rng = random.Random(f"{space}{split}{seed}")
     seen: set[tuple[tuple[int, ...], int]] = set()

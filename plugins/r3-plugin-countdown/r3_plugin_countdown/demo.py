@@ -1,4 +1,4 @@
-"""The built-in model and the settings it is run with; docs/results.md says how they were chosen."""
+"""The built-in model and the settings it is run with; docs/results.md explains how they were chosen."""
 
 from __future__ import annotations
 

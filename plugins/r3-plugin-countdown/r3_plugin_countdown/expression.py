@@ -3,8 +3,8 @@
 The rules, for people:
 
 - The answer stands between `<answer>` and `</answer>`. Every tag has its partner, and none stands inside another.
-- Several blocks are one answer when they differ in nothing but spaces; otherwise the response fails. A block that says
-  just "and" quotes the prompt ("inside <answer> and </answer>") and does not count.
+- Several blocks are one answer when they differ in nothing but spaces; otherwise the response fails. A block that
+  contains only "and" quotes the prompt ("inside <answer> and </answer>") and does not count.
 - An expression has whole numbers in ASCII digits, + - * / and parentheses, and nothing else: no sign before a number,
   no ** or //, no "= target" behind it.
 - It uses each given number exactly as often as it is given, written as it is given: no joined digits, no leading zeros.
@@ -37,7 +37,11 @@ _END = ""
 
 
 class Wrong(Exception):
-    """An answer is not right; the message is the verdict's reason."""
+    """An answer is wrong; the message is the verdict's reason, and its error category unless another one is given."""
+
+    def __init__(self, reason: str, kind: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind or reason
 
 
 def check(response: str, numbers: Sequence[int], target: int) -> None:
@@ -47,11 +51,12 @@ def check(response: str, numbers: Sequence[int], target: int) -> None:
         raise Wrong("it does not use every given number exactly once")
     value = compute(tokens)
     if value != target:
-        raise Wrong(f"it equals {value.p if value.q == 1 else f'{value.p}/{value.q}'}, not {target}")
+        number = f"{value.p if value.q == 1 else f'{value.p}/{value.q}'}"
+        raise Wrong(f"it equals {number}, not {target}", kind="it equals another number")
 
 
 def find_answer(response: str) -> str:
-    """Return the text of the one answer; raises `Wrong` when there is none, or more than one."""
+    """Return the text of the one answer; raises `Wrong` unless there is exactly one."""
     if len(response) > MAX_RESPONSE:
         raise Wrong("the response is too long")
     texts = _TAG.split(response)  # what is before, tag, block, tag, what is between, tag, block, tag, ...

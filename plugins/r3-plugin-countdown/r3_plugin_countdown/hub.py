@@ -1,4 +1,4 @@
-"""The loader of Countdown problems that others made: a data set of the hub, or a file of its format."""
+"""The loader of Countdown problems from an existing dataset: on the Hub, or a file of its format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROWS_AT_ONCE = 1_000
 
 
 def fault(source: str) -> str | None:
-    """Return why something is no source, or `None`; whether a file exists is seen when it is loaded."""
+    """Return why `source` is not valid, or None; whether a file exists is checked when it is loaded."""
     if source == "hub" or Path(source).suffix in BUILDERS:
         return None
     return f"source={source} is neither `generated` nor `hub` nor a file {', '.join(BUILDERS)}"
@@ -29,8 +29,8 @@ def fault(source: str) -> str | None:
 def load(source: str, split: Split) -> Iterator[Example]:
     """Yield the distinct problems of one split, in the source's order; `source` is `hub` or a file.
 
-    Rows that are no problem are left out, and counted in a warning at the end. Raises `TaskError` when the source
-    cannot be read or has other columns.
+    Rows that are not a valid problem are left out, and counted in a warning at the end. Raises `TaskError` when
+    the source cannot be read or has other columns.
     """
     seen: set[tuple[tuple[int, ...], int]] = set()
     row = malformed = 0
@@ -54,7 +54,7 @@ def load(source: str, split: Split) -> Iterator[Example]:
 
 
 def _whole_numbers(nums: object) -> list[int] | None:
-    """Return the numbers of a row, or `None` when they make no problem."""
+    """Return the numbers of a row, or None when they are not valid."""
     if not isinstance(nums, list) or len(nums) not in _COUNTS:
         return None
     numbers = [whole for whole in map(_whole, nums) if whole is not None and 0 <= whole <= _LARGEST]
@@ -77,7 +77,7 @@ def _rows(source: str) -> Iterator[tuple[Any, Any]]:
             if missing:
                 raise TaskError(
                     f"`{source}` has no column `{'`, `'.join(missing)}`; it has {', '.join(batch)}",
-                    "a Countdown data set has the columns `nums` (a list of whole numbers) and `target`",
+                    "a Countdown dataset has the columns `nums` (a list of whole numbers) and `target`",
                 )
             yield from zip(batch["nums"], batch["target"], strict=True)
     except (OSError, ValueError, exceptions.DatasetsError) as error:
@@ -100,8 +100,8 @@ def _open(source: str) -> Any:
         return load_dataset(HUB_DATASET, split="train")
     except OSError as error:
         raise TaskError(
-            f"the data set {HUB_DATASET} cannot be loaded from the hub: {error}",
-            "check the network, or HF_TOKEN and HF_ENDPOINT when the hub is reached another way",
+            f"the dataset {HUB_DATASET} cannot be loaded from the Hub: {error}",
+            "check the network, or HF_TOKEN and HF_ENDPOINT when the Hub is reached through a mirror",
             "download its parquet file elsewhere and set `source` to the path of that file",
             "`source=generated` needs no network",
         ) from error

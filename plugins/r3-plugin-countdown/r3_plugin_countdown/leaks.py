@@ -23,16 +23,17 @@ _STATED = re.compile(r"(?:=|->|→|is|gives|makes|equals)[ \t]*(-?[0-9]+(?:\.[0-
 class _Step(NamedTuple):
     used: tuple[int, ...]
     value: int
-    sound: bool  # False when the text says that it makes something else
+    sound: bool  # False when the text states another result
 
 
 def gives_away(text: str, numbers: Sequence[int], target: int) -> bool:
-    """Tell whether the text's arithmetic leads from the given numbers to the target.
+    """Return whether the text's arithmetic leads from the given numbers to the target.
 
     A step is an expression of at least two numbers, without or with its right result ("9 * 5 = 45"). It takes numbers
-    that are at hand and puts its value back. Steps count in the order of the text, with others in between (a search has
-    tries that fail). A single expression that uses all numbers and makes the target counts whatever is said of it.
-    Steps with fractions in between are not seen. Beyond 1,000 steps, or 500 different hands, nothing more is looked at.
+    that are available and puts its value back. Steps count in the order of the text, with others in between (a search
+    has tries that fail). A single expression that uses all numbers and makes the target counts even if the text states
+    another result. Steps with fractions in between are not seen. The search ends after 1,000 steps or 500 different
+    hands.
     """
     goal, start = (target,), tuple(sorted(numbers))
     hands = {start}
@@ -78,8 +79,8 @@ def _steps(text: str) -> Iterator[_Step]:
         except expression.Wrong:
             continue
         if value.q == 1:
-            said = _STATED.match(plain, run.end())
-            yield _Step(used, int(value), said is None or said.group(1) == str(value))
+            stated = _STATED.match(plain, run.end())
+            yield _Step(used, int(value), stated is None or stated.group(1) == str(value))
 
 
 def _trim(run: str) -> str:

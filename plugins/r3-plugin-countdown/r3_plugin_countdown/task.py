@@ -67,7 +67,7 @@ class Countdown(Task):
         try:
             expression.check(response, _numbers(example), _target(example))
         except expression.Wrong as wrong:
-            return Verdict.failed(str(wrong))
+            return Verdict.failed(str(wrong), kind=wrong.kind)
         return Verdict.passed()
 
     def reference(self, example: Example) -> str | None:
@@ -80,9 +80,6 @@ class Countdown(Task):
             yield f"<answer>\n( {solution} )\n</answer>"
             yield f"I combine them: <answer>{solution}</answer> That makes {_target(example)}."
             yield f"{self.prompt(example)}\n<answer>{solution}</answer>"
-
-    def mistake(self, reason: str) -> str | None:
-        return "it equals another number" if reason.startswith("it equals ") else reason
 
     def leaks(self, example: Example, reflection: str) -> bool:
         return super().leaks(example, reflection) or leaks.gives_away(reflection, _numbers(example), _target(example))

@@ -1,5 +1,6 @@
 import json
 import operator
+import re
 import subprocess
 import sys
 import time
@@ -31,6 +32,13 @@ def judge(response):
 @pytest.mark.parametrize("row", FIXTURES, ids=[row["why"].replace(" ", "-") for row in FIXTURES])
 def test_fixtures_get_the_verdict_they_state(row):
     assert TASK.verify(Example.model_validate(row["example"]), row["response"]).outcome == row["outcome"]
+
+
+@pytest.mark.parametrize("row", FIXTURES, ids=[row["why"].replace(" ", "-") for row in FIXTURES])
+def test_the_error_category_is_the_reason_without_the_numbers(row):
+    verdict = TASK.verify(Example.model_validate(row["example"]), row["response"])
+    assert verdict.kind == re.sub("^it equals .*", "it equals another number", verdict.reason)
+    assert (verdict.kind == "") is (row["outcome"] == "pass")
 
 
 def test_fixtures_hold_both_outcomes_and_no_row_twice():

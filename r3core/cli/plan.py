@@ -1,0 +1,59 @@
+"""The plan that `--dry-run` prints: the resolved configuration, what each stage will do, and what it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from r3core.console import quiet_libraries
+
+if TYPE_CHECKING:
+    from r3core.config import Config
+    from r3core.task import Task
+
+
+def print_plan(task: Task, config: Config) -> None:
+    """Print the resolved configuration, and what each stage of the run will do."""
+    import yaml
+
+    from r3core.config import model_of
+    from r3core.generation.models import check_engine
+    from r3core.training.grpo_options import check_grpo, explain_batch, explain_checkpoints
+    from r3core.training.launch import world_of
+
+    check_grpo(config.grpo)
+    check_engine(config)
+    model = model_of(config, task)
+    typer.echo(yaml.safe_dump(config.record(), sort_keys=False, allow_unicode=True).rstrip())
+    typer.echo(f"\nrun directory: {config.directory}\nmodel: {model}")
+    mining = f"{config.mine.limit or 'all'} problems x {config.mine.samples} attempts"
+    mined = config.mine.failures if config.mine.failures else mining
+    typer.echo(f"check: {_describe_certificate(task, config)}\nmine: {mined}")
+    options, processes = config.grpo_options(), world_of(config).processes
+    for line in [*explain_batch(options, processes), *explain_checkpoints(options, processes)]:
+        typer.echo(f"train: {line}")
+    controls = "with" if config.evaluate.controls else "without"
+    typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
+    for line in _estimated(config, model):
+        typer.echo(line)
+
+
+def _estimated(config: Config, model: str) -> list[str]:
+    """Return lines about the memory that the run needs on each device."""
+    from r3core.estimate.advice import explain
+    from r3core.training.launch import world_of
+
+    quiet_libraries()
+    world = world_of(config)
+    return explain(config, model, processes=world.processes, sharded=world.sharded)
+
+
+def _describe_certificate(task: Task, config: Config) -> str:
+    """Return what `r3 check` has found, and whether training requires a pass."""
+    from r3core.check.certificate import cached_certificate
+
+    certificate = cached_certificate(task, config.judge)
+    found = certificate.summary() if certificate else "the verifier has not been checked yet"
+    required = "a pass is not required (--uncertified)" if config.uncertified else "training requires a pass"
+    return f"{found}; {required}"

@@ -1,0 +1,66 @@
+"""What happens around each training step: times, metrics, progress, and the mark of a complete checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from transformers import TrainerCallback
+
+from r3core.training.checkpoints import mark_complete
+from r3core.training.trainer import ReflectionTrainer
+
+
+class StepCallback(TrainerCallback):
+    """Times every step, appends what TRL logs to the run's `train` rows, and marks complete checkpoints.
+
+    `advance` moves the progress bar by a number of steps; `save_clock` saves how long the stage has taken so far.
+    """
+
+    def __init__(
+        self, trainer: ReflectionTrainer, *, advance: Callable[[int], Any], save_clock: Callable[[], Any]
+    ) -> None:
+        self.trainer = trainer
+        self.advance = advance
+        self.save_clock = save_clock
+        self.ended_at = perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the step's clocks."""
+        self.started_at = perf_counter()
+        self.between_steps = self.started_at - self.ended_at
+        self.trainer.generation_index = 0
+        self.generation_before = self.trainer.generation_seconds
+        self.verification_before = self.trainer.protocol.judge.seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Add the seconds of the step's parts to TRL's metrics; `rest` is the time between two steps."""
+        self.ended_at = perf_counter()
+        generation = self.trainer.generation_seconds - self.generation_before
+        verification = self.trainer.protocol.judge.seconds - self.verification_before
+        metrics = {
+            "seconds/generation": generation,
+            "seconds/verification": verification,
+            "seconds/training": self.ended_at - self.started_at - generation - verification,
+            "seconds/rest": self.between_steps,
+        }
+        if (engine := self.trainer.policy.vllm) is not None:
+            metrics["generation/prefix_cache_hit_rate"] = engine.cached / max(1, engine.prompted)
+            engine.cached = engine.prompted = 0
+        for name, value in metrics.items():
+            self.trainer._metrics["train"][name].append(value)
+        self.advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Append one row of metrics to the run; TRL's summary after the last step is not one."""
+        if logs and "train_runtime" not in logs:
+            self.trainer.run.append("train", [{"step": state.global_step, **logs}])
+            self.save_clock()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark a checkpoint as complete, once every process has written its shards of weights and optimizer states."""
+        self.trainer.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            mark_complete(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), self.trainer.world)
