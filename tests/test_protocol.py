@@ -77,7 +77,7 @@ def reflected(protocol: Protocol, *numbers: int, wrong: tuple[int, ...]) -> list
 def test_an_attempt_is_asked_for_with_the_prompt_alone_and_judged() -> None:
     generator = scripted(attempt=wrong_on(2))
     one, two = protocol_of().attempt(examples(1, 2), generator, seed=0)
-    assert generator.asked == [[user("Say 1.")], [user("Say 2.")]]
+    assert generator.conversations == [[user("Say 1.")], [user("Say 2.")]]
     assert (one.attempt.text, one.attempt.tokens, one.attempt.stopped) == ("1", 1, "end")
     assert (one.attempt.verdict.outcome, one.failed) == ("pass", False)
     assert (two.attempt.verdict.outcome, two.attempt.verdict.reason, two.failed) == ("fail", "it should be 2", True)
@@ -88,7 +88,7 @@ def test_a_reflection_is_asked_for_after_failures_alone() -> None:
     generator = scripted(reflection="I was wrong.")
     episodes = attempted(protocol, 1, 2, 3, wrong=(2,))
     right_one, failed, right_other = protocol.reflect(episodes, generator, seed=0)
-    assert generator.asked == [[user("Say 2."), assistant("no"), user(f"{FAILED} {REFLECT}")]]
+    assert generator.conversations == [[user("Say 2."), assistant("no"), user(f"{FAILED} {REFLECT}")]]
     assert failed.reflection is not None
     assert (failed.reflection.text, failed.reflection.tokens) == ("I was wrong.", 3)
     assert [right_one, right_other] == [episodes[0], episodes[2]]
@@ -114,7 +114,7 @@ def test_each_arm_asks_for_its_retry_in_its_own_way(arm: Arm) -> None:
     protocol = protocol_of()
     generator = scripted(retry=right, attempt=right)
     episodes = protocol.retry(reflected(protocol, 1, 2, 3, 4, wrong=(2, 4)), generator, seed=0, arm=arm)
-    assert generator.asked[0] == ASKED[arm]
+    assert generator.conversations[0] == ASKED[arm]
     assert [list(episode.retries) for episode in episodes] == [[], [arm], [], [arm]]
     assert episodes[1].retries[arm].text == "2"
     assert episodes[1].retries[arm].verdict.outcome == "pass"
@@ -124,7 +124,7 @@ def test_the_model_is_told_nothing_but_that_it_failed() -> None:
     protocol = protocol_of()
     generator = scripted(reflection="Hm.", retry="no")
     protocol.retry(protocol.reflect(attempted(protocol, 7, wrong=(7,)), generator, seed=0), generator, seed=0)
-    assert all("should be" not in message["content"] for asked in generator.asked for message in asked)
+    assert all("should be" not in message["content"] for asked in generator.conversations for message in asked)
 
 
 def test_the_reason_is_told_when_the_run_asks_for_it() -> None:
@@ -134,7 +134,7 @@ def test_the_reason_is_told_when_the_run_asks_for_it() -> None:
     protocol.retry(episodes, generator, seed=0)
     protocol.retry(episodes, generator, seed=0, arm="none")
     because = "Your answer is incorrect: it should be 7."
-    reflection, retry, plain = generator.asked
+    reflection, retry, plain = generator.conversations
     assert reflection[-1] == user(f"{because} {REFLECT}")
     assert retry[2] == user(f"{because} {REFLECT}")
     assert plain[-1] == user(f"{because} {RETRY}")
@@ -145,7 +145,7 @@ def test_a_configuration_replaces_single_sentences() -> None:
     episodes = protocol.reflect(attempted(protocol, 7, wrong=(7,)), scripted(reflection="Hm."), seed=0)
     generator = scripted(retry="7")
     protocol.retry(episodes, generator, seed=0, arm="generic")
-    assert generator.asked[0][2:4] == [user(f"Nope. {REFLECT}"), assistant("Careful now.")]
+    assert generator.conversations[0][2:4] == [user(f"Nope. {REFLECT}"), assistant("Careful now.")]
 
 
 def test_a_task_replaces_sentences_and_a_configuration_comes_before_it() -> None:
@@ -156,7 +156,7 @@ def test_a_task_replaces_sentences_and_a_configuration_comes_before_it() -> None
     protocol = protocol_of("wording.reflect=How come?", task=Terse())
     generator = ScriptedGenerator(lambda asked, index: "no")
     protocol.reflect(protocol.attempt(examples(7), generator, seed=0), generator, seed=0)
-    assert generator.asked[-1][-1] == user("Bad. How come?")
+    assert generator.conversations[-1][-1] == user("Bad. How come?")
 
 
 def test_an_attempt_that_could_not_be_judged_is_no_failure() -> None:
@@ -168,7 +168,7 @@ def test_an_attempt_that_could_not_be_judged_is_no_failure() -> None:
     episodes = protocol.reflect(episodes, generator, seed=0)
     for arm in ASKED:
         episodes = protocol.retry(episodes, generator, seed=0, arm=arm)
-    assert generator.asked == []
+    assert generator.conversations == []
     assert episodes[0].reflection is None
     assert episodes[0].retries == {}
 
@@ -218,7 +218,12 @@ def test_another_problems_reflection_is_never_that_of_another_sample() -> None:
     episodes = protocol.reflect(attempts, written, seed=0)
     generator = scripted(retry="no")
     protocol.retry(episodes, generator, seed=0, arm="shuffled")
-    assert [asked[3]["content"] for asked in generator.asked] == ["Say 2. 2", "Say 2. 2", "Say 1. 0", "Say 1. 0"]
+    assert [asked[3]["content"] for asked in generator.conversations] == [
+        "Say 2. 2",
+        "Say 2. 2",
+        "Say 1. 0",
+        "Say 1. 0",
+    ]
 
 
 def test_where_there_is_no_other_problem_no_retry_is_made() -> None:

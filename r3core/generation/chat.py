@@ -14,9 +14,7 @@ from r3core.generation.engine import (
     Conversation,
     Ended,
     Sampling,
-    Samplings,
     TooLong,
-    each,
     overlong,
     with_tools,
 )
@@ -39,7 +37,7 @@ class Continues(Protocol):
         ...
 
     def continue_ids(
-        self, prompts: Sequence[list[int]], sampling: Samplings, *, take: Take | None = None
+        self, prompts: Sequence[list[int]], sampling: Sampling, *, take: Take | None = None
     ) -> list[Continued]:
         """Return what is generated after each prompt, and call `take` with each of them once."""
         ...
@@ -88,7 +86,7 @@ def converse(
     engine: Continues,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
-    sampling: Samplings,
+    sampling: Sampling,
     *,
     ended: Ended | None,
 ) -> list[Completion]:
@@ -104,12 +102,9 @@ def converse(
             ended(new)
 
     prompts = [encode(tokenizer, conversation) for conversation in conversations]
-    samplings = each(sampling, len(prompts))
-    faults = [fault_of_length(*pair, engine.context) for pair in zip(prompts, samplings, strict=True)]
+    faults = [fault_of_length(prompt, sampling, engine.context) for prompt in prompts]
     finish([(index, overlong(fault)) for index, fault in enumerate(faults) if fault])
     fitting = [index for index, fault in enumerate(faults) if not fault]
-    if len(fitting) < len(prompts):
-        sampling = sampling if isinstance(sampling, Sampling) else [samplings[index] for index in fitting]
 
     def take(rows: Sequence[tuple[int, Continued]]) -> None:
         finish([(fitting[place], completion(tokenizer, continued)) for place, continued in rows])
@@ -126,7 +121,6 @@ def completion(tokenizer: PreTrainedTokenizerBase, written: Continued) -> Comple
         text=str(tokenizer.decode(said, skip_special_tokens=True)),
         token_ids=said,
         stopped="end" if written.ended else "length",
-        logprobs=written.logprobs and written.logprobs[:count],
     )
 
 
@@ -173,14 +167,10 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | N
 
 
 def check_lengths(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    samplings: Sequence[Sampling],
-    *,
-    context: int | None,
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], sampling: Sampling, *, context: int | None
 ) -> None:
     """Raise TooLong for the first prompt that exceeds the model's context together with its new tokens."""
-    for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+    for index, prompt in enumerate(prompts):
         if fault := fault_of_length(prompt, sampling, context):
             opening = str(tokenizer.decode(prompt, skip_special_tokens=True))
             raise TooLong(index, f"{fault}: {opening[:80]!r}...")
