@@ -157,7 +157,7 @@ def file_map() -> str:
     folder = ROOT / "r3core"
     files = [(f"`{name}.py`", _summary(folder / f"{name}.py")) for name in names if not (folder / name).is_dir()]
     folders = [(f"`{name}/`", _summary(folder / name / "__init__.py")) for name in names if (folder / name).is_dir()]
-    return table(("`r3core/`", "holds"), [*files, *folders])
+    return table(("`r3core/`", "contents"), [*files, *folders])
 
 
 def countdown_corpus() -> str:
