@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from r3core.errors import UsageError
 from r3core.generation.control_tokens import control_tokens, mapped, texts, unused_character
-from r3core.generation.engine import (
+from r3core.generation.generator import (
     Completion,
     Continued,
     Ended,

@@ -14,7 +14,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from r3core.config import Config
 from r3core.generation.chat import Take, converse, end_ids
-from r3core.generation.engine import Completion, Continued, Ended, Sampling
+from r3core.generation.generator import Completion, Continued, Ended, Sampling
 from r3core.generation.models import context_of
 from r3core.generation.transformers import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator, import_vllm, options_of

@@ -33,7 +33,7 @@ from r3core.episode import Episode
 from r3core.failures import Failure
 from r3core.generation.cache import apply_time_step_limit
 from r3core.generation.chat import completion, encode
-from r3core.generation.engine import Continued, Sampling
+from r3core.generation.generator import Continued, Sampling
 from r3core.protocol import Protocol, seed_of, with_leak
 from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
 from r3core.runs import Run

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from r3_plugin_openai.client import OpenAIGenerator
 from r3core import ConfigError, Prompt, RunError, UsageError
 from r3core.config import Config
-from r3core.generation.engine import Completion, Sampling
+from r3core.generation.generator import Completion, Sampling
 from r3core.generation.transformers import TransformersGenerator
 from r3core.plugins.engines import engine_of
 from r3core.runs import Run
