@@ -105,10 +105,12 @@ def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
         if not failed or (rule.keep == "all-failed" and passed) or not rule.min_pass_rate <= rate <= rule.max_pass_rate:
             continue
         first = failed[0]
+        prompt = protocol.attempt_request(first.example)
         failures.append(
             Failure(
                 id=first.example.id,
-                prompt=list(protocol.attempt_request(first.example)),
+                prompt=prompt.messages,
+                tools=prompt.tools,
                 answer=first.example.answer,
                 info=first.example.info,
                 sample=first.sample,
