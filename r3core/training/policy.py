@@ -62,7 +62,8 @@ class Policy:
     ) -> list[Continued]:
         """Return the continuations of B prompts of token ids, of which every `group` adjacent ones are equal.
 
-        `take` is called with the continuations that have just ended, each with the index of its prompt.
+        With `logprobs`, vLLM also returns log-probabilities. `take` is called with the continuations that have just
+        ended, each with the index of its prompt.
         """
         if not self.trainer.use_vllm:
             with self._transformers() as generator:

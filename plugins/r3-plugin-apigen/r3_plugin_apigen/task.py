@@ -35,7 +35,7 @@ class Apigen(Task):
     presets: ClassVar[dict[str, dict[str, JsonValue]]] = {"paper": {"source": "hub"}}
 
     source: str = "generated"
-    """`generated`, `hub` (xlam's data set), or a .json, .jsonl or .parquet file of xlam's or of OpenAI's format."""
+    """`generated`, `hub` (xlam's dataset), or a .json, .jsonl or .parquet file of xlam's or of OpenAI's format."""
     ordered: bool = False
     """Whether the calls have to be in the order of the gold calls."""
     defaults: bool = True
@@ -51,7 +51,7 @@ class Apigen(Task):
     nested: bool = Space().nested
     """Whether generated tools may take objects as arguments."""
     terse: bool = Space().terse
-    """Whether the schemas of generated tools are kept small."""
+    """Whether the schemas of generated tools are small."""
     data_seed: int = 0
     """Another seed gives other generated requests, in the same splits."""
 
