@@ -124,8 +124,8 @@ def configuration() -> str:
         "`use_vllm` and `vllm_mode` follow `engine` (see [scale.md](scale.md)). Only these options are refused:",
         table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
         "## Options of engines",
-        "`engine_options` are those of the selected `engine`: `vllm` has the options of `vllm.LLM`, under their own names; "
-        "`transformers` has none.",
+        "`engine_options` are those of the selected `engine`: `vllm` has the options of `vllm.LLM`, under their own "
+        "names; `transformers` has none.",
         "### openai",
         "The key is read from the environment variable `OPENAI_API_KEY` alone: one in the configuration is refused, "
         "because the run directory would contain it.",
