@@ -330,12 +330,14 @@ def resolve(
 def model_of(config: Config, task: Task) -> str:
     """Return the folder or the name of the model; ConfigError when none is named and the task ships none.
 
-    A server has no model that a task ships: there one is always named.
+    A server does not have a task's built-in model, so one of its models must be named.
     """
     if config.model is not None:
         return config.model
     if not engine_of(config).local:
-        raise ConfigError("no model is named, and a server has to be asked for one by its name", "name it with --model")
+        raise ConfigError(
+            "no model is named, and a server has no built-in model", "name one of its models with --model"
+        )
     if task.demo is None:
         raise ConfigError(f"task `{task.name}` ships no model of its own", "name one with --model")
     return str(task.demo.model)
@@ -347,21 +349,18 @@ def local_model(config: Config, task: Task, *, done: str) -> str:
         raise ConfigError(
             f"engine `{config.engine}`: a model behind a server cannot be {done} here; "
             "`r3 mine` and `r3 eval` work with one",
-            "name a local model or one of the hub, without this engine; "
-            "--failures DIRECTORY trains on what was mined from a server",
+            "name a local folder or a Hub model, with another engine; "
+            "--failures DIRECTORY trains on failures that were mined from a server",
         )
     return model_of(config, task)
 
 
-def explained(error: ValidationError, section: type[Section] = Config, *, prefix: str = "") -> ConfigError:
-    """Return a readable error for a section of the configuration whose keys start with `prefix`."""
+def explained(error: ValidationError) -> ConfigError:
+    """Return a readable error for a configuration that is not valid."""
     first = error.errors(include_url=False)[0]
-    key = prefix + ".".join(map(str, first["loc"]))
+    key = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        known = list(known_keys(section, prefix))
-        hints = did_you_mean(key, known)
-        if section is not Config:
-            return ConfigError(f"there is no configuration key `{key}`; known: {', '.join(known)}", *hints)
+        hints = did_you_mean(key, list(known_keys()))
         trl = () if len(first["loc"]) > 1 else ("an option of TRL's GRPOConfig is set as `grpo.NAME`",)
         return ConfigError(f"there is no configuration key `{key}`", *hints, *trl)
     fault = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
