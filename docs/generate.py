@@ -35,9 +35,10 @@ from pretraining.apigen_teacher import FOLLOWS
 from pretraining.trainer import Phase
 from r3_plugin_apigen.task import Apigen
 from r3_plugin_countdown.task import Countdown
+from r3_plugin_openai.server import ServerOptions
+from r3_plugin_ray.engine import RayOptions
 from r3core.cli.main import app
 from r3core.config import Config, Section
-from r3core.generation.server import Server
 from r3core.plugins.options import type_text
 from r3core.presets import PRESETS
 from r3core.training.grpo_options import OWNED
@@ -121,10 +122,14 @@ def configuration() -> str:
         "there, `temperature`, `top_p`, `top_k` and `max_completion_length` follow `sampling.reflection`, and "
         "`use_vllm` and `vllm_mode` follow `engine` (see [scale.md](scale.md)). Only these options are refused:",
         table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
-        "## Options of a server",
-        "With `engine: openai`, these are set under `engine_options`. The key is read from the environment variable "
-        "`OPENAI_API_KEY` alone: one in the configuration is refused, as the run directory would hold it.",
-        table(("key", "type", "default", "meaning"), list(_keys(Server, "engine_options."))),
+        "## Options of engines",
+        "They are set under `engine_options`. The engine `transformers` has none, and `vllm` has those of `vllm.LLM`.",
+        "### openai",
+        "The API key is read from the environment variable `OPENAI_API_KEY` alone: one in the configuration is "
+        "refused, because it would be written into the run directory.",
+        table(("key", "type", "default", "meaning"), list(_keys(ServerOptions, "engine_options."))),
+        "### ray",
+        table(("key", "type", "default", "meaning"), list(_keys(RayOptions, "engine_options."))),
         "## Presets",
         "`--preset NAME` sets:",
     ]
