@@ -284,7 +284,8 @@ def test_a_set_of_failures_loads_with_datasets(start: Start, tmp_path: Path) -> 
     assert rows.column_names[:5] == ["id", "prompt", "tools", "answer", "info"]
     assert rows["id"] == [failure.id for failure in failures]
     assert rows[0]["prompt"] == [{"role": "user", "content": "Say 1."}]
-    assert rows[0]["attempt"]["verdict"] == {"outcome": "fail", "reason": "it should be 1"}
+    verdict = {"outcome": "fail", "reason": "it should be 1", "kind": "", "limit": None}
+    assert rows[0]["attempt"]["verdict"] == verdict
 
 
 def test_the_card_cannot_be_broken_by_a_name(start: Start) -> None:
