@@ -26,7 +26,7 @@ from r3core import Example, get_task
 from r3core.config import Config, model_of
 from r3core.generation.chat import encode
 from r3core.generation.engine import Generator
-from r3core.generation.models import open_engine
+from r3core.plugins.engines import engine_of
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge
 
@@ -104,7 +104,7 @@ def groups() -> int:
     task = get_task("countdown")
     options = {"enforce_eager": True, "max_num_seqs": 128, "block_size": 32}
     config = Config.model_validate({"task": "countdown", "engine": "vllm", "engine_options": options})
-    generator: Any = open_engine(config, model_of(config, task))
+    generator: Any = engine_of(config).open(model_of(config, task))
     random = Random(0)
     sampled = [random.choices(range(generator.llm.get_tokenizer().vocab_size), k=LENGTH) for _ in range(GROUPS)]
     prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in sampled for _ in range(GROUP)]
@@ -138,7 +138,7 @@ def main(engine: str) -> int:
         | {"sampling": {"attempt": turn}, "dtype": "float32"}
     )
     examples = list(islice(task.load("train"), PROBLEMS))
-    generator: Any = open_engine(config, model_of(config, task))
+    generator: Any = engine_of(config).open(model_of(config, task))
     with Judge(task, config.judge) as judge:
         protocol = Protocol(task, judge, config)
         requests = [protocol.attempt_request(example) for example in examples for _ in range(SAMPLES)]

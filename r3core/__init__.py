@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from r3core.check import assert_certified, check_task
+    from r3core.engine import Engine
     from r3core.errors import BusyError, ConfigError, R3Error, RunError, TaskError, UsageError
     from r3core.hookspecs import hookimpl
     from r3core.plugins.discovery import get_task
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "check": ("assert_certified", "check_task"),
+    "engine": ("Engine",),
     "errors": ("BusyError", "ConfigError", "R3Error", "RunError", "TaskError", "UsageError"),
     "hookspecs": ("hookimpl",),
     "plugins.discovery": ("get_task",),
@@ -27,6 +29,7 @@ __all__ = [
     "BusyError",
     "ConfigError",
     "Demo",
+    "Engine",
     "Example",
     "Message",
     "Prompt",

@@ -12,12 +12,10 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from r3core.errors import ConfigError, did_you_mean
 from r3core.files import digest
+from r3core.plugins.engines import engine_of, find_engine
 from r3core.presets import PRESETS
 from r3core.settings import assignments, merged, nested, read_file, typed
 from r3core.task import Frozen, Split, Task, Wording
-
-MACHINES = ("address", "actors", "cpus", "gpus", "patience")
-"""The options of the engine `ray` that may differ from one session of a run to the next."""
 
 PLACEMENT = ("processes", "accelerate_config")
 """The keys that decide on which processes training runs; a run may be resumed with other values."""
@@ -166,10 +164,10 @@ class Config(Section):
     """Branch, tag or commit of a Hub model."""
     trust_remote_code: bool = False
     """Allow a Hub model to run its own code."""
-    engine: Literal["transformers", "vllm", "openai", "ray"] = "transformers"
-    """Engine that generates text: transformers, vLLM, an OpenAI-compatible server, or engines on a Ray cluster."""
+    engine: str = "transformers"
+    """Name of the installed engine that generates text."""
     engine_options: dict[str, Any] = {}
-    """Options of the engine: those of `vllm.LLM`, of the server and its client, or of the Ray cluster."""
+    """Options of the engine."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the weights; `auto` takes the dtype they were saved in."""
     seed: int = Field(default=0, ge=0)
@@ -223,8 +221,8 @@ class Config(Section):
         """Return the options of GRPOConfig that the run asks for; how reflections are sampled is among them."""
         turn = self.sampling.reflection
         sampling = {"temperature": turn.temperature, "top_p": turn.top_p, "top_k": turn.top_k}
-        vllm = {"use_vllm": True, "vllm_mode": "colocate"} if self.engine == "vllm" else {}
-        return vllm | sampling | {"max_completion_length": turn.max_tokens, "seed": self.seed} | self.grpo
+        engine = dict(find_engine(self.engine).training)
+        return engine | sampling | {"max_completion_length": turn.max_tokens, "seed": self.seed} | self.grpo
 
     def record(self) -> dict[str, Any]:
         """Return everything that decides the outcome of a run, as JSON values: no output directory and no placement.
@@ -232,9 +230,8 @@ class Config(Section):
         The number of training processes is stored with the checkpoints.
         """
         record = self.model_dump(mode="json", exclude={"output_dir", *PLACEMENT})
-        if self.engine == "ray":
-            options = record["engine_options"]
-            record["engine_options"] = {name: options[name] for name in options if name not in MACHINES}
+        places, options = find_engine(self.engine).places, record["engine_options"]
+        record["engine_options"] = {name: value for name, value in options.items() if name not in places}
         return record
 
     @property
@@ -312,9 +309,11 @@ def configure(task: Task, settings: Mapping[str, Any]) -> Config:
         below = merged(nested(task.demo.settings), below)
     values = {"task": task.name} | merged(below, settings) | {"task_options": task.options()}
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise explained(error) from None
+    find_engine(config.engine)  # raises
+    return config
 
 
 def resolve(
@@ -335,8 +334,10 @@ def model_of(config: Config, task: Task) -> str:
     """
     if config.model is not None:
         return config.model
-    if config.engine == "openai":
-        raise ConfigError("no model is named, and a server has to be asked for one by its name", "name it with --model")
+    if not engine_of(config).local:
+        raise ConfigError(
+            "no model is named, and a server has no built-in model", "name one of its models with --model"
+        )
     if task.demo is None:
         raise ConfigError(f"task `{task.name}` ships no model of its own", "name one with --model")
     return str(task.demo.model)
@@ -344,10 +345,11 @@ def model_of(config: Config, task: Task) -> str:
 
 def local_model(config: Config, task: Task, *, done: str) -> str:
     """Return the model as `model_of` does; ConfigError when it is behind a server, where it cannot be `done`."""
-    if config.engine == "openai":
+    if not engine_of(config).local:
         raise ConfigError(
-            f"engine `openai`: a model behind a server cannot be {done} here; `r3 mine` and `r3 eval` work with one",
-            "name a local model or one of the hub, without --engine openai; "
+            f"engine `{config.engine}`: a model behind a server cannot be {done} here; "
+            "`r3 mine` and `r3 eval` work with one",
+            "name a local model or one of the hub, without this engine; "
             "--failures DIRECTORY trains on what was mined from a server",
         )
     return model_of(config, task)

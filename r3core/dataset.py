@@ -37,7 +37,7 @@ class Selection(Frozen):
     def describe(self, suffix: str = "") -> str:
         """Return a description, for example `a random sample of 500 of 1,200 problems`, followed by `suffix`.
 
-        The suffix is left out where no sample was drawn.
+        The suffix is left out unless the examples were sampled.
         """
         if self.whole and self.taken == self.read:
             return f"all {self.taken:,} problems"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from r3core.config import Config
 from r3core.console import progress_bar
 from r3core.dataset import Selection
 from r3core.episode import CONTROLS, Answer, Arm, Episode
-from r3core.executor import Make, Work
+from r3core.executor import Batches, Executor, Function
 from r3core.generation.engine import Generator
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, values_of
@@ -20,7 +21,7 @@ from r3core.truncation import TurnKind, warn_if_truncated
 
 
 class Scores(Frozen):
-    """What one model does on the held-out problems; every rate has its interval."""
+    """The rates of one model on the held-out problems, each with its confidence interval."""
 
     first: Rate
     """Attempts that passed."""
@@ -74,19 +75,21 @@ def evaluate(
     protocol: Protocol,
     examples: Sequence[Example],
     *,
-    base: Make,
-    trained: Make | None,
+    executor: Executor,
+    base: str,
+    trained: str | None = None,
     problems: Selection | None = None,
 ) -> Result:
-    """Evaluate one or two models on the same problems with the same seeds; resumes where it was stopped."""
+    """Evaluate one or two models on the same problems with the same seeds; resumes an interrupted run."""
     models = {"base": base} | ({"trained": trained} if trained else {})
     with run.clock("evaluate") as tick:
         episodes = {
-            name: _episodes(run, protocol, examples, make=make, name=name, tick=tick) for name, make in models.items()
+            name: _episodes(run, protocol, examples, executor=executor, model=model, name=name, tick=tick)
+            for name, model in models.items()
         }
         cross = None
         if protocol.config.evaluate.cross and trained:
-            cross = _cross(run, protocol, episodes["base"], models=models, tick=tick)
+            cross = _cross(run, protocol, episodes["base"], executor=executor, models=models, tick=tick)
     controls = CONTROLS if protocol.config.evaluate.controls else ()
     sides = {name: scores(found, controls) for name, found in episodes.items()}
     _warn_if_truncated(protocol.config, sides)
@@ -138,7 +141,7 @@ def fix_rate(failed: Iterable[Episode], arm: Arm) -> Rate:
 
 
 def solved(episode: Episode) -> bool | None:
-    """Tell whether either of the two attempts is right; None when that could not be judged."""
+    """Return whether either of the two attempts passed; None when that could not be judged."""
     if episode.failed:
         return _passed(episode.retries.get("reflect"))
     return _passed(episode.attempt)
@@ -153,21 +156,30 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> Paired:
 
 
 def _episodes(
-    run: Run, protocol: Protocol, examples: Sequence[Example], *, make: Make, name: str, tick: Callable[[], None]
+    run: Run,
+    protocol: Protocol,
+    examples: Sequence[Example],
+    *,
+    executor: Executor,
+    model: str,
+    name: str,
+    tick: Callable[[], None],
 ) -> list[Episode]:
-    """Return one model's episodes, every arm of each, batch by batch."""
+    """Return the episodes of one model, with every arm of each; `name` is `base` or `trained`."""
     config = protocol.config
     samples = config.evaluate.samples
     size = max(1, config.batch_size // samples)
     have = len(run.read(f"evaluate-{name}")) // samples
     with progress_bar(f"eval {name}", len(examples), done=have) as bar:
 
+        def run_batches(batches: Batches) -> Iterator[list[Episode]]:
+            return executor.map(evaluated, batches, model=model)
+
         def done(count: int) -> None:
             bar(count)
             tick()
 
-        made = partial(make, evaluated)
-        rows = run.extend(f"evaluate-{name}", examples, made, size=size, each=samples, done=done)
+        rows = run.extend(f"evaluate-{name}", examples, run_batches, size=size, each=samples, done=done)
     return values_of(Episode, rows, f"evaluate-{name}")
 
 
@@ -191,26 +203,31 @@ def _cross(
     protocol: Protocol,
     base: Sequence[Episode],
     *,
-    models: dict[str, Make],
+    executor: Executor,
+    models: dict[str, str],
     tick: Callable[[], None],
 ) -> dict[str, dict[str, Rate]]:
-    """Return who earns the gain: reflections by base or trained x retries by base or trained, on the base's failures.
+    """Return the fix rates of reflections by base or trained x retries by base or trained, on the base's failures.
 
-    The trained model writes its reflections on those failures first; one model is needed at a time.
+    The trained model writes its reflections on those failures first; the order needs each model in memory once.
     """
     failed = [episode for episode in base if episode.failed]
 
-    def stage(name: str, episodes: Sequence[Episode], make: Make, work: Callable[..., list[Episode]]) -> list[Episode]:
-        named: Work = partial(work, name=name)
+    def stage(name: str, episodes: Sequence[Episode], *, by: str, function: Callable[..., Any]) -> list[Episode]:
+        named: Function = partial(function, name=name)
+
+        def run_batches(batches: Batches) -> Iterator[list[Episode]]:
+            return executor.map(named, batches, model=models[by])
+
         size = protocol.config.batch_size
-        rows = run.extend(f"cross-{name}", episodes, partial(make, named), size=size, done=lambda _: tick())
+        rows = run.extend(f"cross-{name}", episodes, run_batches, size=size, done=lambda _: tick())
         return values_of(Episode, rows, f"cross-{name}")
 
-    trained_reflections = stage("trained", failed, models["trained"], reflected)
+    reflections = stage("trained", failed, by="trained", function=reflected)
     cells = {
-        ("base", "trained"): stage("base-trained", failed, models["trained"], retried),
-        ("trained", "trained"): stage("trained-trained", trained_reflections, models["trained"], retried),
-        ("trained", "base"): stage("trained-base", trained_reflections, models["base"], retried),
+        ("base", "trained"): stage("base-trained", failed, by="trained", function=retried),
+        ("trained", "trained"): stage("trained-trained", reflections, by="trained", function=retried),
+        ("trained", "base"): stage("trained-base", reflections, by="base", function=retried),
         ("base", "base"): failed,
     }
     names = ("base", "trained")

@@ -1,35 +1,64 @@
-"""Who runs a batch: this process, or an engine's own cluster."""
+"""Where the batches of a stage are run: in this process, or on the machines of an engine's cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
+from r3core.engine import Engine
 from r3core.episode import Episode
 from r3core.generation.engine import Generator
-from r3core.protocol import Protocol
+from r3core.protocol import Protocol as TaskProtocol
+from r3core.runs import Run
 
-Work: TypeAlias = Callable[[Protocol, Generator, int, Sequence[Any]], list[Episode]]
-"""Makes the episodes of one batch, which has a number. A function of a module, or a `partial` of one: it is sent to
+Function: TypeAlias = Callable[[TaskProtocol, Generator, int, Sequence[Any]], list[Episode]]
+"""Returns the episodes of one batch, which has a number. A function of a module, or a `partial` of one: it is sent to
 other machines."""
+Batches: TypeAlias = Iterable[tuple[int, Sequence[Any]]]
+"""Numbered batches; the number decides the batch's random seed, wherever and in whatever order it is run."""
 
 
-Make: TypeAlias = Callable[[Work, Iterable[tuple[int, Sequence[Any]]]], Iterator[list[Episode]]]
-"""Has work done on one batch after the other by one model, and yields what came of them in the same order."""
+class Executor(Protocol):
+    """Runs a function on batches, with one model at a time."""
+
+    def map(self, function: Function, batches: Batches, *, model: str) -> Iterator[list[Episode]]:
+        """Yield what the function returns for each batch, in the order of the batches."""
+        ...
+
+    def close(self) -> None:
+        """Free what is held: the model's memory, the connection to a cluster."""
+        ...
 
 
-Load: TypeAlias = Callable[[], Generator]
-"""Loads a model when it is needed, so that two large ones need not be in memory at once."""
+class LocalExecutor:
+    """Runs batches in this process. A model is loaded for its first batch, after closing the previous one."""
 
+    def __init__(self, protocol: TaskProtocol, open_model: Callable[[str], Generator]) -> None:
+        self.protocol = protocol
+        self.open_model = open_model
+        self._loaded: tuple[str, Generator] | None = None
+        """The only model in memory: base and trained model of a large size do not fit beside each other."""
 
-def here(protocol: Protocol, load: Load) -> Make:
-    """Return what has work done in this process; it loads the model for the first batch."""
+    def generator(self, model: str) -> Generator:
+        """Return the generator of a model; it is loaded unless it is the one in memory."""
+        if self._loaded is None or self._loaded[0] != model:
+            self.close()
+            self._loaded = model, self.open_model(model)
+        return self._loaded[1]
 
-    def make(work: Work, batches: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[list[Episode]]:
-        generator: Generator | None = None
+    def map(self, function: Function, batches: Batches, *, model: str) -> Iterator[list[Episode]]:
+        """Yield what the function returns for each batch, one after the other."""
         for number, batch in batches:
-            if generator is None:
-                generator = load()
-            yield work(protocol, generator, number, batch)
+            yield function(self.protocol, self.generator(model), number, batch)
 
-    return make
+    def close(self) -> None:
+        """Free the memory of the model that is loaded, if any."""
+        if self._loaded is not None:
+            self._loaded[1].close()
+            self._loaded = None
+
+
+def executor_of(engine: Engine, protocol: TaskProtocol, run: Run) -> Executor:
+    """Return the executor that an engine brings; by default its generators are opened in this process."""
+    return engine.executor(protocol) or LocalExecutor(protocol, partial(engine.open, run=run))

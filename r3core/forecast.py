@@ -1,4 +1,4 @@
-"""The forecast after mining: what training on a failure dataset may bring and cost, from a few reflections."""
+"""The forecast after mining: what training on a failure dataset may gain and cost, from a few reflections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from r3core import stats
 from r3core.config import Config
 from r3core.episode import Episode
-from r3core.executor import Make
+from r3core.executor import Executor
 from r3core.failures import Failure
 from r3core.generation.engine import Generator
 from r3core.protocol import Protocol, seed_of
@@ -27,42 +27,45 @@ _REFLECTIONS = 4  # on each probed failure
 
 
 class Forecast(Frozen):
-    """What training on a failure dataset may be expected to bring and to cost; every share has a 95% interval."""
+    """What training on a failure dataset may gain and cost; every share has a 95% confidence interval."""
 
     failures: int
-    """The failures that training will have."""
+    """Number of failures to train on."""
     probed: int
-    """Failures, a random sample, that were reflected on a few times each."""
+    """Size of the random sample of failures; each was reflected on a few times."""
     retries: int
     """Retries after each reflection."""
     fix_rate: Rate
-    """Retries that passed, of those that were judged."""
+    """Retries that passed, of those with a verdict."""
     reward: Share
     """The mean reward of a reflection."""
     signal: dict[int, Share]
     """Group size -> expected share of groups in which at least two rewards differ."""
     unrewarded: Rate
-    """Reflections without a reward, because no retry could be judged."""
+    """Reflections without a reward, because no retry has a verdict."""
     reflections_truncated: Rate
     """Reflections that the token limit of training cut off."""
     retries_truncated: Rate
     """Retries that the token limit cut off."""
     tokens: float
-    """Tokens generated for one reflection and all its retries, on average."""
+    """Mean number of tokens of one reflection and all its retries."""
     seconds: float
-    """Seconds in which one process generates and judges one reflection and all its retries, in batches."""
+    """Seconds per reflection in which one process generates and judges it and all its retries, in batches."""
 
 
-def forecast(run: Run, protocol: Protocol, failures: Sequence[Failure], make: Make) -> Forecast | None:
-    """Reflect a few times on a random sample of the failures as training would; None without a probe."""
+def forecast(
+    run: Run, protocol: Protocol, failures: Sequence[Failure], *, executor: Executor, model: str
+) -> Forecast | None:
+    """Reflect a few times on a random sample of the failures as training would; None if `mine.probe` is 0."""
     config = protocol.config
     probed = nsmallest(config.mine.probe, failures, key=lambda failure: seed_of(config.seed, "probe", failure.id))
     if not probed:
         return None
-    began = perf_counter()
+    batch = [failure.episode() for failure in probed for _ in range(_REFLECTIONS)]
+    started_at = perf_counter()
     with run.clock("forecast"):
-        [episodes] = make(reflected, [(0, [failure.episode() for failure in probed for _ in range(_REFLECTIONS)])])
-    seconds = perf_counter() - began
+        [episodes] = executor.map(reflected, [(0, batch)], model=model)
+    seconds = perf_counter() - started_at
     result = _forecast(config, episodes, failures=len(failures), seconds=seconds)
     _warn(config, result)
     run.write_json("forecast", result)
@@ -70,7 +73,7 @@ def forecast(run: Run, protocol: Protocol, failures: Sequence[Failure], make: Ma
 
 
 def reflected(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode]) -> list[Episode]:
-    """Return the probed failures with a reflection, each once for every retry, and with that retry.
+    """Return the probed failures with a reflection, each repeated for every retry, and with that retry.
 
     All of them are one batch. Reflections are sampled as in training.
     """
@@ -96,7 +99,7 @@ def as_trained(config: Config) -> Config:
 
 
 def group_size(config: Config) -> int:
-    """Return how many reflections there will be on each failure."""
+    """Return the number of reflections per failure in training, `num_generations`."""
     return int(config.grpo_options().get("num_generations", 8))
 
 
@@ -133,7 +136,7 @@ def _forecast(config: Config, episodes: Sequence[Episode], *, failures: int, sec
     )
 
 
-def _warn(config: Config, told: Forecast) -> None:
-    cut = told.reflections_truncated, told.retries_truncated
+def _warn(config: Config, result: Forecast) -> None:
+    cut = result.reflections_truncated, result.retries_truncated
     warn_if_truncated(config, "reflection", cut[0].passed, total=cut[0].total, by=" of the forecast", training=True)
     warn_if_truncated(config, "retry", cut[1].passed, total=cut[1].total, by=" of the forecast", training=True)

@@ -1,11 +1,10 @@
-"""Mining: attempts at a task's problems, and the failures among them as a data set of its own."""
+"""Mining: attempts at a task's problems, and the failures among them as a failure dataset."""
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from r3core.config import Config, Mine
@@ -14,7 +13,7 @@ from r3core.dataset import Selection, problems_to_mine
 from r3core.environment import environment
 from r3core.episode import Episode
 from r3core.errors import ConfigError, RunError, UsageError
-from r3core.executor import Make
+from r3core.executor import Batches, Executor
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.generation.engine import Generator
 from r3core.protocol import Protocol, seed_of
@@ -31,7 +30,7 @@ def check_splits(config: Config) -> None:
     if (folder := config.mine.failures) is not None:
         try:
             provenance = read_failures(folder)[1]
-        except UsageError:  # a dry run may name a folder that is still to be made; mining says what is wrong with it
+        except UsageError:  # a dry run may name a folder that does not exist yet; mining raises what is wrong with it
             return
         split, owner = provenance.get("mine", {}).get("split"), f"the failures in `{folder}` are from"
     if split == config.evaluate.split:
@@ -42,19 +41,22 @@ def check_splits(config: Config) -> None:
         )
 
 
-def mine(run: Run, protocol: Protocol, make: Make) -> list[Failure]:
-    """Attempt every problem, write all episodes and the failure dataset; resumes where it was stopped."""
+def mine(run: Run, protocol: Protocol, executor: Executor, *, model: str) -> list[Failure]:
+    """Attempt every problem with a model, write all episodes and the failure dataset; resumes an interrupted run."""
     config = protocol.config
     examples, taken = problems_to_mine(protocol.task, config)
     samples = config.mine.samples
     size = max(1, config.batch_size // samples)
     with run.clock("mine") as tick, progress_bar("mine", len(examples), done=len(run.read("mine")) // samples) as bar:
 
+        def run_batches(batches: Batches) -> Iterator[list[Episode]]:
+            return executor.map(attempted, batches, model=model)
+
         def done(count: int) -> None:
             bar(count)
             tick()
 
-        rows = run.extend("mine", examples, partial(make, attempted), size=size, each=samples, done=done)
+        rows = run.extend("mine", examples, run_batches, size=size, each=samples, done=done)
     episodes = values_of(Episode, rows, "mine")
     failures = select(protocol, episodes)
     counts = _counts(episodes, failures, taken)
@@ -66,11 +68,11 @@ def mine(run: Run, protocol: Protocol, make: Make) -> list[Failure]:
     if overlong := counts["overlong"]:
         print(f"left out: {overlong:,} attempts whose prompt does not fit the model's context", file=sys.stderr)
     if not failures:
-        cut = f"{left_out:,} attempts were cut off at {limit}: raise it, or --set mine.keep_truncated=true"
+        cut = f"{left_out:,} attempts were cut off at {limit}: raise it, or set mine.keep_truncated=true"
         raise RunError(
             f"none of the {len(episodes)} attempts is a failure to learn from under `mine.keep={config.mine.keep}`",
             *([cut] if left_out else []),
-            "mine more problems (--set mine.limit=...) or harder ones, or widen the bounds on the pass rate",
+            "mine more problems (mine.limit) or harder ones, or widen the bounds on the pass rate",
         )
     run.finish("mine", counts)
     return failures
@@ -86,8 +88,8 @@ def attempted(protocol: Protocol, generator: Generator, number: int, batch: Sequ
 def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
     """Return one failure per problem, its first, for the problems that the rule of the configuration keeps.
 
-    An attempt that was cut off before it gave a right answer is, like an error, neither passed nor failed, and counts
-    in no pass rate; with `mine.keep_truncated` it is a failure like others.
+    An attempt that was cut off before a correct answer is, like an error, neither passed nor failed, and does not
+    count in a pass rate; with `mine.keep_truncated` it is a failure like others.
     """
     rule: Mine = protocol.config.mine
     problems: dict[str, list[Episode]] = defaultdict(list)
@@ -95,7 +97,7 @@ def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
         wrong = episode.failed if rule.keep_truncated else judged(episode.attempt) is False
         if wrong or judged(episode.attempt):
             problems[episode.example.id].append(episode)
-    kept = []
+    failures = []
     for tried in problems.values():
         failed = [episode for episode in tried if episode.failed]
         passed = len(tried) - len(failed)
@@ -104,7 +106,7 @@ def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
             continue
         first = failed[0]
         prompt = protocol.attempt_request(first.example)
-        kept.append(
+        failures.append(
             Failure(
                 id=first.example.id,
                 prompt=prompt.messages,
@@ -117,11 +119,11 @@ def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
                 samples=len(tried),
             )
         )
-    return kept
+    return failures
 
 
 def _counts(episodes: Sequence[Episode], failures: Sequence[Failure], taken: Selection) -> dict[str, Any]:
-    """Return what mining found; an attempt that was cut off and did not pass is both truncated and left out."""
+    """Return the counts of a mining; an attempt that was cut off and did not pass is both truncated and left out."""
     cut = [episode for episode in episodes if episode.attempt.stopped == "length"]
     outcomes = [episode.attempt.verdict.outcome for episode in episodes if episode.attempt.stopped != "overlong"]
     return {
@@ -137,7 +139,7 @@ def _counts(episodes: Sequence[Episode], failures: Sequence[Failure], taken: Sel
 
 
 def card(protocol: Protocol, counts: dict[str, Any]) -> dict[str, Any]:
-    """Return the provenance of a set of failures."""
+    """Return the provenance of a failure dataset."""
     config = protocol.config
     return {
         "task": config.task,

@@ -1,4 +1,4 @@
-"""A run: mine, train, evaluate, report, one after the other or each for itself, on one run directory."""
+"""The stages of a run on one run directory: mine, train, evaluate, report, in a row or each by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,16 @@ from r3core.distributed import rank, world_size
 from r3core.episode import Answer, Episode
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
-from r3core.executor import Make, here
+from r3core.executor import LocalExecutor, executor_of
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.files import atomic_write
-from r3core.fleet import Fleet, options_of
 from r3core.forecast import forecast
 from r3core.generation.cache import check_padding
 from r3core.generation.chat import encode
-from r3core.generation.models import Engines, check_engine, folder_of, load, load_tokenizer, saved_dtype
+from r3core.generation.models import folder_of, load, load_tokenizer, saved_dtype
 from r3core.generation.transformers import TransformersGenerator
-from r3core.kept import KeptCompletions
 from r3core.mine import mine
+from r3core.plugins.engines import checked_engine, engine_of
 from r3core.protocol import Protocol
 from r3core.runs import ReadOnlyRun, Run, values_of
 from r3core.task import Task, Verdict
@@ -38,33 +36,31 @@ from r3core.training.launch import launch_training, needs_launcher
 from r3core.verification.judge import Judge, verifier_hash
 
 ORIGIN = "r3.json"
-"""The file in a trained model's folder that says what it was trained from."""
+"""The file in a trained model's folder with its base model and task."""
 
 
 class Pipeline:
-    """The stages of one run. Each goes on where it was stopped, and is over at once when it was finished."""
+    """The stages of one run. Each resumes where it was interrupted, and returns at once when it is finished."""
 
     def __init__(self, run: Run, judge: Judge, config: Config) -> None:
         self.run = run
         self.task = judge.task
         self.config = config
         self.protocol = Protocol(judge.task, judge, config)
-        self.engines = Engines(config, kept=KeptCompletions(run) if config.engine == "openai" else None)
-        self.fleet = Fleet(config) if config.engine == "ray" else None
+        self.engine = engine_of(config)
+        self.executor = executor_of(self.engine, self.protocol, run)
 
     @classmethod
     @contextmanager
     def open(cls, task: Task, config: Config, *, trained: Path | None = None) -> Iterator[Pipeline]:
         """Lock the run directory of a configuration for the block; `trained` names a model from elsewhere."""
-        model_of(config, task)  # without a model no directory is made
-        check_engine(config)
-        if trained is not None and config.engine == "openai":
+        model_of(config, task)  # without a model no run directory is created
+        engine = checked_engine(config)  # nor with invalid options
+        if trained is not None and not engine.local:
             raise ConfigError(
-                f"a server cannot compare `{trained}` with what it was trained from: it is asked for one model",
-                "leave --engine openai out, or evaluate the trained model alone, under a name of the server's",
+                f"engine `{config.engine}`: a server cannot compare `{trained}` with its base model",
+                "use a local engine, or evaluate the trained model alone, by its name on the server",
             )
-        if config.engine == "ray":
-            options_of(config)  # nor with options that a fleet does not have
         if changed := unfamiliar(task, config):
             print(f"warning: the built-in model knows only what it was made for: {', '.join(changed)}", file=sys.stderr)
             print("hint: name another model with --model", file=sys.stderr)
@@ -78,13 +74,11 @@ class Pipeline:
                 stages.close()
 
     def close(self) -> None:
-        """Let go of the model in memory, and of the cluster."""
-        self.engines.close()
-        if self.fleet is not None:
-            self.fleet.close()
+        """Free the memory of the model, and the connection to a cluster."""
+        self.executor.close()
 
     def certify(self) -> None:
-        """Put the verifier's certificate into the run; RunError when it does not pass and the run insists on it."""
+        """Write the verifier's certificate into the run; RunError when it does not pass and has to."""
         if self.run.done("train") is not None:
             return
         certificate = certificate_of(self.task, self.config.judge)
@@ -95,22 +89,23 @@ class Pipeline:
             print(f"warning: trained on an untrusted verifier: {certificate.summary()}", file=sys.stderr)
 
     def check_model(self) -> None:
-        """Raise UsageError when TRL could not train the model, before it mines; only where this process loads it."""
-        if self.config.engine == "transformers" and self.run.done("mine") is None:
+        """Raise UsageError when TRL cannot train the model, before mining; only if mining loads it in this process."""
+        if self.engine.in_process and self.run.done("mine") is None:
             name = model_of(self.config, self.task)
-            generator = self.engines.open(name)
+            assert isinstance(self.executor, LocalExecutor)
+            generator = self.executor.generator(name)
             assert isinstance(generator, TransformersGenerator)
             check_padding(generator.model, generator.tokenizer, name=name)
 
     def mine(self) -> list[Failure]:
-        """Return the run's failures: mined, or taken from the set that the configuration names."""
+        """Return the run's failures: mined, or copied from the failure dataset under `mine.failures`."""
         if self.run.done("mine") is not None:
             failures = read_failures(self.run.path / "failures")[0]
         elif self.config.mine.failures is not None:
             failures = self._adopt(self.config.mine.failures)
         else:
             self._check_template()
-            failures = mine(self.run, self.protocol, self._base())
+            failures = mine(self.run, self.protocol, self.executor, model=model_of(self.config, self.task))
         if self.config.mine.probe and self.run.read_json("forecast") is None:
             self._forecast(failures)
         return failures
@@ -122,7 +117,8 @@ class Pipeline:
             return folder
         if self.run.done("mine") is None:
             raise UsageError(
-                f"there are no failures in `{self.run.path}` yet", "run `r3 mine` first, or name a set with --failures"
+                f"there are no failures in `{self.run.path}` yet",
+                "run `r3 mine` first, or name a failure dataset with --failures",
             )
         name = local_model(self.config, self.task, done="trained")
         self.close()
@@ -187,8 +183,8 @@ class Pipeline:
         return result
 
     def _check_template(self) -> None:
-        """Raise UsageError when the model's chat template does not take the conversations of the run, before mining."""
-        if "openai" in (self.config.engine, self.config.engine_options.get("engine")):
+        """Raise UsageError when the model's chat template rejects the conversations of the run, before mining."""
+        if not self.engine.local:
             return  # the server has the template
         tokenizer = load_tokenizer(
             model_of(self.config, self.task),
@@ -197,7 +193,7 @@ class Pipeline:
         )
         example = next(iter(load_examples(self.task, self.config.mine.split)), None)
         if example is None:
-            return  # mining says so
+            return  # mining raises an error
         failed = Answer(text="1", tokens=1, verdict=Verdict.failed("it is wrong"))
         episode = Episode(example=example, attempt=failed)
         for request in (
@@ -217,8 +213,9 @@ class Pipeline:
             self.run,
             self.protocol,
             examples,
-            base=self._base(),
-            trained=self._make(trained) if trained else None,
+            executor=self.executor,
+            base=model_of(self.config, self.task),
+            trained=str(trained) if trained else None,
             problems=taken,
         )
         self.run.write_json("result", result)
@@ -226,7 +223,7 @@ class Pipeline:
         return result
 
     def _adopt(self, source: Path) -> list[Failure]:
-        """Copy a set of failures into the run, with its provenance; warns when its verdicts may be out of date."""
+        """Copy a failure dataset into the run, with its provenance; warns when its verdicts may be out of date."""
         failures, provenance = read_failures(source)
         if provenance["task"] != self.config.task:
             raise UsageError(f"`{source}` holds failures of task `{provenance['task']}`, not of `{self.config.task}`")
@@ -245,25 +242,19 @@ class Pipeline:
         return failures
 
     def _forecast(self, failures: list[Failure]) -> None:
-        told = forecast(self.run, self.protocol, failures, self._base())
-        if told is not None:
-            report.print_forecast(told, self.config, sys.stderr)
-
-    def _base(self) -> Make:
-        return self._make(model_of(self.config, self.task))
-
-    def _make(self, model: str | Path) -> Make:
-        """Return what makes batches with a model: on the cluster, or in this process."""
-        if self.fleet is not None:
-            return self.fleet.on(self.task, model)
-        return here(self.protocol, partial(self.engines.open, model))
+        model = model_of(self.config, self.task)
+        result = forecast(self.run, self.protocol, failures, executor=self.executor, model=model)
+        if result is not None:
+            report.print_forecast(result, self.config, sys.stderr)
 
 
 def unfamiliar(task: Task, config: Config) -> list[str]:
-    """Return what a run changes of the prompts that its built-in model was trained on; nothing for another model."""
+    """Return the changes to the prompts that the built-in model was trained on; empty for another model."""
     if config.model is not None or task.demo is None:
         return []
-    owner = next(kind for kind in type(task).__mro__ if "demo" in vars(kind))  # the model was made for its prompts
+    owner = next(
+        kind for kind in type(task).__mro__ if "demo" in vars(kind)
+    )  # the class whose prompts the model was trained on
     changed = [f"`wording.{name}` is set" for name in config.wording.model_dump(exclude_none=True)]
     if config.feedback != "binary":
         changed.append(f"`feedback` is {config.feedback}")
@@ -277,7 +268,7 @@ def unfamiliar(task: Task, config: Config) -> list[str]:
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
-    """Return what a trained model's folder says of its making; empty for a model of another kind."""
+    """Return base model and task of a trained model's folder; empty for any other folder."""
     path = folder / ORIGIN
     if not path.exists():
         return {}
@@ -286,5 +277,5 @@ def origin_of(folder: Path) -> dict[str, Any]:
     except ValueError:
         origin = None
     if not isinstance(origin, dict) or not {"model", "revision", "task", "task_options"} <= origin.keys():
-        raise UsageError(f"`{path}` does not say what the model was trained from", "restore it, or remove it")
+        raise UsageError(f"`{path}` does not contain the base model and the task", "restore it, or remove it")
     return origin

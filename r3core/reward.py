@@ -86,6 +86,6 @@ def batch_metrics(
 
 
 def _share(values: Iterable[bool]) -> float:
-    """Return the share of true values, 0 when there are none."""
+    """Return the share of true values, 0 for no values."""
     listed = list(values)
     return sum(listed) / max(1, len(listed))

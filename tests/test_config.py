@@ -142,7 +142,7 @@ def test_the_type_of_a_task_option_decides_how_it_is_read(given: str, option: st
         ("mine.samples=0", "`mine.samples` cannot be 0: it should be greater than 0"),
         ("mine.limit=many", "`mine.limit` cannot be 'many': it should be a valid integer"),
         ("mine=3", "`mine` cannot be 3: it should be a section with keys of its own"),
-        ("engine=vlm", "`engine` cannot be 'vlm': it should be 'transformers', 'vllm', 'openai' or 'ray'"),
+        ("engine=vlm", "`engine` cannot be 'vlm': installed are openai, ray, transformers, vllm"),
         ("preset=papper", "no preset is called `papper`; known: paper\nhint: did you mean `paper`?"),
         ("seed", "`--set seed` is not of the form key=value"),
         ("=3", "is not of the form key=value"),

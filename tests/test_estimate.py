@@ -39,7 +39,7 @@ from r3core.estimate.memory import (
 from r3core.estimate.shape import Shape, read_config, shape_of
 from r3core.generation.models import load
 from r3core.plugins.discovery import get_task
-from r3core.training.lora import check_adapter, lora_of
+from r3core.training.lora import check_adapter, lora_config
 from r3core.training.precision import training_dtype
 
 GIB = 2**30
@@ -113,7 +113,7 @@ def test_trained_parameters_of_lora_are_those_of_the_adapters_that_training_make
     model = LlamaForCausalLM(LlamaConfig(**MODERATE, dtype="bfloat16")).to(torch.bfloat16)
     plain = shape_of(model.config)
     counted = shape_of(model.config, lora=options)
-    wrapped = get_peft_model(model, lora_of(options))
+    wrapped = get_peft_model(model, lora_config(options))
     trained = [p for p in wrapped.parameters() if p.requires_grad]
     chosen = plan(counted)
     assert (counted.trainable, counted.parameters) == (sum(p.numel() for p in trained), plain.parameters)

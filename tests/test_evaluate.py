@@ -11,7 +11,7 @@ from r3core import Example, Prompt, Verdict
 from r3core.config import resolve
 from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
 from r3core.evaluate import Result, compare, evaluate, fix_rate, scores, solved
-from r3core.executor import here
+from r3core.executor import LocalExecutor
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.protocol import Protocol
 from r3core.runs import Run
@@ -198,6 +198,11 @@ def model(*, attempts: Sequence[int] = (), fixes: Sequence[int] = (), needs: str
     return ScriptedGenerator(reply)
 
 
+def by(protocol: Protocol, **models: ScriptedGenerator) -> dict[str, Any]:
+    """Return the arguments of an evaluation of these models, which are named as they are called here."""
+    return {"executor": LocalExecutor(protocol, models.__getitem__), **{name: name for name in models}}
+
+
 FULL = ("evaluate.controls=true", "evaluate.cross=true")
 
 
@@ -207,8 +212,7 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
         run,
         protocol,
         examples,
-        base=here(protocol, lambda: model(attempts=[0])),
-        trained=here(protocol, lambda: model(attempts=[0], fixes=[1, 2])),
+        **by(protocol, base=model(attempts=[0]), trained=model(attempts=[0], fixes=[1, 2])),
     )
     told = result.model_dump(mode="json")
     assert set(told) == {"base", "trained", "paired", "cross", "problems"}
@@ -230,9 +234,7 @@ def test_a_whole_evaluation_counts_as_by_hand(opened: Open) -> None:
     run, protocol, examples = opened(*FULL)
     base = model(attempts=[0, 1], fixes=[2], needs="base")
     trained = model(attempts=[0, 1, 2], fixes=[3, 4, 5], needs="trained")
-    result = evaluate(
-        run, protocol, examples, base=here(protocol, lambda: base), trained=here(protocol, lambda: trained)
-    )
+    result = evaluate(run, protocol, examples, **by(protocol, base=base, trained=trained))
     assert result.trained is not None
     assert result.paired is not None
     assert result.cross is not None
@@ -258,7 +260,7 @@ def test_a_whole_evaluation_counts_as_by_hand(opened: Open) -> None:
 
 def test_without_a_trained_model_there_is_nothing_to_compare(opened: Open) -> None:
     run, protocol, examples = opened("evaluate.cross=true")
-    result = evaluate(run, protocol, examples, base=here(protocol, model), trained=None)
+    result = evaluate(run, protocol, examples, **by(protocol, base=model()))
     assert (result.trained, result.paired, result.cross) == (None, None, None)
     assert result.base.controls == {}
 
@@ -270,8 +272,8 @@ def test_turns_that_were_cut_off_are_reflected_on_and_warned_of_once(
         return "It may well be 7" if len(conversation.messages) == 1 else "no"
 
     run, protocol, examples = opened("sampling.attempt.max_tokens=3")
-    base, trained = (here(protocol, lambda: ScriptedGenerator(long_winded)) for _ in range(2))
-    result = evaluate(run, protocol, examples, base=base, trained=trained)
+    base, trained = ScriptedGenerator(long_winded), ScriptedGenerator(long_winded)
+    result = evaluate(run, protocol, examples, **by(protocol, base=base, trained=trained))
     assert counts(result.base.attempts_truncated) == (8, 8)
     assert counts(result.base.fix) == (0, 8)
     assert capsys.readouterr().err == (
@@ -295,8 +297,7 @@ def test_both_models_get_the_same_problems_and_seeds(opened: Open) -> None:
         run,
         protocol,
         examples,
-        base=here(protocol, lambda: remembering("base")),
-        trained=here(protocol, lambda: remembering("trained")),
+        **by(protocol, base=remembering("base"), trained=remembering("trained")),
     )
     turns = 3 * 7  # three batches; attempt, reflection, five arms; after them comes the cross table
     assert seeds["base"][:turns] == seeds["trained"][:turns]
@@ -313,9 +314,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped(opened: Open, tmp_path: Path
 
     def evaluated(name: str, generator: ScriptedGenerator) -> Result:
         run, protocol, examples = opened(*FULL, "batch_size=2", name=name)
-        return evaluate(
-            run, protocol, examples, base=here(protocol, lambda: generator), trained=here(protocol, lambda: generator)
-        )
+        return evaluate(run, protocol, examples, **by(protocol, base=generator, trained=generator))
 
     undisturbed = ScriptedGenerator(unsteady)
     whole = evaluated("whole", undisturbed)
@@ -344,15 +343,16 @@ def test_an_evaluation_goes_on_where_it_was_stopped(opened: Open, tmp_path: Path
 
 
 def test_a_model_is_loaded_only_when_it_is_needed(opened: Open) -> None:
-    def load() -> ScriptedGenerator:
-        loaded.append(1)
+    def load(name: str) -> ScriptedGenerator:
+        loaded.append(name)
         return model(fixes=[1])
 
-    loaded: list[int] = []
+    loaded: list[str] = []
     run, protocol, examples = opened(*FULL)
-    first = evaluate(run, protocol, examples, base=here(protocol, load), trained=here(protocol, load))
-    assert loaded
+    models = {"base": "base", "trained": "trained"}
+    first = evaluate(run, protocol, examples, executor=LocalExecutor(protocol, load), **models)
+    assert loaded == ["base", "trained", "base"]  # the cross table ends with retries by the base
     loaded.clear()
     run, protocol, examples = opened(*FULL)
-    assert evaluate(run, protocol, examples, base=here(protocol, load), trained=here(protocol, load)) == first
+    assert evaluate(run, protocol, examples, executor=LocalExecutor(protocol, load), **models) == first
     assert not loaded

@@ -13,7 +13,7 @@ from toy import Toy
 from r3core import Prompt, Verdict
 from r3core.config import resolve
 from r3core.episode import Answer
-from r3core.executor import here
+from r3core.executor import LocalExecutor
 from r3core.failures import Failure
 from r3core.forecast import Forecast, forecast
 from r3core.generation.scripted import ScriptedGenerator
@@ -50,7 +50,8 @@ def told(tmp_path: Path) -> Iterator[Told]:
         config = resolve(Toy(), overrides=overrides)
         opened.append(Run.open(tmp_path / f"run-{len(opened)}", config.record()))
         protocol = Protocol(Toy(), Judge(Toy()), config)
-        return forecast(opened[-1], protocol, of or failures(count), here(protocol, lambda: generator))
+        executor = LocalExecutor(protocol, lambda model: generator)
+        return forecast(opened[-1], protocol, of or failures(count), executor=executor, model="any")
 
     yield told
     for run in opened:
@@ -157,7 +158,7 @@ def test_the_probe_is_a_random_sample_of_the_failures(told: Told) -> None:
     def probed(seed: int, of: list[Failure]) -> set[str]:
         generator = in_turn("p")
         assert told("mine.probe=10", f"seed={seed}", of=of, generator=generator).probed == 10
-        return {number_in(conversation) for conversation in generator.asked}
+        return {number_in(conversation) for conversation in generator.conversations}
 
     everything = failures(60)
     assert probed(0, everything) == probed(0, everything[::-1])

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from r3core import ConfigError, Example, Verdict
 from r3core.config import Config
+from r3core.generation.chat import encode
 from r3core.generation.engine import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
@@ -77,7 +78,7 @@ def test_an_adapter_alone_is_small_and_is_loaded_with_its_base(tmp_path: Path, m
     assert not (folder / "model.safetensors").exists()
     apart, whole = (TransformersGenerator(*load_model(path)) for path in (folder, merged.path / "model"))
     requests = [doors.protocol(config).reflection_request(failure.episode()) for failure in doors.failures()]
-    prompts = [whole.encode(request) for request in requests]
+    prompts = [encode(whole.tokenizer, request) for request in requests]
     with torch.no_grad():
         for prompt in prompts:
             ids = torch.tensor([prompt])

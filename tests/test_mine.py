@@ -10,7 +10,7 @@ from toy import Toy
 from r3core import Example, Prompt, RunError, UsageError, Verdict
 from r3core.config import resolve
 from r3core.episode import Answer, Episode, Stopped
-from r3core.executor import Make, here
+from r3core.executor import LocalExecutor
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.mine import card, mine, select
@@ -39,8 +39,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         run.close()
 
 
-def by(protocol: Protocol, generator: ScriptedGenerator) -> Make:
-    return here(protocol, lambda: generator)
+def by(protocol: Protocol, generator: ScriptedGenerator) -> LocalExecutor:
+    return LocalExecutor(protocol, lambda model: generator)
 
 
 def number_in(conversation: Prompt) -> int:
@@ -123,7 +123,7 @@ def test_a_failure_holds_what_a_reflection_needs() -> None:
 def test_every_problem_is_attempted_and_every_episode_recorded(start: Start) -> None:
     run, protocol = start("mine.samples=3", "batch_size=12")
     generator = ScriptedGenerator(odd_fails)
-    failures = mine(run, protocol, by(protocol, generator))
+    failures = mine(run, protocol, by(protocol, generator), model="any")
     assert generator.calls == [12] * 6  # 24 problems, 3 attempts each, 4 problems at a time
     episodes = [Episode.model_validate(row) for row in run.read("mine")]
     assert [(e.example.id, e.sample) for e in episodes[:4]] == [("n0", 0), ("n0", 1), ("n0", 2), ("n1", 0)]
@@ -138,14 +138,14 @@ def test_every_problem_is_attempted_and_every_episode_recorded(start: Start) -> 
 def test_the_limit_and_the_split_are_kept_to(start: Start) -> None:
     run, protocol = start("mine.limit=4", "mine.split=validation")
     generator = ScriptedGenerator(odd_fails)
-    assert [failure.id for failure in mine(run, protocol, by(protocol, generator))] == ["n1001", "n1003"]
+    assert [failure.id for failure in mine(run, protocol, by(protocol, generator), model="any")] == ["n1001", "n1003"]
     assert generator.calls == [4]
 
 
 def test_mining_takes_a_random_sample_that_follows_from_the_seed(start: Start, tmp_path: Path) -> None:
     def attempted(*overrides: str) -> list[str]:
         run, protocol = start("mine.order=random", "mine.limit=6", *overrides)
-        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: "no")))
+        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: "no")), model="any")
         assert (run.done("mine") or {})["problems_in_split"] == 24
         ids = [row["example"]["id"] for row in run.read("mine")]
         run.close()
@@ -166,7 +166,7 @@ def long_winded(conversation: Prompt, index: int) -> str:
 
 def test_attempts_that_were_cut_off_are_counted_and_left_out(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     run, protocol = start("sampling.attempt.max_tokens=2")
-    failures = mine(run, protocol, by(protocol, ScriptedGenerator(long_winded)))
+    failures = mine(run, protocol, by(protocol, ScriptedGenerator(long_winded)), model="any")
     assert [failure.id for failure in failures] == ["n1", "n5", "n9", "n13", "n17", "n21"]
     counts = run.done("mine") or {}
     assert [counts[key] for key in ("pass", "fail", "truncated", "left_out", "failures")] == [12, 12, 6, 6, 6]
@@ -177,17 +177,15 @@ def test_attempts_that_were_cut_off_are_counted_and_left_out(start: Start, capsy
 
 def test_attempts_that_were_cut_off_are_kept_on_request(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     run, protocol = start("sampling.attempt.max_tokens=2", "mine.keep_truncated=true")
-    failures = mine(run, protocol, by(protocol, ScriptedGenerator(long_winded)))
+    failures = mine(run, protocol, by(protocol, ScriptedGenerator(long_winded)), model="any")
     assert [failure.id for failure in failures] == [f"n{number}" for number in range(1, 24, 2)]
     assert "left out" not in capsys.readouterr().err
 
 
 def test_where_every_failure_was_cut_off_the_limit_is_named(start: Start) -> None:
     run, protocol = start("sampling.attempt.max_tokens=1")
-    with pytest.raises(
-        RunError, match=r"24 attempts were cut off at sampling.attempt.max_tokens=1: raise it, or --set"
-    ):
-        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: "too long")))
+    with pytest.raises(RunError, match=r"24 attempts were cut off at sampling.attempt.max_tokens=1: raise it, or set"):
+        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: "too long")), model="any")
 
 
 def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> None:
@@ -198,7 +196,7 @@ def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> No
         return "no" if index % 3 else str(number_in(conversation))  # depends on the batch's seed
 
     whole_run, protocol = start("batch_size=4")
-    whole = mine(whole_run, protocol, by(protocol, ScriptedGenerator(with_luck)))
+    whole = mine(whole_run, protocol, by(protocol, ScriptedGenerator(with_luck)), model="any")
     recorded = (tmp_path / "run/mine.jsonl").read_bytes()
     whole_run.close()
     (tmp_path / "run").rename(tmp_path / "whole")
@@ -210,14 +208,14 @@ def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> No
 
     run, protocol = start("batch_size=4")
     with pytest.raises(Stopped):
-        mine(run, protocol, by(protocol, ScriptedGenerator(stopping)))
+        mine(run, protocol, by(protocol, ScriptedGenerator(stopping)), model="any")
     assert len(run.read("mine")) == 12
     assert run.done("mine") is None
     with (tmp_path / "run/mine.jsonl").open("ab") as file:
         file.write(recorded.splitlines()[12] + b"\n" + recorded.splitlines()[13][:40])  # what a kill may leave
     run, protocol = start("batch_size=4")
     generator = ScriptedGenerator(with_luck)
-    assert mine(run, protocol, by(protocol, generator)) == whole
+    assert mine(run, protocol, by(protocol, generator), model="any") == whole
     assert generator.calls == [4, 4, 4]  # the batch that was cut in two is made again, and no other
     assert (tmp_path / "run/mine.jsonl").read_bytes() == recorded
 
@@ -226,7 +224,12 @@ def test_every_batch_is_sampled_with_a_seed_of_its_own(start: Start, tmp_path: P
     def seeds(seed: int) -> list[int]:
         run, protocol = start("batch_size=1", f"seed={seed}")
         drawn: list[int] = []
-        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: drawn.append(index) or "no")))
+        mine(
+            run,
+            protocol,
+            by(protocol, ScriptedGenerator(lambda asked, index: drawn.append(index) or "no")),
+            model="any",
+        )
         run.close()
         (tmp_path / "run").rename(tmp_path / f"run-{seed}")
         return drawn
@@ -239,14 +242,14 @@ def test_where_nothing_fails_there_is_nothing_to_learn(start: Start) -> None:
     with pytest.raises(
         RunError, match=r"none of the 24 attempts is a failure to learn from under `mine.keep=all-failed`"
     ):
-        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: str(number_in(asked)))))
+        mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: str(number_in(asked)))), model="any")
     assert run.done("mine") is None
     assert read_failures(run.path)[0] == []
 
 
 def mined(start: Start, *overrides: str, task: Toy | None = None) -> tuple[Run, Protocol, list[Failure]]:
     run, protocol = start(*overrides, task=task)
-    return run, protocol, mine(run, protocol, by(protocol, ScriptedGenerator(odd_fails)))
+    return run, protocol, mine(run, protocol, by(protocol, ScriptedGenerator(odd_fails)), model="any")
 
 
 def test_a_set_of_failures_is_read_as_it_was_written(start: Start) -> None:
@@ -298,7 +301,7 @@ def test_the_card_cannot_be_broken_by_a_name(start: Start) -> None:
 def test_any_text_of_a_model_survives(start: Start) -> None:
     strange = "a\u2028b\x85c\x0bd\r\ne \ufffd \U0001f600 \x00"
     run, protocol = start("mine.limit=1")
-    failures = mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: strange)))
+    failures = mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: strange)), model="any")
     assert failures[0].attempt.text == strange
     assert read_failures(run.path)[0] == failures
     assert run.read("mine")[0]["attempt"]["text"] == strange

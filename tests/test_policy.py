@@ -58,9 +58,11 @@ def policy(server: Server) -> Policy:
 def test_a_server_receives_the_sampling_of_the_turn_and_its_settings_are_restored(
     policy: Policy, server: Server
 ) -> None:
-    sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=6, logprobs=True)
+    sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=6)
     taken: list[int] = []
-    written = policy.continue_ids(PROMPTS, sampling, group=2, take=lambda rows: taken.extend(i for i, _ in rows))
+    written = policy.continue_ids(
+        PROMPTS, sampling, group=2, logprobs=True, take=lambda rows: taken.extend(i for i, _ in rows)
+    )
     assert server.calls == [(PROMPTS, 2, (0.7, 0.9, 5, 6))]
     assert (server.temperature, server.top_p, server.top_k, server.max_completion_length) == (0.1, 0.2, 3, 4)
     end = doors.tokenizer().eos_token_id

@@ -46,7 +46,7 @@ def scripted(**replies: str | Callable[[Prompt], str]) -> ScriptedGenerator:
 
 def messages_of(generator: ScriptedGenerator) -> list[list[Message]]:
     """Return the messages of every prompt that a generator has continued."""
-    return [prompt.messages for prompt in generator.asked]
+    return [prompt.messages for prompt in generator.conversations]
 
 
 def user(text: str) -> Message:
@@ -172,7 +172,7 @@ def test_an_attempt_that_could_not_be_judged_is_no_failure() -> None:
     episodes = protocol.reflect(episodes, generator, seed=0)
     for arm in MESSAGES:
         episodes = protocol.retry(episodes, generator, seed=0, arm=arm)
-    assert generator.asked == []
+    assert generator.conversations == []
     assert episodes[0].reflection is None
     assert episodes[0].retries == {}
 

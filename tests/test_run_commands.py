@@ -358,7 +358,11 @@ MODEL = object()  # stands for the tiny model's folder
         (["run", "--task", TASK, "--model", MODEL, "--limit", "0"], 2, "`mine.limit` cannot be 0"),
         (["run", "--task", TASK, "--model", MODEL, "--seed", "-1"], 2, "`seed` cannot be -1"),
         (["run", "--task", TASK, "--model", MODEL, "--preset", "papr"], 2, "did you mean `paper`?"),
-        (["run", "--task", TASK, "--model", MODEL, "--engine", "vlm"], 2, "`engine` cannot be 'vlm'"),
+        (
+            ["run", "--task", TASK, "--model", MODEL, "--engine", "vlm"],
+            2,
+            "`engine` cannot be 'vlm': installed are openai, ray, transformers, vllm",
+        ),
         (["run", "--task", TASK, "--model", MODEL, "--config", "no.yaml"], 2, "there is no file no.yaml"),
         (
             ["mine", "--task", TASK, "--model", MODEL, "--output-dir", "/dev/null/run"],
@@ -368,7 +372,7 @@ MODEL = object()  # stands for the tiny model's folder
         (["mine", "--task", TASK, "--model", MODEL, "--failures", "no"], 2, "`no` is not a failure dataset"),
         (["mine", "--task", TASK, "--model", "no/such/model"], 2, "the model `no/such/model` cannot be loaded"),
         (["mine", "--task", TASK, "--model", "../no/model"], 2, "the model `../no/model` cannot be loaded"),
-        (["mine", "--task", TASK, "--model", "/no"], 2, "`/no` holds no model: there is no config.json in it"),
+        (["mine", "--task", TASK, "--model", "/no"], 2, "`/no` contains no model: there is no config.json in it"),
         (["eval", "--model", "."], 2, "no task is named"),
         (["eval", "--task", TASK, "--model", "."], 2, "the model `.` cannot be loaded"),
         (["eval", "--task", TASK], 2, "ships no model of its own"),
@@ -404,9 +408,9 @@ def test_a_mistake_is_told_in_words(
         ("grpo.lr_scheduler_type=cosin", "`grpo.lr_scheduler_type` cannot be 'cosin'; allowed: linear, cosine"),
         ("grpo.optim=adam", "`grpo.optim` cannot be 'adam'; allowed: "),
         ("grpo.report_to=wandbb", "`grpo.report_to` cannot be 'wandbb': no such tracker is installed"),
-        ("grpo.temperature=0", "the temperature of reflections cannot be 0 in training"),
-        ("sampling.reflection.temperature=0", "the temperature of reflections cannot be 0.0 in training"),
-        ("grpo.save_strategy=epoch", "`grpo.save_strategy` cannot be 'epoch' here; allowed: steps, no"),
+        ("grpo.temperature=0", "the temperature of reflections (0) must be above 0 in training"),
+        ("sampling.reflection.temperature=0", "the temperature of reflections (0.0) must be above 0 in training"),
+        ("grpo.save_strategy=epoch", "`grpo.save_strategy` cannot be 'epoch'; allowed: steps, no"),
         ("grpo.save_steps=0", "`grpo.save_steps` cannot be 0"),
         ("evaluate.split=train", "`evaluate.split` cannot be 'train': `mine.split` is the same split"),
     ],
@@ -504,4 +508,4 @@ def test_a_trained_model_with_a_damaged_origin_is_told_of(r3: R3, copied: Path) 
     (copied / "model/r3.json").write_text("{}")
     said = r3("eval", "--model", copied / "model")
     assert (said.code, said.out) == (2, "")
-    assert "r3.json` does not say what the model was trained from" in said.err
+    assert "r3.json` does not contain the base model and the task" in said.err

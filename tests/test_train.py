@@ -19,7 +19,7 @@ from r3core.episode import Answer, Episode, Reflection
 from r3core.failures import Failure
 from r3core.generation.chat import encode
 from r3core.generation.control_tokens import control_tokens
-from r3core.generation.engine import Continued, Sampling, Samplings
+from r3core.generation.engine import Continued, Sampling
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol
 from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
@@ -214,7 +214,7 @@ def test_tools_are_part_of_the_training_prompts(
         trainer = trainer_in(run, protocol, failures, model=tiny_model, tokenizer=tokenizer)
         trainer.train()
     requests = [protocol.reflection_request(failure.episode()) for failure in failures]
-    encoded = [TransformersGenerator(tiny_model, tokenizer).encode(request) for request in requests]
+    encoded = [encode(tokenizer, request) for request in requests]
     assert all(prompt in encoded for prompt in trainer.prompts)
     assert all("wrench" in tokenizer.decode(prompt) for prompt in trainer.prompts)
 
@@ -222,7 +222,7 @@ def test_tools_are_part_of_the_training_prompts(
 class RecordingPolicy(Policy):
     """A policy that records the prompts it has continued, one list per call."""
 
-    def continue_ids(self, prompts: Sequence[list[int]], sampling: Samplings, **named: Any) -> list[Continued]:
+    def continue_ids(self, prompts: Sequence[list[int]], sampling: Sampling, **named: Any) -> list[Continued]:
         self.trainer.calls.append(list(prompts))
         return super().continue_ids(prompts, sampling, **named)
 
@@ -245,9 +245,7 @@ def test_prompts_in_training_begin_with_the_tokens_that_were_sampled(
     completions = TransformersGenerator(model, tiny_tokenizer).generate(
         requests, Sampling(temperature=0.7, max_tokens=9)
     )
-    attempts = [
-        Answer(**one.model_dump(exclude={"logprobs", "fault"}), verdict=Verdict.failed()) for one in completions
-    ]
+    attempts = [Answer(**one.model_dump(exclude={"fault"}), verdict=Verdict.failed()) for one in completions]
     failures = [one.model_copy(update={"attempt": attempt}) for one, attempt in zip(plain, attempts, strict=True)]
     failures[0] = plain[0]  # as an older run has recorded it, without tokens
     with Run.open(tmp_path / "run", {}) as run:

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from r3core import Prompt, UsageError
+from r3core.generation.chat import encode
 from r3core.generation.engine import Completion, Sampling, TooLong
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
@@ -32,7 +33,7 @@ WITH_TOOLS = Prompt(messages=[{"role": "user", "content": "Turn it."}], tools=[W
 def test_tools_of_a_conversation_go_to_the_chat_template(tiny_model: LlamaForCausalLM) -> None:
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.chat_template = tiny.TOOL_TEMPLATE
-    ids = TransformersGenerator(tiny_model, tokenizer).encode(WITH_TOOLS)
+    ids = encode(tokenizer, WITH_TOOLS)
     shown = json.dumps(WRENCH)
     assert tokenizer.decode(ids) == f"<|system|>Tools:{shown}<|end|><|user|>Turn it.<|end|><|assistant|>"
 
@@ -94,7 +95,7 @@ def test_positions_count_from_where_each_prompt_begins(generator: TransformersGe
 
     generator.model.register_forward_pre_hook(remember, with_kwargs=True)
     generator.generate(CONVERSATIONS, Sampling(temperature=0, max_tokens=3))
-    lengths = sorted((len(generator.encode(conversation)) for conversation in CONVERSATIONS), reverse=True)
+    lengths = sorted((len(encode(generator.tokenizer, conversation)) for conversation in CONVERSATIONS), reverse=True)
     assert seen == [
         [list(range(length)) for length in lengths],
         [[length] for length in lengths],
@@ -112,7 +113,7 @@ def test_batches_of_any_size_give_the_same(
 def test_greedy_decoding_is_that_of_transformers(generator: TransformersGenerator) -> None:
     import torch
 
-    prompts = [generator.encode(conversation) for conversation in CONVERSATIONS]
+    prompts = [encode(generator.tokenizer, conversation) for conversation in CONVERSATIONS]
     ours = [continued.ids for continued in generator.continue_ids(prompts, GREEDY)]
     for prompt, ids in zip(prompts, ours, strict=True):
         theirs = generator.model.generate(
@@ -169,7 +170,7 @@ def test_a_prompt_that_is_there_several_times_is_computed_once(ending: Transform
 def test_after_the_prompt_only_the_new_token_is_computed(generator: TransformersGenerator) -> None:
     shapes = rows_of(generator)
     generator.generate(CONVERSATIONS[:2], Sampling(temperature=0, max_tokens=5))
-    prompt = max(len(generator.encode(conversation)) for conversation in CONVERSATIONS[:2])
+    prompt = max(len(encode(generator.tokenizer, conversation)) for conversation in CONVERSATIONS[:2])
     assert shapes == [(2, prompt)] + [(2, 1)] * 4
 
 
@@ -179,7 +180,7 @@ def test_long_prompts_are_not_padded_to_and_do_not_pad_short_ones(
     generator = TransformersGenerator(tiny_model, tiny_tokenizer, batch_size=4)
     shapes = rows_of(generator)
     generator.generate(CONVERSATIONS, Sampling(temperature=0, max_tokens=1))
-    lengths = sorted((len(generator.encode(conversation)) for conversation in CONVERSATIONS), reverse=True)
+    lengths = sorted((len(encode(generator.tokenizer, conversation)) for conversation in CONVERSATIONS), reverse=True)
     assert shapes == [(4, lengths[0]), (4, lengths[4])]
 
 
@@ -192,7 +193,7 @@ def test_a_turn_ends_at_the_limit(generator: TransformersGenerator) -> None:
 
 def test_the_end_token_ends_a_turn_and_is_not_part_of_it(ending: TransformersGenerator) -> None:
     ends = set(ending.model.generation_config.eos_token_id)
-    prompts = [ending.encode(conversation) for conversation in CONVERSATIONS]
+    prompts = [encode(ending.tokenizer, conversation) for conversation in CONVERSATIONS]
     completions = ending.generate(CONVERSATIONS, GREEDY)
     for (ids, ended, _), completion in zip(ending.continue_ids(prompts, GREEDY), completions, strict=True):
         assert not ends & set(completion.token_ids)
@@ -286,7 +287,7 @@ def test_a_prompt_that_does_not_fit_is_named(generator: TransformersGenerator) -
     assert (out.stopped, out.tokens) == ("overlong", 0)
     assert out.fault == "a prompt of 2103 tokens and 12 new ones exceed the model's context of 2048"
     with pytest.raises(TooLong, match="exceed the model's context of 2048: 'abcabc") as raised:
-        generator.continue_ids([generator.encode(long)], GREEDY)
+        generator.continue_ids([encode(generator.tokenizer, long)], GREEDY)
     assert raised.value.index == 0
     assert "max_tokens" in str(raised.value)
     [full] = generator.generate([Prompt(messages=[{"role": "user", "content": "a" * (2048 - 12 - 3)}])], GREEDY)
@@ -309,7 +310,7 @@ def without(folder: Path, copy: Path, *names: str) -> Path:
 
 
 def test_a_model_that_cannot_be_had_is_a_users_mistake(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds no model: there is no config\.json in it"):
+    with pytest.raises(UsageError, match=r"contains no model: there is no config\.json in it"):
         load_model(tmp_path)
     with pytest.raises(UsageError, match="cannot be loaded"):
         load_model(without(tiny_folder, tmp_path / "weightless", "model.safetensors"))

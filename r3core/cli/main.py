@@ -62,8 +62,11 @@ def options(
 def tasks(as_json: Json = False) -> None:
     """List installed tasks with their options, and broken plugins."""
     from r3core.plugins.discovery import discover
+    from r3core.plugins.engines import engines
 
     found = discover()
+    unusable = [one for one in engines()[1] if one.name not in {other.name for other in found.broken}]
+    found = found.model_copy(update={"broken": [*found.broken, *unusable]})
     if as_json:
         typer.echo(json.dumps(_tasks_as_json(found), indent=2, ensure_ascii=False))
         return

@@ -18,12 +18,12 @@ def print_plan(task: Task, config: Config) -> None:
     import yaml
 
     from r3core.config import model_of
-    from r3core.generation.models import check_engine
+    from r3core.plugins.engines import checked_engine
     from r3core.training.grpo_options import check_grpo, explain_batch, explain_checkpoints
     from r3core.training.launch import world_of
 
     check_grpo(config.grpo)
-    check_engine(config)
+    checked_engine(config)
     model = model_of(config, task)
     typer.echo(yaml.safe_dump(config.record(), sort_keys=False, allow_unicode=True).rstrip())
     typer.echo(f"\nrun directory: {config.directory}\nmodel: {model}")

@@ -6,6 +6,7 @@ from math import ceil
 
 from r3core.config import Config
 from r3core.estimate.shape import Shape
+from r3core.plugins.engines import find_engine
 from r3core.task import Frozen
 from r3core.training.grpo_options import with_defaults
 
@@ -113,7 +114,7 @@ def plan_of(config: Config, shape: Shape, *, processes: int = 1, sharded: bool =
         vllm=bool(options["use_vllm"]),
         vllm_share=options["vllm_gpu_memory_utilization"] if shared else 0.0,
         vllm_sleeps=bool(options["vllm_enable_sleep_mode"]),
-        evaluates=config.engine == "transformers",
+        evaluates=find_engine(config.engine).in_process,
         processes=processes,
         sharded=sharded and processes > 1,
         cuda=cuda,

@@ -13,9 +13,7 @@ from r3core.generation.engine import (
     Continued,
     Ended,
     Sampling,
-    Samplings,
     TooLong,
-    each,
     overlong,
     without_token_ids,
 )
@@ -37,7 +35,7 @@ class Continues(Protocol):
         ...
 
     def continue_ids(
-        self, prompts: Sequence[list[int]], sampling: Samplings, *, take: Take | None = None
+        self, prompts: Sequence[list[int]], sampling: Sampling, *, take: Take | None = None
     ) -> list[Continued]:
         """Return what is generated after each prompt, and call `take` with each of them exactly once."""
         ...
@@ -90,7 +88,7 @@ def converse(
     engine: Continues,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Prompt],
-    sampling: Samplings,
+    sampling: Sampling,
     *,
     ended: Ended | None,
 ) -> list[Completion]:
@@ -106,12 +104,9 @@ def converse(
             ended(new)
 
     prompts = [encode(tokenizer, prompt) for prompt in conversations]
-    samplings = each(sampling, len(prompts))
-    faults = [fault_of_length(*pair, engine.context) for pair in zip(prompts, samplings, strict=True)]
+    faults = [fault_of_length(prompt, sampling, engine.context) for prompt in prompts]
     finish([(index, overlong(fault)) for index, fault in enumerate(faults) if fault])
     fitting = [index for index, fault in enumerate(faults) if not fault]
-    if len(fitting) < len(prompts):
-        sampling = sampling if isinstance(sampling, Sampling) else [samplings[index] for index in fitting]
 
     def take(rows: Sequence[tuple[int, Continued]]) -> None:
         finish([(fitting[place], completion(tokenizer, continued)) for place, continued in rows])
@@ -128,7 +123,6 @@ def completion(tokenizer: PreTrainedTokenizerBase, continued: Continued) -> Comp
         text=str(tokenizer.decode(ids, skip_special_tokens=True)),
         token_ids=ids,
         stopped="end" if continued.ended else "length",
-        logprobs=continued.logprobs and continued.logprobs[:count],
     )
 
 
@@ -179,14 +173,10 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | N
 
 
 def check_lengths(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    samplings: Sequence[Sampling],
-    *,
-    context: int | None,
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], sampling: Sampling, *, context: int | None
 ) -> None:
     """Raise TooLong for the first prompt that exceeds the model's context together with its new tokens."""
-    for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+    for index, prompt in enumerate(prompts):
         if fault := fault_of_length(prompt, sampling, context):
             text = str(tokenizer.decode(prompt, skip_special_tokens=True))
             raise TooLong(index, f"{fault}: {text[:80]!r}...")

@@ -1,4 +1,4 @@
-"""The seam between the protocol and whatever generates text: conversations and sampling in, completions out."""
+"""The interface of text generation: conversations and sampling parameters in, completions out."""
 
 from __future__ import annotations
 
@@ -18,21 +18,17 @@ def without_token_ids(messages: Sequence[Message]) -> list[Message]:
 
 
 class Sampling(Frozen):
-    """How tokens are drawn; the names are those of vLLM's and transformers' sampling options."""
+    """Sampling parameters of one call; the names are those of vLLM and transformers."""
 
     temperature: float = Field(default=1.0, ge=0)
     """0 decodes greedily."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
-    """0 keeps every token."""
+    """0 turns it off."""
     max_tokens: int = Field(default=256, gt=0)
+    """Maximum number of tokens per completion."""
     seed: int = Field(default=0, ge=0)
-    logprobs: bool = False
-    """Whether completions come with the log-probabilities of their tokens."""
-
-
-Samplings = Sampling | Sequence[Sampling]
-"""One way of drawing tokens for all conversations, or one for each."""
+    """Random seed of the call; equal conversations in one call are continued differently."""
 
 
 class Completion(Frozen):
@@ -45,52 +41,50 @@ class Completion(Frozen):
 
     text: str
     token_ids: list[int] | None
-    """The generated tokens, without the end-of-turn token; None where a server does not tell them."""
+    """The generated tokens, without the end-of-turn token; None where a server does not return them."""
     tokens: int = Field(default_factory=lambda given: len(given["token_ids"] or ()), ge=0)
-    """How many tokens were generated, without the end-of-turn token."""
+    """Number of generated tokens, without the end-of-turn token."""
     stopped: Stopped
     fault: str = ""
     """Why nothing was generated, where `stopped` is `overlong`."""
-    logprobs: list[float] | None = None
-    """The natural logarithm of each token's probability under the model itself, before temperature and truncation."""
 
 
 class Continued(NamedTuple):
-    """What was generated after one prompt of token ids."""
+    """The continuation of one prompt of token ids."""
 
     ids: list[int]
     """With the end-of-turn token, where there is one."""
     ended: bool
     """Whether the last id ends the turn."""
     logprobs: list[float] | None = None
-    """One an id; see `Completion.logprobs`."""
+    """The natural logarithm of the probability of each of `ids`; only vLLM returns it, on request, for training."""
 
 
 Ended = Callable[[Sequence[tuple[int, Completion]]], None]
-"""Called with completions that have just ended, each with its conversation's index, while others are being written."""
+"""Called with completions that have just ended, each with its conversation's index, while others are generated."""
 
 
 class Generator(Protocol):
     """Anything that continues conversations: a local model, a server, a trainer's current policy, a script."""
 
     def generate(
-        self, conversations: Sequence[Prompt], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
-        """Return one completion a conversation, in the same order; `ended` is called with each of them exactly once.
+        """Return one completion per conversation, in the same order; `ended` is called with each of them exactly once.
 
-        The same conversations, sampling and seed give the same completions, where the engine can. A conversation that
-        does not fit the model's context gets an empty completion that `stopped` as `overlong`. When `ended` raises, or
-        the user interrupts, what is being written is given up.
+        The same conversations, sampling parameters and seed give the same completions, where the engine supports that.
+        A conversation that does not fit the model's context gets an empty completion that `stopped` as `overlong`. When
+        `ended` raises, or the user interrupts, generation is aborted.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the memory that a model takes; the generator is not used after that."""
+        """Free the memory of the model; the generator is not used after that."""
         ...
 
 
 class TooLong(UsageError):
-    """A prompt and its completion together exceed the model's context; `index` tells which one."""
+    """A prompt and its maximum number of new tokens exceed the model's context; `index` is that of the prompt."""
 
     def __init__(self, index: int, message: str) -> None:
         super().__init__(message, "lower the max_tokens of this turn under `sampling`, or leave out such examples")
@@ -98,10 +92,5 @@ class TooLong(UsageError):
 
 
 def overlong(fault: str) -> Completion:
-    """Return what stands for the completion of a conversation that does not fit the model's context."""
+    """Return the empty completion of a conversation that does not fit the model's context."""
     return Completion(text="", token_ids=None, tokens=0, stopped="overlong", fault=fault)
-
-
-def each(sampling: Samplings, count: int) -> Sequence[Sampling]:
-    """Return the sampling of each of so many conversations."""
-    return [sampling] * count if isinstance(sampling, Sampling) else sampling

@@ -1,4 +1,4 @@
-"""Which engine a run generates with, and the one model that it holds at a time."""
+"""Loading of models and tokenizers, with their dtype, context length and LoRA adapter."""
 
 from __future__ import annotations
 
@@ -10,70 +10,19 @@ from r3core.config import Config
 from r3core.distributed import world_size
 from r3core.errors import UsageError, one_line
 from r3core.generation.cache import apply_time_step_limit, check_cache
-from r3core.generation.engine import Generator
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from r3core.generation.openai import Kept
-
-
-class Engines:
-    """Opens the engine of a configuration on one model or another; only one of them is in memory at a time.
-
-    `kept` has the completions that a server was asked for before.
-    """
-
-    def __init__(self, config: Config, *, kept: Kept | None = None) -> None:
-        self.config = config
-        self.kept = kept
-        self._open: tuple[str, Generator] | None = None
-
-    def open(self, model: str | Path) -> Generator:
-        """Return the generator for a model, after closing that for another one."""
-        name = str(model)
-        if self._open is None or self._open[0] != name:
-            self.close()
-            self._open = name, open_engine(self.config, name, kept=self.kept)
-        return self._open[1]
-
-    def close(self) -> None:
-        """Let go of the model that is in memory, if any."""
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
-
-
-def check_engine(config: Config) -> None:
-    """Raise ConfigError for engine_options that are not allowed, before they are printed or written anywhere."""
-    if config.engine == "openai":
-        from r3core.generation.server import server_of
-
-        server_of(config)
-
-
-def open_engine(config: Config, model: str, *, kept: Kept | None = None) -> Generator:
-    """Return a generator for a model; UsageError when it cannot be had, or the engine is not installed."""
-    if config.engine == "vllm":
-        from r3core.generation.vllm import VllmGenerator
-
-        return VllmGenerator.load(model, config)
-    if config.engine == "openai":
-        from r3core.generation.openai import OpenAIGenerator
-
-        return OpenAIGenerator.connect(model, config, kept=kept)
-    from r3core.generation.transformers import TransformersGenerator
-
-    return TransformersGenerator(*load(config, model), batch_size=config.batch_size)
+ADAPTER = "adapter_config"
+"""The file, without its suffix, that marks a folder with a LoRA adapter."""
 
 
 def saved_dtype(config: Config, model: str) -> torch.dtype:
-    """Return the dtype of a model outside of training: the configuration's, or the one it was saved in."""
+    """Return the dtype of a model outside of training: the configured one, or the one its weights are saved in."""
     import torch
     from transformers import AutoConfig
-
-    from r3core.generation.models import base_of
 
     if config.dtype != "auto":
         return cast(torch.dtype, getattr(torch, config.dtype))
@@ -85,7 +34,7 @@ def saved_dtype(config: Config, model: str) -> torch.dtype:
 
 
 def folder_of(model: str, revision: str | None) -> Path:
-    """Return the folder with a model's files, in the cache of the Hub where it is no folder itself.
+    """Return the folder with a model's files: the model itself, or its snapshot in the local cache of the Hub.
 
     A model that is not there gives a folder that does not exist.
     """
@@ -100,15 +49,33 @@ def folder_of(model: str, revision: str | None) -> Path:
         return Path(model)
 
 
+def adapter_in(folder: str | Path) -> dict[str, Any] | None:
+    """Return the configuration of the LoRA adapter in a folder, None when there is none."""
+    path = Path(folder, f"{ADAPTER}.json")
+    read: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read
+
+
+def base_of(model: str | Path) -> str:
+    """Return the base model of the LoRA adapter in a folder; the model itself where there is no adapter."""
+    adapter = adapter_in(model)
+    return str(adapter["base_model_name_or_path"]) if adapter else str(model)
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Return the maximum sequence length of a model in tokens; None where its configuration has none."""
+    # a composite configuration (Gemma 3 with images, say) has it in the part for text
+    limit: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit
+
+
 def load(
     config: Config, model: str, *, dtype: str | None = None, generates: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model and its tokenizer, loaded as a configuration says; UsageError when they cannot be loaded.
+    """Return a model and its tokenizer, loaded with the options of a configuration; see `load_model`.
 
-    `dtype` is used instead of the configuration's; `generates` tells that transformers will generate with the model.
+    `dtype` overrides the configured one.
     """
-    from r3core.generation.models import load_model
-
     return load_model(
         model,
         revision=config.revision,
@@ -117,30 +84,6 @@ def load(
         trust_remote_code=config.trust_remote_code,
         quantization=config.quantization,
     )
-
-
-ADAPTER = "adapter_config"
-"""The file, without its ending, that makes a folder one of an adapter."""
-
-
-def adapter_in(folder: str | Path) -> dict[str, Any] | None:
-    """Return the configuration of the adapter in a folder, None when there is none."""
-    path = Path(folder, f"{ADAPTER}.json")
-    read: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return read
-
-
-def base_of(model: str | Path) -> str:
-    """Return the model that an adapter in a folder belongs to; the model itself where there is no adapter."""
-    adapter = adapter_in(model)
-    return str(adapter["base_model_name_or_path"]) if adapter else str(model)
-
-
-def context_of(config: PretrainedConfig) -> int | None:
-    """Return the longest sequence of a model in tokens; None where its configuration names none."""
-    # a composite configuration (Gemma 3 with images, say) has it in the part for text
-    limit: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return limit
 
 
 def load_model(
@@ -152,10 +95,14 @@ def load_model(
     quantization: str | None = None,
     generates: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model and the tokenizer of a local folder or of the hub; UsageError when they cannot be had.
+    """Return the model and the tokenizer of a local folder or a Hub model.
 
-    A folder with an adapter is loaded with the model that it belongs to. A model whose probabilities depend on the
-    cache or on padding is refused here, before hours of work: see `check_cache`.
+    A folder with a LoRA adapter is loaded with its base model. `generates` is whether transformers will generate with
+    the model: one whose probabilities depend on the cache or on padding is then refused here, before hours of work
+    (see `check_cache`).
+
+    Raises:
+        UsageError: the model or the tokenizer cannot be loaded.
     """
     import torch
     from safetensors import SafetensorError
@@ -174,21 +121,20 @@ def load_model(
         raise _unloadable(name, error) from error
     module: Any
     for module in model.modules() if quantization else ():
-        if hasattr(
-            module, "support_avx512bf16_for_cpu"
-        ):  # weights that bitsandbytes has packed for it pass no gradient
+        # bitsandbytes repacks weights for AVX-512 with bf16, and repacked weights pass no gradient
+        if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if torch.cuda.is_available() and not quantization and world_size() == 1:
-        # in 4 bits it is on the GPU already; among several processes it is divided first
+        # a 4-bit model is on the GPU already; with several processes it is sharded first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
     apply_time_step_limit(model)
-    if generates and world_size() == 1:  # the processes of a training load what one process has mined with before
+    if generates and world_size() == 1:  # training processes load what one process has mined with before
         check_cache(model, tokenizer, name=str(name))
     return model, tokenizer
 
 
 def _four_bits() -> Any:
-    """Return how QLoRA keeps weights (Dettmers et al. 2023, arXiv 2305.14314): NF4, its constants quantized too."""
+    """Return the quantization of QLoRA (Dettmers et al. 2023, arXiv 2305.14314): NF4, its constants quantized too."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -203,12 +149,16 @@ def _four_bits() -> Any:
 def load_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a local folder or of the hub; UsageError when it cannot be had, or has no template."""
+    """Return the tokenizer of a local folder or a Hub model.
+
+    Raises:
+        UsageError: it cannot be loaded, or has no chat template.
+    """
     from transformers import AutoTokenizer
 
     if Path(name).is_absolute() and not any(Path(name, f"{kind}.json").exists() for kind in ("config", ADAPTER)):
         raise UsageError(
-            f"`{name}` holds no model: there is no config.json in it", "name a folder or a model of the hub"
+            f"`{name}` contains no model: there is no config.json in it", "name a local folder or a Hub model"
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -218,8 +168,8 @@ def load_tokenizer(
         raise _unloadable(name, error) from error
     if tokenizer.chat_template is None:
         raise UsageError(
-            f"the tokenizer of `{name}` has no chat template, so a conversation cannot be put to it",
-            "take an instruction-tuned model, or add a chat_template.jinja to the folder",
+            f"the tokenizer of `{name}` has no chat template, so conversations cannot be encoded",
+            "use an instruction-tuned model, or add a chat_template.jinja to the folder",
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -229,5 +179,5 @@ def load_tokenizer(
 def _unloadable(name: str | Path, error: Exception) -> UsageError:
     return UsageError(
         f"the model `{name}` cannot be loaded: {one_line(error, first=True)}",
-        "check the name, the connection to the hub, and HF_TOKEN for a gated model; a local folder works too",
+        "check the name, the connection to the Hub, and HF_TOKEN for a gated model; a local folder works too",
     )

@@ -1,42 +1,41 @@
-"""A generator that follows a script: for tests, and to try a task without a model."""
+"""A generator that follows a script: for the tests of tasks and plugins, and to try a task without a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from r3core.generation.engine import Completion, Ended, Samplings, each
+from r3core.generation.engine import Completion, Ended, Sampling
 from r3core.task import Prompt
 
 
 class ScriptedGenerator:
-    """Answers every conversation by calling `reply(conversation, rng_index)`, and remembers what it was asked.
+    """Answers every conversation by calling `reply(conversation, rng_index)`, and records the conversations.
 
-    A reply's tokens are its words; one that is longer than `sampling.max_tokens` is cut and stops by length.
+    The tokens of a reply are its words; one longer than `sampling.max_tokens` is cut and stops by length.
     """
 
     def __init__(self, reply: Callable[[Prompt, int], str]) -> None:
         self.reply = reply
-        self.asked: list[Prompt] = []
+        self.conversations: list[Prompt] = []
         self.calls: list[int] = []
-        """The number of conversations of each call: shows whether work came in batches."""
+        """The number of conversations of each call: shows the sizes of the batches."""
 
     def generate(
-        self, conversations: Sequence[Prompt], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return the script's replies; `rng_index` counts the conversations from 0, offset by the seed."""
-        self.asked += conversations
+        self.conversations += conversations
         self.calls.append(len(conversations))
         completions = []
-        samplings = each(sampling, len(conversations))
-        for index, (conversation, one) in enumerate(zip(conversations, samplings, strict=True)):
-            words = self.reply(conversation, one.seed + index).split(" ")
-            kept = words[: one.max_tokens]
+        for index, conversation in enumerate(conversations):
+            words = self.reply(conversation, sampling.seed + index).split(" ")
+            cut = words[: sampling.max_tokens]
             completions.append(
                 Completion(
-                    text=" ".join(kept),
+                    text=" ".join(cut),
                     token_ids=None,
-                    tokens=len(kept),
-                    stopped="end" if len(kept) == len(words) else "length",
+                    tokens=len(cut),
+                    stopped="end" if len(cut) == len(words) else "length",
                 )
             )
         if ended:
@@ -44,4 +43,4 @@ class ScriptedGenerator:
         return completions
 
     def close(self) -> None:
-        """Do nothing: a script takes no memory."""
+        """Do nothing: a script needs no memory."""

@@ -74,11 +74,9 @@ def discover() -> Discovery:
     for entry in entry_points(group=GROUP):
         distribution, version = _origin(entry)
         try:
-            with _quietly():
-                tasks = _tasks_of(entry)
+            tasks = _tasks_of(entry)
         except TaskError as error:
-            reason = "; ".join([error.message, *error.hints])
-            broken.append(Broken(name=entry.name, distribution=distribution, version=version, reason=reason))
+            broken.append(broken_plugin(entry, error))
             continue
         for task in tasks:
             rivals = named.setdefault(task.name, [])
@@ -142,24 +140,46 @@ def _origin(entry: EntryPoint) -> tuple[str, str]:
     return metadata["Name"] or "unknown distribution", metadata["Version"] or "?"
 
 
+def returned_by(entry: EntryPoint, hook: str) -> list[Any]:
+    """Import one plugin and return what its implementation of a hook returns; empty when it does not implement it.
+
+    It has a plugin manager of its own, so that no failure affects another plugin; what it prints goes to standard
+    error.
+
+    Raises:
+        TaskError: the plugin cannot be imported, or its hook does not return a list.
+    """
+    with _quietly():
+        try:
+            plugin = entry.load()
+        except (Exception, SystemExit) as error:
+            raise TaskError(f"`{entry.value}` cannot be imported: {describe(error)}") from error
+        manager = pluggy.PluginManager(GROUP)
+        manager.add_hookspecs(hookspecs)
+        _check_hook_names(manager, plugin)
+        caller = getattr(manager.hook, hook)
+        try:
+            manager.register(plugin)
+            results = (caller() or [None]) if caller.get_hookimpls() else []  # pluggy drops a result that is None
+            return [value for values in results for value in values]
+        except (Exception, SystemExit) as error:
+            things = hook.removeprefix("r3_")
+            raise TaskError(f"its hook `{hook}` did not return a list of {things}: {describe(error)}") from error
+
+
+def broken_plugin(entry: EntryPoint, error: TaskError) -> Broken:
+    """Return the report of a plugin that raised an error."""
+    distribution, version = _origin(entry)
+    reason = "; ".join([error.message, *error.hints])
+    return Broken(name=entry.name, distribution=distribution, version=version, reason=reason)
+
+
 def _tasks_of(entry: EntryPoint) -> list[type[Task]]:
-    """Import one plugin and call its hook, with a plugin manager of its own, so that no failure affects another."""
-    try:
-        plugin = entry.load()
-    except (Exception, SystemExit) as error:
-        raise TaskError(f"`{entry.value}` cannot be imported: {describe(error)}") from error
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    _check_hook_names(manager, plugin)
-    try:
-        manager.register(plugin)
-        found = [task for tasks in manager.hook.r3_tasks() or [None] for task in tasks]
-    except (Exception, SystemExit) as error:
-        raise TaskError(f"its hook `r3_tasks` did not return a list of tasks: {describe(error)}") from error
-    for task in found:
+    tasks = returned_by(entry, "r3_tasks")
+    for task in tasks:
         if fault := fault_of(task):
             raise TaskError(f"its hook `r3_tasks` returned something that is not a task: {fault}")
-    return found
+    return tasks
 
 
 def _check_hook_names(manager: pluggy.PluginManager, plugin: object) -> None:

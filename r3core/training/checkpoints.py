@@ -32,7 +32,7 @@ def mark_complete(checkpoint: Path, world: str) -> None:
 
 
 def last_checkpoint(folder: Path, *, world: str = ONE_PROCESS) -> Path | None:
-    """Return the latest complete checkpoint, None when there is none, and delete the incomplete ones.
+    """Return the latest complete checkpoint, or None, and delete the incomplete ones.
 
     Raises UsageError when other processes than these, `world`, wrote it: neither its shards nor its batches are theirs.
     """
@@ -101,7 +101,7 @@ def changed_share(before: Path, after: Path) -> float | None:
     """Return the share of weights, in [0, 1], that differ between two folders of safetensors files.
 
     Weights of the same name and shape are compared, in the dtype that they have in `after`, one at a time. None when
-    there are none, or a file cannot be read.
+    no weights match, or a file cannot be read.
     """
     from safetensors import SafetensorError
 

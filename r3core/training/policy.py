@@ -14,10 +14,11 @@ from trl.models.utils import unwrap_model_for_generation
 
 from r3core.config import Config
 from r3core.generation.chat import Take, converse, end_ids
-from r3core.generation.engine import Completion, Continued, Ended, Sampling, Samplings
+from r3core.generation.engine import Completion, Continued, Ended, Sampling
 from r3core.generation.models import context_of
 from r3core.generation.transformers import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator, import_vllm, options_of
+from r3core.plugins.engines import find_engine
 from r3core.task import Prompt
 
 
@@ -45,13 +46,19 @@ class Policy:
         return context_in_training(self.trainer.model, self.trainer.args)
 
     def generate(
-        self, conversations: Sequence[Prompt], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion per conversation, in the same order."""
         return converse(self, self.trainer.processing_class, conversations, sampling, ended=ended)
 
     def continue_ids(
-        self, prompts: Sequence[list[int]], sampling: Samplings, *, group: int = 1, take: Take | None = None
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        group: int = 1,
+        logprobs: bool = False,
+        take: Take | None = None,
     ) -> list[Continued]:
         """Return the continuations of B prompts of token ids, of which every `group` adjacent ones are equal.
 
@@ -62,8 +69,7 @@ class Policy:
                 return generator.continue_ids(prompts, sampling, take=take)
         self.sync()
         if self.vllm is not None:
-            return self.vllm.continue_ids(prompts, sampling, take=take)
-        assert isinstance(sampling, Sampling)  # in training, all prompts of a call share their sampling parameters
+            return self.vllm.continue_ids(prompts, sampling, take=take, logprobs=logprobs)
         results = self._by_trl(prompts, sampling, group)
         if take:
             take(list(enumerate(results)))
@@ -144,7 +150,7 @@ class Policy:
 
 
 def context_in_training(model: Any, args: Any) -> int | None:
-    """Return the maximum length of a sequence in training, in tokens; None when there is none."""
+    """Return the maximum length of a sequence in training, in tokens; None for no limit."""
     limits = [context_of(model.config), args.vllm_max_model_length if args.use_vllm else None]
     return min((limit for limit in limits if limit is not None), default=None)
 
@@ -186,7 +192,7 @@ def vllm_started_for(args: Any, config: Config, model: Any) -> Iterator[None]:
         return
     import_vllm()
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
-    options = options_of(config.engine_options if config.engine == "vllm" else {})
+    options = options_of(config.engine_options if find_engine(config.engine).training.get("use_vllm") else {})
     module: Any = import_module("trl.generation.vllm_generation")  # `LLM` is not among its exports
     with _attributes_set(module, {"LLM": partial(module.LLM, **options, dtype=dtype, revision=config.revision)}):
         yield

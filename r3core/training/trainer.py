@@ -184,10 +184,10 @@ class ReflectionTrainer(GRPOTrainer):
                 top_k=self.args.top_k or 0,
                 max_tokens=self.args.max_completion_length or 256,
                 seed=self._seed("reflect", self.accelerator.process_index),
-                logprobs=bool(self.use_vllm),
             )
-            results = self.policy.continue_ids(prompt_ids, sampling, group=num_generations)
-            logprobs = [result.logprobs for result in results] if self.use_vllm else None
+            served = bool(self.use_vllm)
+            results = self.policy.continue_ids(prompt_ids, sampling, group=num_generations, logprobs=served)
+            logprobs = [result.logprobs for result in results] if served else None
             return [result.ids for result in results], logprobs
         finally:
             self.generation_seconds += perf_counter() - started

@@ -1,4 +1,4 @@
-"""The engines that the contract is held against, each on the same small random model."""
+"""The engines that the contract is tested with, each on the same small random model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import tiny
 
 from r3core.config import Config
 from r3core.generation.engine import Generator
-from r3core.generation.models import open_engine
+from r3core.plugins.engines import engine_of, engines
 
 CONTEXT = 512
 END_EVERY = 7
-"""Every so many tokens of the vocabulary one ends a turn, so that turns end early and unevenly."""
+"""One in this number of tokens of the vocabulary ends a turn, so that turns end early and unevenly."""
 SHAPE: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2, "context": CONTEXT}
 """Heads of size 64, which vLLM's CPU kernels can do."""
 
@@ -38,12 +38,16 @@ def model_in(folder: Path) -> Path:
 
 
 def configured(engine: str, **options: Any) -> Config:
-    return Config(task="toy", engine=engine, engine_options=options, batch_size=64)  # type: ignore[arg-type]
+    return Config(task="toy", engine=engine, engine_options=options, batch_size=64)
+
+
+def opened(engine: str, model: Path | str, **options: Any) -> Generator:
+    return engine_of(configured(engine, **options)).open(str(model))
 
 
 @contextmanager
 def transformers(folder: Path) -> Iterator[Generator]:
-    generator = open_engine(configured("transformers"), str(folder))
+    generator = opened("transformers", folder)
     yield generator
     generator.close()
 
@@ -55,7 +59,7 @@ def openai(folder: Path) -> Iterator[Generator]:
 
     with transformers(folder) as behind, serving(behind) as server:
         server.context = CONTEXT
-        generator = open_engine(configured("openai", base_url=server.url), "tiny")
+        generator = opened("openai", "tiny", base_url=server.url)
         yield generator
         generator.close()
 
@@ -63,7 +67,7 @@ def openai(folder: Path) -> Iterator[Generator]:
 @contextmanager
 def vllm(folder: Path) -> Iterator[Generator]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-    generator = open_engine(configured("vllm", enforce_eager=True, max_num_seqs=64), str(folder))
+    generator = opened("vllm", folder, enforce_eager=True, max_num_seqs=64)
     yield generator
     generator.close()
 
@@ -72,17 +76,41 @@ def vllm(folder: Path) -> Iterator[Generator]:
 def served(folder: Path) -> Iterator[Generator]:
     """The engine for servers, on `vllm serve`."""
     with vllm_server(folder) as url:
-        generator = open_engine(configured("openai", base_url=url), "tiny")
+        generator = opened("openai", "tiny", base_url=url)
         yield generator
         generator.close()
+
+
+@contextmanager
+def ray(folder: Path) -> Iterator[Generator]:
+    """What each actor of the engine generates with; the cluster itself has tests of its own."""
+    generator = opened("ray", folder)
+    yield generator
+    generator.close()
 
 
 ENGINES: dict[str, Callable[[Path], Any]] = {
     "transformers": transformers,
     "openai": openai,
+    "ray": ray,
     "vllm": vllm,
     "served": served,
 }
+"""How the contract opens an engine; `served` is `openai` on a real vLLM server."""
+
+
+def default_engines() -> list[str]:
+    """Return the engines that the contract is held against: all that are installed, but for vLLM's environment."""
+    return [name for name in engines()[0] if name != "vllm"]
+
+
+def logprobs_of(model: Any, prompt: list[int], ids: list[int]) -> list[float]:
+    """Return the log-probability of each id after a prompt, by one pass without a cache."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return [float(value) for value in logits.log_softmax(-1)[range(len(ids)), ids]]
 
 
 @contextmanager

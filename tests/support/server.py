@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol, in a thread of this process, and misbehaves as it is told."""
+"""An OpenAI-compatible server in a thread of this process, which misbehaves on request."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Cut(Response):
 
 
 class Server:
-    """What the server was asked, and what it is to do."""
+    """The requests of a server, and how it responds."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
@@ -109,22 +109,18 @@ class Server:
         return JSONResponse(answer(await asyncio.to_thread(self._written, body)))
 
     def _written(self, body: dict[str, Any]) -> Completion:
-        names = ("temperature", "top_p", "top_k", "max_tokens", "seed", "logprobs")
+        names = ("temperature", "top_p", "top_k", "max_tokens", "seed")
         sampling = Sampling(**{name: body[name] for name in names if name in body})
         with self._lock:
             return self.generator.generate([Prompt(messages=body["messages"])], sampling)[0]
 
 
 def answer(completion: Completion) -> dict[str, Any]:
-    """Return a completion as OpenAI's protocol has it; what the tokens are is not told."""
-    listed = None
-    if completion.logprobs is not None:
-        listed = {"content": [{"token": "?", "logprob": logprob, "bytes": None} for logprob in completion.logprobs]}
+    """Return a completion in OpenAI's format, without its token ids."""
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": completion.text},
         "finish_reason": "stop" if completion.stopped == "end" else "length",
-        "logprobs": listed,
     }
     usage = {"prompt_tokens": 1, "completion_tokens": completion.tokens, "total_tokens": completion.tokens + 1}
     return {"id": "1", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice], "usage": usage}

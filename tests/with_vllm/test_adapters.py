@@ -1,4 +1,4 @@
-"""vLLM on an adapter that lies in a folder of its own, beside the name of its base."""
+"""vLLM on a LoRA adapter in a folder of its own, which names its base model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 import doors
 import pytest
 import torch
+from engines import logprobs_of
 from peft import get_peft_model
 
 from r3core.config import Config
+from r3core.generation.chat import encode
 from r3core.generation.engine import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
@@ -29,17 +31,17 @@ def test_vllm_generates_with_an_adapter_on_its_base(tmp_path: Path) -> None:
     get_peft_model(model, lora_config({"r": 4, "init_lora_weights": False})).save_pretrained(folder)
     doors.tokenizer().save_pretrained(folder)
     config = Config.model_validate({"task": "doors", "engine": "vllm", "engine_options": {"max_model_len": 64}})
-    sampling = Sampling(temperature=0.0, max_tokens=8, seed=0, logprobs=True)
+    sampling = Sampling(temperature=0.0, max_tokens=8, seed=0)
     plain, adapted = (TransformersGenerator(*load_model(place)) for place in (base, folder))
     protocol = doors.protocol(doors.config(steps=1))
-    prompts = [plain.encode(protocol.reflection_request(failure.episode())) for failure in doors.failures()]
+    prompts = [encode(plain.tokenizer, protocol.reflection_request(failure.episode())) for failure in doors.failures()]
     served = VllmGenerator.load(str(folder), config)
     try:
-        by_vllm = served.continue_ids(prompts, sampling)
+        by_vllm = served.continue_ids(prompts, sampling, logprobs=True)
     finally:
         served.close()
     expected, without = (generator.continue_ids(prompts, sampling) for generator in (adapted, plain))
     assert [one.ids for one in by_vllm] == [one.ids for one in expected]
     assert [one.ids for one in by_vllm] != [one.ids for one in without], "the adapter changes nothing: no test"
-    for one, other in zip(by_vllm, expected, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+    for prompt, one in zip(prompts, by_vllm, strict=True):
+        assert one.logprobs == pytest.approx(logprobs_of(adapted.model, prompt, one.ids), abs=1e-3)

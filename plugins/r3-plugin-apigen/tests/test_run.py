@@ -9,10 +9,9 @@ import tiny
 from tokenizers import AddedToken
 
 from r3core.failures import read_failures
-from r3core.generation.chat import completion
+from r3core.generation.chat import completion, encode
 from r3core.generation.engine import Continued
 from r3core.generation.models import load_model
-from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge
 
@@ -90,9 +89,9 @@ def test_the_papers_run_goes_from_mining_to_the_report(r3, tmp_path, kind, templ
 
     task = Apigen(**source, **options)
     protocol = Protocol(task, Judge(task), Config(task="apigen"))
-    loaded, tokenizer = load_model(str(model), revision=None, dtype="float32", trust_remote_code=False)
+    _, tokenizer = load_model(str(model), revision=None, dtype="float32", trust_remote_code=False)
     request = protocol.reflection_request(failures[0].episode())
-    text = tokenizer.decode(TransformersGenerator(loaded, tokenizer).encode(request))
+    text = tokenizer.decode(encode(tokenizer, request))
     assert text.count('"name": "weather"') == 1
     assert ("<|system|>" in text) == bool(options)
 

@@ -1,4 +1,4 @@
-"""The engine for servers, on a real one in this process, which may misbehave."""
+"""The engine `openai` on a real server in this process, which may misbehave."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import server
 import tiny
+import toy
 from command import R3
 from server import MODEL, PAUSE, Server, serving
 from starlette.responses import JSONResponse, Response
 
+from r3_plugin_openai.client import OpenAIGenerator
 from r3core import ConfigError, Prompt, RunError, UsageError
 from r3core.config import Config
 from r3core.generation.engine import Completion, Sampling
-from r3core.generation.models import open_engine
-from r3core.generation.openai import OpenAIGenerator
 from r3core.generation.transformers import TransformersGenerator
-from r3core.kept import KeptCompletions
+from r3core.plugins.engines import engine_of
 from r3core.runs import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 KEY = "sk-a-key-that-nobody-should-see"
-TASK = f"{Path(__file__).with_name('support') / 'toy.py'}:Even"
+TASK = f"{toy.__file__}:Even"
 SAMPLING = Sampling(max_tokens=5, seed=3)
 CONVERSATIONS = [Prompt(messages=[{"role": "user", "content": f"Say {number}."}]) for number in range(12)]
 
@@ -58,8 +58,8 @@ def behind(local: TransformersGenerator, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture
 def connect(behind: Server) -> Callable[..., OpenAIGenerator]:
-    def connect(kept: KeptCompletions | None = None, **options: Any) -> OpenAIGenerator:
-        return OpenAIGenerator.connect(MODEL, configured(base_url=behind.url, **options), kept=kept)
+    def connect(run: Run | None = None, **options: Any) -> OpenAIGenerator:
+        return opened(run, base_url=behind.url, **options)
 
     return connect
 
@@ -67,36 +67,41 @@ def connect(behind: Server) -> Callable[..., OpenAIGenerator]:
 Connect = Callable[..., OpenAIGenerator]
 
 
-def configured(**options: Any) -> Config:
-    return Config(task="toy", engine="openai", engine_options=options)
+def opened(run: Run | None = None, **options: Any) -> OpenAIGenerator:
+    generator = engine_of(Config(task="toy", engine="openai", engine_options=options)).open(MODEL, run=run)
+    assert isinstance(generator, OpenAIGenerator)
+    return generator
 
 
-def test_a_server_continues_each_conversation_with_its_own_sampling(
-    behind: Server, connect: Connect, local: TransformersGenerator
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0, top_p=0.9, max_tokens=3, seed=9),
+        Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=6, seed=9),
+    ],
+)
+def test_a_server_continues_each_conversation_with_the_sampling_parameters(
+    behind: Server, connect: Connect, local: TransformersGenerator, sampling: Sampling
 ) -> None:
-    samplings = [
-        Sampling(temperature=0 if index % 2 else 0.7, top_p=0.9, top_k=index, max_tokens=3 + index % 4, seed=9)
-        for index in range(len(CONVERSATIONS))
-    ]
     generator = connect(concurrency=5)
-    completions = generator.generate(CONVERSATIONS, samplings)
+    completions = generator.generate(CONVERSATIONS, sampling)
     by_prompt = {body["messages"][0]["content"]: body for body in behind.asked}
-    for conversation, sampling, completion in zip(CONVERSATIONS, samplings, completions, strict=True):
-        asked = by_prompt[conversation.messages[0]["content"]]
-        assert asked["model"] == MODEL
-        assert {name: asked.get(name, 0) for name in ("temperature", "top_p", "top_k", "max_tokens")} == (
+    for conversation, completion in zip(CONVERSATIONS, completions, strict=True):
+        body = by_prompt[conversation.messages[0]["content"]]
+        assert body["model"] == MODEL
+        assert {name: body.get(name, 0) for name in ("temperature", "top_p", "top_k", "max_tokens")} == (
             sampling.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
         )
-        expected = local.generate([conversation], sampling.model_copy(update={"seed": asked["seed"]}))[0]
+        expected = local.generate([conversation], sampling.model_copy(update={"seed": body["seed"]}))[0]
         assert (completion.text, completion.stopped, completion.tokens) == (
             *(expected.text, expected.stopped, expected.tokens),
         )
     assert len({body["seed"] for body in behind.asked}) == len(CONVERSATIONS)
     assert all(0 <= body["seed"] < 2**31 for body in behind.asked)
-    assert generator.generate(CONVERSATIONS, samplings) == completions
+    assert generator.generate(CONVERSATIONS, sampling) == completions
 
 
-def test_each_completion_is_told_once_while_others_are_written_and_in_this_thread(
+def test_each_completion_is_reported_once_while_others_are_generated_and_in_this_thread(
     behind: Server, connect: Connect
 ) -> None:
     told: list[tuple[int, Completion]] = []
@@ -169,13 +174,13 @@ def test_no_more_requests_than_allowed_are_open_at_once(behind: Server, connect:
     assert behind.most_open == concurrency
 
 
-def test_nothing_is_asked_for_no_conversation(behind: Server, connect: Connect) -> None:
+def test_no_request_is_sent_for_no_conversation(behind: Server, connect: Connect) -> None:
     assert connect().generate([], SAMPLING) == []
     assert behind.asked == []
 
 
 @pytest.mark.parametrize("fault", [*server.GARBLED, "cut", "stall"])
-def test_what_fails_for_once_is_asked_again(behind: Server, connect: Connect, fault: str) -> None:
+def test_what_fails_once_is_retried(behind: Server, connect: Connect, fault: str) -> None:
     expected = connect().generate(CONVERSATIONS, SAMPLING)
     behind.asked.clear()
     behind.faults.extend(["fine", fault, "fine", fault, fault])
@@ -188,7 +193,7 @@ def test_what_fails_for_once_is_asked_again(behind: Server, connect: Connect, fa
     assert len(set(behind.bodies())) == len(CONVERSATIONS)
 
 
-def test_a_client_waits_as_long_as_the_server_says(behind: Server, connect: Connect) -> None:
+def test_a_client_waits_as_long_as_the_server_requests(behind: Server, connect: Connect) -> None:
     behind.faults.extend(["429", "429"])
     connect().generate(CONVERSATIONS[:1], SAMPLING)
     first, second, third = behind.times
@@ -201,14 +206,14 @@ def test_a_client_waits_as_long_as_the_server_says(behind: Server, connect: Conn
     [
         ("429", "fails with status 429: too fast"),
         ("500", "fails with status 500: out of memory"),
-        ("no JSON", "fails: the answer is not JSON"),
+        ("no JSON", "fails: the response is not JSON"),
         ("an error", "fails: an error with status 200: {'message': 'upstream is away'}"),
         ("abort", "fails: the completion ended for the reason 'abort'"),
-        ("cut", "does not answer: "),
-        ("stall", "did not answer for 0.5 seconds"),
+        ("cut", "does not respond: "),
+        ("stall", "did not respond for 0.5 seconds"),
     ],
 )
-def test_what_fails_again_and_again_ends_the_run_and_says_how_far_it_came(
+def test_what_fails_again_and_again_stops_the_run_and_reports_its_progress(
     behind: Server, connect: Connect, fault: str, said: str
 ) -> None:
     behind.faults.extend(["fine"] * 4 + [fault] * 3)
@@ -218,13 +223,13 @@ def test_what_fails_again_and_again_ends_the_run_and_says_how_far_it_came(
         )
     assert f"the server at {behind.url} {said}" in failed.value.message
     assert failed.value.message.endswith("after up to 2 retries; 4 of 12 completions had arrived")
-    assert failed.value.hints[0] == "the same command goes on from here"
+    assert failed.value.hints[0] == "run the same command to resume"
     assert len(behind.asked) == 4 + 3
 
 
-def test_a_server_that_is_not_there_is_told(behind: Server, connect: Connect) -> None:
-    generator = OpenAIGenerator.connect(MODEL, configured(base_url="http://127.0.0.1:9/v1", max_retries=1))
-    with pytest.raises(RunError, match=r"the server at http://127.0.0.1:9/v1 does not answer: .+ 0 of 1 completions"):
+def test_a_server_that_is_not_running_is_an_error(behind: Server, connect: Connect) -> None:
+    generator = opened(base_url="http://127.0.0.1:9/v1", max_retries=1)
+    with pytest.raises(RunError, match=r"the server at http://127.0.0.1:9/v1 does not respond: .+ 0 of 1 completions"):
         generator.generate(CONVERSATIONS[:1], SAMPLING)
 
 
@@ -239,7 +244,7 @@ def test_a_server_that_is_not_there_is_told(behind: Server, connect: Connect) ->
         (422, {"error": {"message": f"bad: {KEY}"}}, "with status 422: bad: ***", "extra_body"),
     ],
 )
-def test_a_refusal_is_told_at_once(
+def test_a_refusal_is_raised_at_once(
     behind: Server,
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
@@ -285,7 +290,6 @@ def choice(content: str | None, reason: str, **more: Any) -> dict[str, Any]:
 
 
 CALLS = [{"id": "1", "type": "function", "function": {"name": "wrench", "arguments": '{"turns": 2,}'}}]
-LISTED = [{"token": token, "bytes": None, "logprob": -0.5} for token in ("a", "b", "<end>")]
 
 
 @pytest.mark.parametrize(
@@ -328,37 +332,6 @@ def test_what_a_filter_cut_off_is_warned_of(
     completions = connect().generate(CONVERSATIONS[:2], SAMPLING)
     assert [(completion.text, completion.stopped) for completion in completions] == [("a", "end")] * 2
     assert capsys.readouterr().err == "warning: the server's content filter cut off 2 completions\n"
-
-
-def test_log_probabilities_are_those_of_the_model(
-    behind: Server, connect: Connect, local: TransformersGenerator
-) -> None:
-    sampling = SAMPLING.model_copy(update={"logprobs": True})
-    [completion] = connect().generate(CONVERSATIONS[:1], sampling)
-    seed = behind.asked[0]["seed"]
-    [expected] = local.generate(CONVERSATIONS[:1], sampling.model_copy(update={"seed": seed}))
-    assert completion.logprobs == expected.logprobs
-    assert completion.tokens == len(expected.logprobs or ())
-
-
-@pytest.mark.parametrize(
-    ("text", "reason", "kept"), [("ab", "stop", 2), ("ab<end>", "stop", 3), ("ab", "length", 3), ("other", "stop", 3)]
-)
-def test_the_token_that_ends_a_turn_is_left_out_where_it_can_be_told(
-    behind: Server, connect: Connect, text: str, reason: str, kept: int
-) -> None:
-    said = choice(text, reason, logprobs={"content": LISTED}, token_ids=[5, 6, 7])
-    behind.always = lambda body: JSONResponse(said)
-    [completion] = connect().generate(CONVERSATIONS[:1], SAMPLING.model_copy(update={"logprobs": True}))
-    assert completion.logprobs == [-0.5] * kept
-    assert completion.token_ids == [5, 6, 7][:kept]
-    assert completion.tokens == kept
-
-
-def test_a_server_without_log_probabilities_is_told(behind: Server, connect: Connect) -> None:
-    behind.always = lambda body: JSONResponse(choice("ab", "stop"))
-    with pytest.raises(UsageError, match="does not tell the log-probabilities"):
-        connect().generate(CONVERSATIONS, SAMPLING.model_copy(update={"logprobs": True}))
 
 
 def test_tools_of_a_conversation_and_further_options_are_sent(behind: Server, connect: Connect) -> None:
@@ -427,22 +400,22 @@ def test_it_works_where_an_event_loop_is_running(behind: Server, connect: Connec
     assert asyncio.run(notebook()) == connect().generate(CONVERSATIONS, SAMPLING)
 
 
-def test_what_has_arrived_is_not_asked_for_again(behind: Server, connect: Connect, tmp_path: Path) -> None:
+def test_no_request_is_sent_again_for_a_cached_completion(behind: Server, connect: Connect, tmp_path: Path) -> None:
     expected = connect().generate(CONVERSATIONS, SAMPLING)
     behind.asked.clear()
     behind.faults.extend(["fine"] * 5 + ["500"])
     with (
         Run.open(tmp_path, {}) as run,
-        pytest.raises(RunError, match="5 of 12 completions had arrived, and are kept"),
+        pytest.raises(RunError, match="5 of 12 completions had arrived, and are cached"),
     ):
-        connect(KeptCompletions(run), concurrency=1, max_retries=0).generate(CONVERSATIONS, SAMPLING)
+        connect(run, concurrency=1, max_retries=0).generate(CONVERSATIONS, SAMPLING)
     rows = tmp_path / "requests.jsonl"
     assert rows.read_bytes().count(b"\n") == 5
     rows.write_bytes(rows.read_bytes()[:-9])  # a kill tore the last row
     told: list[int] = []
     with Run.open(tmp_path, {}) as run:
         behind.asked.clear()
-        generator = connect(KeptCompletions(run))
+        generator = connect(run)
         assert generator.generate(CONVERSATIONS, SAMPLING, ended=lambda new: told.extend(i for i, _ in new)) == expected
         assert sorted(told) == list(range(12))
         assert len(behind.asked) == 12 - 4
@@ -457,19 +430,22 @@ def test_what_has_arrived_is_not_asked_for_again(behind: Server, connect: Connec
     [
         (
             {"concurency": 3},
-            "there is no configuration key `engine_options.concurency`; known: ",
+            "the engine `openai` has no option `concurency`; its options: base_url, concurrency, extra_body, ",
         ),
-        ({"concurency": 3}, "hint: did you mean `engine_options.concurrency`?"),
+        ({"concurency": 3}, "hint: did you mean `concurrency`?"),
         ({"concurrency": 0}, "`engine_options.concurrency` cannot be 0: it should be greater than 0"),
         ({"timeout": "soon"}, "`engine_options.timeout` cannot be 'soon': it should be a valid number"),
         ({"max_retries": -1}, "`engine_options.max_retries` cannot be -1"),
         ({"base_url": "localhost:8000"}, "`engine_options.base_url` cannot be 'localhost:8000': it should be a URL"),
-        ({"extra_body": {"max_tokens": 3}}, "`engine_options.extra_body.max_tokens` is refused: r3 sets it itself"),
+        (
+            {"extra_body": {"max_tokens": 3}},
+            "`engine_options.extra_body.max_tokens` is refused: r3 sets it in every request",
+        ),
     ],
 )
-def test_a_wrong_option_is_told(options: dict[str, Any], said: str) -> None:
+def test_a_wrong_option_is_an_error(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as wrong:
-        open_engine(configured(**options), MODEL)
+        opened(**options)
     assert said in str(wrong.value)
 
 
@@ -485,18 +461,18 @@ SECRETS = [
 @pytest.mark.parametrize("options", SECRETS)
 def test_a_key_in_the_configuration_is_refused_and_not_repeated(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as refused:
-        open_engine(configured(**options), MODEL)
+        opened(**options)
     assert "OPENAI_API_KEY" in str(refused.value)
     assert KEY not in str(refused.value)
 
 
-def test_openai_itself_wants_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openai_itself_requires_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "")
     with pytest.raises(ConfigError, match=r"requests go to https://api\.openai\.com/v1, and the environment"):
-        open_engine(configured(), MODEL)
+        opened()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert isinstance(open_engine(configured(), MODEL), OpenAIGenerator)
+    opened()
 
 
 def test_the_environment_names_the_server_and_the_key(
@@ -505,11 +481,11 @@ def test_the_environment_names_the_server_and_the_key(
     connect().generate(CONVERSATIONS[:1], SAMPLING)
     monkeypatch.setenv("OPENAI_BASE_URL", behind.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    open_engine(configured(), MODEL).generate(CONVERSATIONS[:1], SAMPLING)
+    opened().generate(CONVERSATIONS[:1], SAMPLING)
     assert behind.authorizations == {"Bearer no-key": 1, f"Bearer {KEY}": 1}
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://me:{KEY}@localhost")
     with pytest.raises(ConfigError, match="`OPENAI_BASE_URL` is refused") as refused:
-        open_engine(configured(), MODEL)
+        opened()
     assert KEY not in str(refused.value)
 
 
@@ -555,7 +531,7 @@ def test_failures_are_mined_from_a_server(r3: R3, behind: Server) -> None:
     assert "forecast" in said.err
 
 
-def test_after_a_kill_only_what_is_missing_is_asked_for(r3: R3, behind: Server, tmp_path: Path) -> None:
+def test_after_a_kill_only_missing_requests_are_sent(r3: R3, behind: Server, tmp_path: Path) -> None:
     arguments = asking(behind, "engine_options.concurrency=3")
     assert r3("eval", *asking(behind, "engine_options.concurrency=3", directory="whole")).code == 0
     needed = Counter(behind.bodies())
@@ -595,10 +571,10 @@ def test_a_model_behind_a_server_is_not_shown(r3: R3) -> None:
     assert "a model behind a server cannot be shown here" in said.err
 
 
-def test_a_server_is_asked_for_a_model_by_its_name(r3: R3, behind: Server) -> None:
+def test_a_model_of_a_server_must_be_named(r3: R3, behind: Server) -> None:
     said = r3("eval", "--task", "countdown", "--engine", "openai", "--output-dir", "run")
     assert said.code == 2
-    assert "no model is named, and a server has to be asked for one by its name" in said.err
+    assert "no model is named, and a server has no built-in model" in said.err
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])

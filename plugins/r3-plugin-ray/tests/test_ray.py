@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,13 +15,16 @@ import pytest
 from command import R3
 from toy import Toy
 
+from r3_plugin_ray.actor import Actor, Job
+from r3_plugin_ray.engine import RayEngine, RayOptions
+from r3_plugin_ray.executor import RayExecutor, room_for
 from r3core import ConfigError, RunError, Task, UsageError, get_task
-from r3core.config import MACHINES, Config, resolve
+from r3core.config import Config, resolve
 from r3core.evaluate import reflected
-from r3core.executor import here
-from r3core.fleet import Actor, Fleet, FleetOptions, Job, options_of, room_for
+from r3core.executor import LocalExecutor
 from r3core.mine import attempted
 from r3core.pipeline import Pipeline
+from r3core.plugins.engines import checked_engine, engine_of
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge, verifier_hash
 from r3core.verification.pool import loader
@@ -65,7 +67,6 @@ RAY = ("engine=ray", "engine_options.cpus=1", "engine_options.patience=1")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A Ray cluster whose head has one processor; the other node comes by `node`."""
-    pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -138,7 +139,7 @@ def test_a_command_writes_the_rows_of_a_run_without_ray(
     alone = said("alone")
     (tmp_path / "judged").unlink()
     fleet = [word for setting in RAY for word in ("--set", setting)]
-    together = said("together", *fleet, "--ray-address", cluster.address)
+    together = said("together", *fleet, "--set", f"engine_options.address={cluster.address}")
     assert {part: together[part] for part in ("base", "trained")} == {part: alone[part] for part in ("base", "trained")}
     one, other = ((tmp_path / name / "evaluate-base.jsonl").read_bytes() for name in ("alone", "together"))
     assert one == other
@@ -154,7 +155,7 @@ def test_only_what_is_missing_is_made_and_the_file_of_the_task_is_sent_along(
         Path(spec.partition(":")[0]).unlink()  # the nodes have no such file
         return load
 
-    monkeypatch.setattr("r3core.fleet.loader", sent)
+    monkeypatch.setattr("r3_plugin_ray.executor.loader", sent)
     folder = tmp_path / "resumed"
     task, config = asked(spec, tiny_folder, folder, *RAY, f"engine_options.address={cluster.address}")
     kept = whole.splitlines(keepends=True)[: 3 * BATCH + 1]
@@ -202,7 +203,7 @@ def test_a_node_that_dies_at_work_costs_no_row_and_doubles_none(
     assert out == ""  # Ray tells of a node's end there
 
 
-def test_failures_on_the_cluster_are_told_like_those_of_this_process(
+def test_errors_on_the_cluster_are_raised_like_those_of_this_process(
     cluster: Any, spec: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
     address = f"engine_options.address={cluster.address}"
@@ -218,20 +219,23 @@ def test_failures_on_the_cluster_are_told_like_those_of_this_process(
 def test_the_stages_of_the_cross_table_can_be_sent(cluster: Any, spec: str, tiny_folder: Path, tmp_path: Path) -> None:
     task, config = asked(spec, tiny_folder, tmp_path, *RAY, f"engine_options.address={cluster.address}")
     _, alone = asked(spec, tiny_folder, tmp_path)
-    from r3core.generation.models import open_engine
-
     with Judge(task, config.judge) as judge:
-        make = here(Protocol(task, judge, alone), lambda: open_engine(alone, str(tiny_folder)))
-        [episodes] = make(attempted, [(0, list(task.load("train")))])
+        here = LocalExecutor(Protocol(task, judge, alone), engine_of(alone).open)
+        [episodes] = here.map(attempted, [(0, list(task.load("train")))], model=str(tiny_folder))
         failed = [episode for episode in episodes if episode.failed][:2]
-        work = partial(reflected, name="trained")
-        expected = list(make(work, [(7, failed), (8, failed)]))
-    fleet = Fleet(config)
+        function = partial(reflected, name="trained")
+        expected = list(here.map(function, [(7, failed), (8, failed)], model=str(tiny_folder)))
+    executor = on_cluster(task, config)
     try:
-        assert list(fleet.on(task, tiny_folder)(work, iter([(7, failed), (8, failed)]))) == expected
+        assert list(executor.map(function, iter([(7, failed), (8, failed)]), model=str(tiny_folder))) == expected
     finally:
-        fleet.close()
+        executor.close()
     assert [episode.reflection is not None for episode in expected[0]] == [True, True]
+
+
+def on_cluster(task: Task, config: Config, kind: type[RayExecutor] = RayExecutor) -> RayExecutor:
+    engine = RayEngine(config)
+    return kind(task, engine.options, engine.actors_engine.config)
 
 
 def failing(protocol: Protocol, generator: Any, number: int, batch: Any) -> Any:
@@ -246,68 +250,58 @@ def failing(protocol: Protocol, generator: Any, number: int, batch: Any) -> Any:
         (None, "nowhere", "nowhere"),
     ],
 )
-def test_an_actor_tells_why_it_made_nothing(
+def test_an_actor_returns_the_error_that_stopped_it(
     verifier: str | None, model: str | None, said: str, tiny_folder: Path
 ) -> None:
     task = Toy()
     job = Job(lambda: task, resolve(task), str(tiny_folder / (model or "")), failing, verifier or verifier_hash(task))
-    told = Actor(job)({"number": 3, "batch": pickle.dumps([])})
-    assert told["number"] == 3
-    error = pickle.loads(told["made"]).error()
+    row = Actor(job)({"number": 3, "batch": pickle.dumps([])})
+    assert row["number"] == 3
+    error = pickle.loads(row["result"]).error()
     assert re.search(said, str(error))
     assert isinstance(error, UsageError) is (model is not None)
 
 
-class Breaking(Fleet):
-    """A fleet without a cluster: each of its pipelines brings so many batches, and breaks."""
+class Breaking(RayExecutor):
+    """An executor without a cluster: each of its pipelines yields some batches, and breaks."""
 
-    brings = 1
+    yields = 1
 
     def _join(self) -> None: ...
 
-    def _pipeline(self, job: Job, left: Iterable[tuple[int, bytes]]) -> Any:
+    def _pipeline(self, job: Job, remaining: Iterable[tuple[int, bytes]]) -> Any:
         from ray.exceptions import RayError
 
-        yield from list(left)[: self.brings]
+        yield from list(remaining)[: self.yields]
         raise RayError("a long traceback\nthe cause")
 
 
-def test_a_pipeline_that_breaks_is_begun_anew_while_it_gets_on(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ray")
-    fleet = Breaking(resolve(Toy(), overrides=["engine=ray"]))
+def test_a_pipeline_that_breaks_is_restarted_while_it_makes_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    executor: Any = on_cluster(Toy(), resolve(Toy(), overrides=["engine=ray"]), Breaking)
     batches = [(number, [number]) for number in range(6)]
-    assert list(fleet.on(Toy(), "model")(attempted, batches)) == [batch for _, batch in batches]
-    assert "warning: the cause; going on with the 5 batches left" in capsys.readouterr().err
-    fleet.brings = 0
+    assert list(executor.map(attempted, batches, model="m")) == [batch for _, batch in batches]
+    assert "warning: the cause; 5 batches remain" in capsys.readouterr().err
+    executor.yields = 0
     with pytest.raises(RunError, match="the Ray pipeline broke 4 times: the cause"):
-        next(fleet.on(Toy(), "model")(attempted, batches))
+        next(executor.map(attempted, batches, model="m"))
 
 
 def test_a_task_that_no_other_machine_could_load_is_refused() -> None:
     class Local(Toy):
         name = "local"
 
-    fleet = Fleet(resolve(Local(), overrides=["engine=ray"]))
+    executor = on_cluster(Local(), resolve(Local(), overrides=["engine=ray"]))
     with pytest.raises(UsageError, match="task `local` cannot be sent to other machines"):
-        next(fleet.on(Local(), "model")(attempted, [(0, list(Local().load("train")))]))
-    assert list(fleet.on(Local(), "model")(attempted, [])) == []  # nothing to do: no cluster is joined
-
-
-def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    fleet = Fleet(resolve(Toy(), overrides=["engine=ray"]))
-    with pytest.raises(UsageError) as caught:
-        next(fleet.on(Toy(), "model")(attempted, [(0, list(Toy().load("train")))]))
-    assert str(caught.value) == "the engine `ray` needs the library ray\nhint: pip install 'r3core[ray]'"
+        next(executor.map(attempted, [(0, list(Local().load("train")))], model="m"))
+    assert list(executor.map(attempted, [], model="m")) == []  # nothing to do: no cluster is joined
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:no"])
 def test_a_cluster_that_is_not_there_is_a_failed_run(address: str) -> None:
-    pytest.importorskip("ray")
-    fleet = Fleet(resolve(Toy(), overrides=["engine=ray", f"engine_options.address={address}"]))
+    executor = on_cluster(Toy(), resolve(Toy(), overrides=["engine=ray", f"engine_options.address={address}"]))
     with pytest.raises(RunError, match=f"the Ray cluster at `{address}` cannot be joined: ") as caught:
-        next(fleet.on(Toy(), "model")(attempted, [(0, list(Toy().load("train")))]))
-    assert "the same command goes on from there" in str(caught.value)
+        next(executor.map(attempted, [(0, list(Toy().load("train")))], model="m"))
+    assert "run the same command to resume" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -315,18 +309,20 @@ def test_a_cluster_that_is_not_there_is_a_failed_run(address: str) -> None:
     [
         ("actor=2", "the engine `ray` has no option `actor`; its options: actors, address, cpus, engine, engine_opt"),
         ("actors=0", "`engine_options.actors` cannot be 0: it should be greater than 0"),
-        ("engine=ray", "`engine_options.engine` cannot be 'ray': it should be 'transformers', 'vllm' or 'openai'"),
+        ("engine=ray", "`engine_options.engine` cannot be 'ray': it is the engine of each actor"),
+        ("engine=vlm", "`engine_options.engine` cannot be 'vlm': installed are openai, ray, transformers, vllm"),
+        ("engine_options.a=1", "the engine `transformers` has no option `a`; it has no options"),
         ("address=ray://host:10001", "`engine_options.address` cannot be 'ray://host:10001': it should be HOST:PORT"),
     ],
 )
-def test_options_that_a_fleet_does_not_have_are_refused(override: str, said: str) -> None:
+def test_wrong_options_are_refused(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        options_of(resolve(Toy(), overrides=["engine=ray", f"engine_options.{override}"]))
+        checked_engine(resolve(Toy(), overrides=["engine=ray", f"engine_options.{override}"]))
     assert said in str(caught.value)
 
 
-def test_where_a_fleet_works_does_not_decide_what_comes_out() -> None:
-    assert {*MACHINES, "engine", "engine_options"} == FleetOptions.model_fields.keys()
+def test_the_place_of_a_cluster_does_not_change_the_run_directory() -> None:
+    assert {*RayEngine.places, "engine", "engine_options"} == RayOptions.model_fields.keys()
 
     def directory(*overrides: str) -> Path:
         return resolve(Toy(), overrides=["engine=ray", *(f"engine_options.{one}" for one in overrides)]).directory

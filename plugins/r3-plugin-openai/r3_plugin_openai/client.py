@@ -1,4 +1,4 @@
-"""The `openai` engine: a model behind any server that speaks OpenAI's protocol, such as vLLM's, or a hosted one."""
+"""The client of an OpenAI-compatible server: conversations out, completions in, many requests at once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from r3core.config import Config
-from r3core.errors import R3Error, UsageError
+from r3_plugin_openai.completion_cache import CompletionCache
+from r3_plugin_openai.responses import completion_of, failure_of, faults_as_errors, too_long
+from r3_plugin_openai.server import ServerOptions
+from r3core.errors import R3Error
 from r3core.files import digest
-from r3core.generation.answers import completion_of, faults_as_errors, told, too_long
-from r3core.generation.engine import Completion, Ended, Sampling, Samplings, each, overlong, without_token_ids
-from r3core.generation.server import Server, server_of
+from r3core.generation.engine import Completion, Ended, Sampling, overlong, without_token_ids
 from r3core.task import Message, Prompt
 
 if TYPE_CHECKING:
@@ -32,23 +32,11 @@ _CONTROL = re.compile(
     rf"|\[(?=/?(?:{_BRACKETED})\]|e~\[)|\](?=~!?b[\[\]])"  # the last two: MiniMax
 )
 """Matches the first character of what looks like a control token."""
-_CONNECT = 30.0  # seconds, however long an answer may take
-
-
-class Kept(Protocol):
-    """Where completions are kept, so that none is paid for twice."""
-
-    def get(self, key: str) -> Completion | None:
-        """Return the completion that was put there under a key."""
-        ...
-
-    def put(self, completions: Sequence[tuple[str, Completion]]) -> None:
-        """Keep completions, each under its key; they are safe when this returns."""
-        ...
+_CONNECT = 30.0  # seconds to connect, however long a response may take
 
 
 class Arrived(NamedTuple):
-    """An answer to one request."""
+    """The completion of one request."""
 
     place: int
     """Its index among the conversations."""
@@ -60,35 +48,25 @@ class Arrived(NamedTuple):
 class OpenAIGenerator:
     """Continues conversations through a server: each is one request, and many of them are open at once.
 
-    A request's seed follows from that of the sampling and from its place in the batch; whether the same seed gives the
-    same text is up to the server. What `kept` has is not asked for again.
+    The seed of a request is derived from the sampling parameters' seed and its place in the batch; whether the same
+    seed gives the same text is up to the server. No request is sent for a completion in the `cache`.
     """
 
-    def __init__(self, model: str, server: Server, *, kept: Kept | None = None) -> None:
+    def __init__(self, model: str, server: ServerOptions, *, cache: CompletionCache | None = None) -> None:
         self.model = model
         self.server = server
-        self.kept = kept
-
-    @classmethod
-    def connect(cls, model: str, config: Config, *, kept: Kept | None = None) -> OpenAIGenerator:
-        """Return a generator for a model of a server; ConfigError for wrong options, or when a key is missing."""
-        try:
-            import openai  # noqa: F401
-        except ImportError:
-            raise UsageError("the engine `openai` is not installed", "pip install 'r3core[openai]'") from None
-        server = server_of(config)
-        server.key()
-        return cls(model, server, kept=kept)
+        self.cache = cache
 
     def generate(
-        self, conversations: Sequence[Prompt], sampling: Samplings, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
-        """Return one completion a conversation, in the same order; `ended` is called in this thread as they arrive.
+        """Return one completion per conversation, in the same order; `ended` is called in this thread as they arrive.
 
-        Raises UsageError when the server refuses a request, RunError when it fails for good.
+        Raises:
+            UsageError: the server refuses a request.
+            RunError: a request fails for good, after retries.
         """
-        asked = zip(conversations, each(sampling, len(conversations)), strict=True)
-        bodies = [self._body(conversation, how, index) for index, (conversation, how) in enumerate(asked)]
+        bodies = [self._body(conversation, sampling, index) for index, conversation in enumerate(conversations)]
         keys = [_key(body) for body in bodies]
         completions: dict[int, Completion] = {}
         filtered = 0
@@ -100,18 +78,18 @@ class OpenAIGenerator:
 
         def arrived(new: Sequence[Arrived]) -> None:
             nonlocal filtered
-            if self.kept:  # but for what did not fit: the server may be started again with a longer context
-                answered = [(keys[row.place], row.completion) for row in new if row.completion.stopped != "overlong"]
-                self.kept.put(answered)
+            if self.cache:  # overlong ones are not cached: the server may be restarted with a longer context
+                fitting = [(keys[row.place], row.completion) for row in new if row.completion.stopped != "overlong"]
+                self.cache.put(fitting)
             filtered += sum(row.filtered for row in new)
             take([(index, completion) for index, completion, _ in new])
 
-        if self.kept:
-            kept = [(index, self.kept.get(key)) for index, key in enumerate(keys)]
-            take([(index, completion) for index, completion in kept if completion is not None])
+        if self.cache:
+            cached = [(index, self.cache.get(key)) for index, key in enumerate(keys)]
+            take([(index, completion) for index, completion in cached if completion is not None])
         missing = {index: body for index, body in enumerate(bodies) if index not in completions}
         if missing:
-            self._ask(missing, arrived)
+            self._send(missing, arrived)
         if filtered:
             print(f"warning: the server's content filter cut off {filtered} completions", file=sys.stderr)
         return [completions[index] for index in range(len(conversations))]
@@ -134,12 +112,10 @@ class OpenAIGenerator:
             body["tools"] = conversation.tools
         if sampling.top_k:
             body["top_k"] = sampling.top_k
-        if sampling.logprobs:
-            body["logprobs"] = True
         return body | self.server.extra_body
 
-    def _ask(self, bodies: Mapping[int, Body], take: Callable[[Sequence[Arrived]], None]) -> None:
-        """Call `take`, in this thread, with answers as they arrive; leaving it by an error cancels all requests.
+    def _send(self, bodies: Mapping[int, Body], take: Callable[[Sequence[Arrived]], None]) -> None:
+        """Call `take`, in this thread, with completions as they arrive; an error in it cancels all requests.
 
         The event loop has a thread of its own, because the caller's may have a running one (a notebook's).
         """
@@ -147,14 +123,14 @@ class OpenAIGenerator:
 
         arrived: SimpleQueue[Arrived | None] = SimpleQueue()
         with start_blocking_portal() as portal:
-            asking = portal.start_task_soon(self._ask_all, bodies, arrived.put)
-            asking.add_done_callback(lambda _: arrived.put(None))
-            while new := _waiting(arrived):
+            sending = portal.start_task_soon(self._send_all, bodies, arrived.put)
+            sending.add_done_callback(lambda _: arrived.put(None))
+            while new := _next_of(arrived):
                 take(new)
-            asking.result()
+            sending.result()
 
-    async def _ask_all(self, bodies: Mapping[int, Body], put: Callable[[Arrived], None]) -> None:
-        """Make all requests, `concurrency` of them at once; the first that fails for good ends the others."""
+    async def _send_all(self, bodies: Mapping[int, Body], put: Callable[[Arrived], None]) -> None:
+        """Send all requests, `concurrency` of them at once; the first that fails for good cancels the others."""
         from anyio import create_task_group
         from openai import OpenAIError
 
@@ -166,8 +142,7 @@ class OpenAIGenerator:
             nonlocal count
             for index, body in left:
                 try:
-                    answer = await _answer(client, body)
-                    put(Arrived(index, *completion_of(answer, logprobs="logprobs" in body)))
+                    put(Arrived(index, *completion_of(await _post(client, body))))
                 except (OpenAIError, R3Error) as error:
                     if fault := too_long(error, self.server):
                         put(Arrived(index, overlong(fault), filtered=False))
@@ -184,8 +159,8 @@ class OpenAIGenerator:
             index, error = failures[0]
             if isinstance(error, R3Error):
                 raise error
-            came = f"{count} of {len(bodies)} completions had arrived" + (", and are kept" if self.kept else "")
-            raise told(error, self.server, bodies[index], came=came) from None
+            progress = f"{count} of {len(bodies)} completions had arrived" + (", and are cached" if self.cache else "")
+            raise failure_of(error, self.server, bodies[index], progress=progress) from None
 
     def _client(self) -> AsyncOpenAI:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
@@ -200,13 +175,13 @@ class OpenAIGenerator:
         )
 
 
-async def _answer(client: AsyncOpenAI, body: Body) -> ChatCompletion:
+async def _post(client: AsyncOpenAI, body: Body) -> ChatCompletion:
     rest = {key: value for key, value in body.items() if key not in ("model", "messages")}
     return await client.chat.completions.create(model=body["model"], messages=body["messages"], extra_body=rest)
 
 
-def _waiting(arrived: SimpleQueue[Arrived | None]) -> list[Arrived]:
-    """Wait for an answer, and return it with those that came meanwhile; nothing when there will be no more."""
+def _next_of(arrived: SimpleQueue[Arrived | None]) -> list[Arrived]:
+    """Wait for a completion, and return it with those that came meanwhile; empty when there are no more."""
     rows: list[Arrived] = []
     while not rows or not arrived.empty():
         row = arrived.get()
@@ -219,10 +194,10 @@ def _waiting(arrived: SimpleQueue[Arrived | None]) -> list[Arrived]:
 
 
 def _as_data(messages: Sequence[Message]) -> list[Message]:
-    """Return messages in which the model writes no control tokens: a zero-width space takes them apart.
+    """Return messages in which the model's text has no control tokens: a zero-width space splits each of them.
 
-    The server's chat template would read them as its own, and which ones the tokenizer has is not known here. From the
-    first turn of the model on, all turns may hold its text: a verifier's reason may quote it.
+    The server would tokenize them like those of its chat template, and which ones its tokenizer has is not known here.
+    From the first turn of the model on, all turns may contain its text: a verifier's reason may quote it.
     """
     roles = [message["role"] for message in messages]
     first = roles.index("assistant") if "assistant" in roles else len(messages)
@@ -235,5 +210,5 @@ def _key(body: Body) -> str:
 
 
 def _seed(seed: int, index: int) -> int:
-    """Return the seed of one request: 31 bits, as some servers take no more."""
+    """Return the seed of one request: 31 bits, the maximum of some servers."""
     return int.from_bytes(hashlib.sha256(repr((seed, index)).encode()).digest()[:4], "big") >> 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import command
 import pytest
 import tiny
+from engines import default_engines
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the engines be named that the contract is held against."""
-    parser.addoption("--engines", default="transformers,openai", help="engines to test, see tests/support/engines.py")
+    parser.addoption("--engines", default="", help="engines to test, see tests/support/engines.py; all installed ones")
     parser.addoption("--backends", default="fsdp2", help="what divides a training in tests/test_launch.py")
 
 
@@ -30,7 +31,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Hold every test that asks for an engine, or for a backend of training, against each of those named."""
     for asked in ("engine", "backend"):
         if asked in metafunc.fixturenames:
-            metafunc.parametrize(asked, metafunc.config.getoption(f"{asked}s").split(","), scope="module")
+            names = metafunc.config.getoption(f"{asked}s")
+            metafunc.parametrize(asked, names.split(",") if names else default_engines(), scope="module")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,1 @@
+"""The engine `openai` for r3core; importing this package imports nothing else."""
