@@ -159,7 +159,7 @@ def test_long_texts_are_cut_in_words_and_whole_as_json(r3: R3, odd: str) -> None
         ([TOY, "--example", "2001"], "task `toy` has no example `2001` among 72\n", "hint: similar ids: n2001, "),
         (
             ["odd.py:Odd", "--example", "one[2J"],
-            "task `odd` has no example `one[2J` among 1\n",
+            "task `odd` has no example `one[2J` among 2\n",
             "similar ids: one\\x1b[2J\n",
         ),
         ([TOY, "--example", "???"], "task `toy` has no example `???`", "hint: an id looks like this: n2000"),
