@@ -39,7 +39,7 @@ class Engine(ABC):
             name = "echo"
 
             def open(self, model, *, run=None):
-                return ScriptedGenerator(lambda conversation, index: conversation[-1]["content"])
+                return ScriptedGenerator(lambda conversation, index: conversation.messages[-1]["content"])
 
         @r3core.hookimpl
         def r3_engines():

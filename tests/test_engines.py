@@ -13,7 +13,7 @@ import pytest
 from command import R3
 from toy import Toy
 
-from r3core import ConfigError, get_task
+from r3core import ConfigError, Prompt, get_task
 from r3core.config import Config, model_of, resolve
 from r3core.plugins.engines import checked_engine, engine_of, engines, find_engine
 
@@ -111,7 +111,8 @@ def test_options_that_cannot_be_checked_here_are_reported(capsys: pytest.Capture
 def test_an_engine_of_a_plugin_generates(install: Install) -> None:
     install("parrot", ENGINE)
     config = resolve(Toy(), overrides=["engine=parrot", "engine_options.phrase=Polly"])
-    [completion] = engine_of(config).open("any").generate([[{"role": "user", "content": "Say 1."}]], sampling())
+    prompt = Prompt(messages=[{"role": "user", "content": "Say 1."}])
+    [completion] = engine_of(config).open("any").generate([prompt], sampling())
     assert completion.text == "Polly"
 
 

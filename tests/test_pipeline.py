@@ -20,7 +20,7 @@ import pytest
 from toy import Even
 
 from r3core import Example, RunError, Split, UsageError, get_task, report
-from r3core.check import certified
+from r3core.check import certificate_of
 from r3core.cli.main import main
 from r3core.config import Config, Limits, resolve
 from r3core.evaluate import Result
@@ -91,7 +91,7 @@ def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A whole run, and what it printed; do not write to it."""
     directory = tmp_path_factory.mktemp("runs") / "undisturbed"
     printed = StringIO()
-    certified(get_task(TASK, problems=64), Limits())  # now, so that no run has its verdicts among its own
+    certificate_of(get_task(TASK, problems=64), Limits())  # now, so that no run has its verdicts among its own
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setenv("TOY_VERDICTS", str(directory.with_suffix(".verdicts")))
         patch.setattr(sys, "argv", ["r3", *command(tiny_folder, directory)[3:]])

@@ -10,7 +10,7 @@ from command import R3
 
 TOY = f"{Path(__file__).with_name('support') / 'toy.py'}:Toy"
 ODD = '''
-from r3core import Example, Task, Verdict
+from r3core import Example, Prompt, Task, Verdict
 
 
 class Odd(Task):
@@ -26,6 +26,7 @@ class Odd(Task):
         if split == "validation" and not self.empty:
             messages = [{"role": "system", "content": "Be\\nodd."}, {"role": "user", "content": "Go"}]
             yield Example(id="one\\x1b[2J", prompt=messages)
+            yield Example(id="two", prompt=Prompt(messages=messages, tools=[{"name": "wren\\x1bch"}]))
 
     def verify(self, example, response):
         if response == "string":
@@ -107,6 +108,7 @@ def test_a_verdict_as_one_json_object(r3: R3) -> None:
         "split": "train",
         "example": {"id": "n3", "prompt": "Say 3.", "answer": "3", "info": {}},
         "prompt": [{"role": "user", "content": "Say 3."}],
+        "tools": [],
         "response": "4",
         "outcome": "fail",
         "reason": "it should be 3",
@@ -136,6 +138,13 @@ def test_what_is_told_cannot_steer_a_terminal(r3: R3, odd: str) -> None:
     )
 
 
+def test_the_tools_of_a_prompt_are_shown(r3: R3, odd: str) -> None:
+    said = r3("verify", odd, "--example", "two", "--response", "a")
+    assert said.out.splitlines()[1:3] == ['tools: [{"name": "wren\\u001bch"}]', "system: Be\\nodd."]
+    facts = json.loads(r3("verify", odd, "--example", "two", "--response", "a", "--json").out)
+    assert facts["tools"] == facts["example"]["prompt"]["tools"] == [{"name": "wren\x1bch"}]
+
+
 def test_long_texts_are_cut_in_words_and_whole_as_json(r3: R3, odd: str) -> None:
     said = r3("verify", odd, "--response", "-", stdin=b"x" * 5000)
     assert f"response: {'x' * 300}… (5,000 characters)\n" in said.out
@@ -150,7 +159,7 @@ def test_long_texts_are_cut_in_words_and_whole_as_json(r3: R3, odd: str) -> None
         ([TOY, "--example", "2001"], "task `toy` has no example `2001` among 72\n", "hint: similar ids: n2001, "),
         (
             ["odd.py:Odd", "--example", "one[2J"],
-            "task `odd` has no example `one[2J` among 1\n",
+            "task `odd` has no example `one[2J` among 2\n",
             "similar ids: one\\x1b[2J\n",
         ),
         ([TOY, "--example", "???"], "task `toy` has no example `???`", "hint: an id looks like this: n2000"),
