@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `pretrain
 import memory_tables
 import published
 import typer.main
+from pydantic import BaseModel
 from tables import table
 
 from pretraining import apigen, countdown
@@ -123,10 +124,11 @@ def configuration() -> str:
         "`use_vllm` and `vllm_mode` follow `engine` (see [scale.md](scale.md)). Only these options are refused:",
         table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
         "## Options of engines",
-        "They are set under `engine_options`. The engine `transformers` has none, and `vllm` has those of `vllm.LLM`.",
+        "`engine_options` are those of the selected `engine`: `vllm` has the options of `vllm.LLM`, under their own "
+        "names; `transformers` has none.",
         "### openai",
-        "The API key is read from the environment variable `OPENAI_API_KEY` alone: one in the configuration is "
-        "refused, because it would be written into the run directory.",
+        "The key is read from the environment variable `OPENAI_API_KEY` alone: one in the configuration is refused, "
+        "because the run directory would contain it.",
         table(("key", "type", "default", "meaning"), list(_keys(ServerOptions, "engine_options."))),
         "### ray",
         table(("key", "type", "default", "meaning"), list(_keys(RayOptions, "engine_options."))),
@@ -263,7 +265,7 @@ def _default(parameter: Any) -> str:
     return "" if parameter.default is None or parameter.default is False else f"`{parameter.default}`"
 
 
-def _keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, ...]]:
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, ...]]:
     """Yield a row for each key, first the section's own, then those of its parts."""
     parts = []
     for name, field in section.model_fields.items():

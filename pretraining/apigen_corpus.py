@@ -94,7 +94,7 @@ class Episodes:
             problem = ask_for(rng, form, problem.offered, optional=self.task.optional)
             if problem.query in self._held_out:
                 continue
-            prompt = prompts.attempt(self.task, problem.example())[0]["content"]
+            prompt = prompts.attempt(self.task, problem.example()).messages[0]["content"]
             prompt = prompt[prompt.index(REQUEST) :] if conversation else prompt  # the tools are listed once
             right = Teacher(problem, DRILLS, rng).right()
             conversation += [("user", [Piece(prompt, trained=False)]), ("assistant", [Piece(right.text())])]
@@ -104,21 +104,21 @@ class Episodes:
         """Return an attempt that passes, or one that fails with its reflection and retry."""
         teacher = Teacher(problem, mixture, rng)
         attempt = teacher.attempt()
-        messages = prompts.attempt(self.task, problem.example())
+        prompt = prompts.attempt(self.task, problem.example())
         turns = [[teacher.piece(attempt)]]
         if attempt.error is None:
-            return transcript(messages, turns)
+            return transcript(prompt, turns)
         wording = self.task.wording
         failure = prompts.failure(wording, Verdict.failed(), "binary")
         if rng.random() < WITHOUT_REFLECTION:
             turns.append([teacher.piece(teacher.retry(None, None))])
-            return transcript(prompts.retry(messages, attempt.text(), failure, None, wording), turns)
+            return transcript(prompts.retry(prompt, attempt.text(), failure, None, wording), turns)
         practice = rng.random() < mixture.practice
         kinds = mixture.kinds
         kind = "review" if practice else rng.choices(list(kinds), list(kinds.values()))[0]
         reflection, follows = teacher.reflection(kind, attempt, practice=practice)
         turns += [list(reflection), [teacher.piece(teacher.retry(kind, follows))]]
-        return transcript(prompts.retry(messages, attempt.text(), failure, text_of(reflection), wording), turns)
+        return transcript(prompts.retry(prompt, attempt.text(), failure, text_of(reflection), wording), turns)
 
 
 def phrases(task: Apigen) -> list[str]:

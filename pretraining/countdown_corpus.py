@@ -208,18 +208,18 @@ def episode(task: Countdown, example: Example, rng: random.Random, mixture: Mixt
     if not right and not teacher.dead_ends:
         right = True
     attempt, value = teacher.attempt(right=right)
-    messages = prompts.attempt(task, example)
+    prompt = prompts.attempt(task, example)
     if right:
-        return transcript(messages, [attempt])
+        return transcript(prompt, [attempt])
     failure = prompts.failure(task.wording, Verdict.failed(), "binary")
     if rng.random() < WITHOUT_REFLECTION:
         turns = [attempt, teacher.retry(None, None)]
-        return transcript(prompts.retry(messages, text_of(attempt), failure, None, task.wording), turns)
+        return transcript(prompts.retry(prompt, text_of(attempt), failure, None, task.wording), turns)
     practice = rng.random() < mixture.practice
     kind = "search" if practice else rng.choices(list(mixture.kinds), list(mixture.kinds.values()))[0]
     reflection, step = teacher.reflection(kind, value, practice=practice)
     turns = [attempt, reflection, teacher.retry(kind, step)]
-    return transcript(prompts.retry(messages, text_of(attempt), failure, text_of(reflection), task.wording), turns)
+    return transcript(prompts.retry(prompt, text_of(attempt), failure, text_of(reflection), task.wording), turns)
 
 
 def phrases(task: Countdown) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from r3core.task import Message
+from r3core.task import Prompt
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -51,15 +51,15 @@ def text_of(turn: Turn) -> str:
     return "".join(piece.text for piece in turn)
 
 
-def transcript(messages: Sequence[Message], turns: Sequence[Turn]) -> Transcript:
-    """Return the core's messages with the assistant's replaced by `turns`; turns that are left over come at the end."""
+def transcript(prompt: Prompt, turns: Sequence[Turn]) -> Transcript:
+    """Return a prompt's messages with the assistant's replaced by `turns`; turns that are left over come at the end."""
     remaining = iter(turns)
     conversation: Transcript = [
         (
             message["role"],
             next(remaining) if message["role"] == "assistant" else [Piece(message["content"], trained=False)],
         )
-        for message in messages
+        for message in prompt.messages
     ]
     return [*conversation, *(("assistant", turn) for turn in remaining)]
 

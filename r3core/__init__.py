@@ -1,6 +1,6 @@
 """r3: train models to reflect on their failures, from a yes/no signal alone.
 
-A name is imported when it is first used: the command line starts without pydantic.
+Names are imported on first use, so that the command line starts without importing pydantic.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from r3core.errors import BusyError, ConfigError, R3Error, RunError, TaskError, UsageError
     from r3core.hookspecs import hookimpl
     from r3core.plugins.discovery import get_task
-    from r3core.task import Demo, Example, Message, Split, Task, Verdict, Wording
+    from r3core.task import Demo, Example, Message, Prompt, Split, Task, Verdict, Wording
 
     __version__: str
 
@@ -22,8 +22,8 @@ _HOMES = {
     "errors": ("BusyError", "ConfigError", "R3Error", "RunError", "TaskError", "UsageError"),
     "hookspecs": ("hookimpl",),
     "plugins.discovery": ("get_task",),
-    "task": ("Demo", "Example", "Message", "Split", "Task", "Verdict", "Wording"),
-}  # module -> what is public of it
+    "task": ("Demo", "Example", "Message", "Prompt", "Split", "Task", "Verdict", "Wording"),
+}  # module -> its public names
 
 __all__ = [
     "BusyError",
@@ -32,6 +32,7 @@ __all__ = [
     "Engine",
     "Example",
     "Message",
+    "Prompt",
     "R3Error",
     "RunError",
     "Split",
@@ -58,7 +59,7 @@ def __getattr__(name: str) -> object:
         if home is None:
             raise AttributeError(f"module `r3core` has no attribute `{name}`")
         value = getattr(import_module(f"r3core.{home}"), name)
-    globals()[name] = value  # the next use finds it at once
+    globals()[name] = value  # later lookups do not come here
     return value
 
 

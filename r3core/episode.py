@@ -1,4 +1,4 @@
-"""One problem's way through the protocol: each stage fills one more field, nothing is ever changed."""
+"""A problem's record in the protocol: each stage fills in one more field, and none is changed afterwards."""
 
 from __future__ import annotations
 
@@ -11,48 +11,61 @@ from r3core.task import Example, Frozen, Verdict
 Stopped = Literal["end", "length", "overlong"]
 Arm = Literal["reflect", "none", "generic", "shuffled", "resample"]
 CONTROLS: tuple[Arm, ...] = ("none", "generic", "shuffled", "resample")
-"""The ways to a second try that do without the model's own reflection on its failure."""
+"""Second attempts without the model's own reflection on its failure."""
 
 
 class Text(Frozen):
-    """What the model wrote in one turn."""
+    """A turn that the model generated."""
 
     text: str
     tokens: int = Field(ge=0)
-    """How many tokens the model generated for it."""
+    """Number of generated tokens, without the end-of-turn token."""
     stopped: Stopped = "end"
-    """`length` when the limit of tokens cut it off; `overlong` when its prompt does not fit the model's context, and
-    nothing was generated."""
+    """`end`: the model ended its turn; `length`: it was cut off at the maximum number of tokens; `overlong`: the prompt
+    does not fit the model's context, and nothing was generated."""
     token_ids: list[int] | None = None
     """The sampled tokens, without the end-of-turn token, for the prompts that continue this turn; None where they are
-    unknown (a server's)."""
+    unknown, as a server's are."""
 
 
 class Answer(Text):
-    """A turn that the verifier judged: an attempt or a retry."""
+    """An attempt or a retry, with its verdict."""
 
     verdict: Verdict
 
 
 class Reflection(Text):
-    """A turn about a failed attempt."""
+    """The model's reflection on its failed attempt."""
 
     leaked: bool | None = None
-    """Whether the reflection itself gives the answer away; `None` when that could not be judged."""
+    """Whether the reflection reveals the answer; None when that could not be judged."""
 
 
 class Episode(Frozen):
-    """An example, its attempt and, when that failed, the reflection and the retries."""
+    """An example, an attempt at it and, when that failed, the reflection and the retries.
+
+    >>> episode = Episode(
+    ...     example=Example(id="n7", prompt="Say 7.", answer=7),
+    ...     attempt=Answer(text="8", tokens=1, verdict=Verdict.failed("it is 7")),
+    ... )
+    >>> episode.failed
+    True
+    >>> reflected = episode.model_copy(update={"reflection": Reflection(text="One too many.", tokens=4)})
+    >>> retry = Answer(text="7", tokens=1, verdict=Verdict.passed())
+    >>> retried = reflected.model_copy(update={"retries": {"reflect": retry}})
+    >>> retried.retries["reflect"].verdict.outcome
+    'pass'
+    """
 
     example: Example
     sample: int = 0
-    """Which of several attempts at the same example this is."""
+    """Index of this attempt among those at the same example."""
     attempt: Answer
     reflection: Reflection | None = None
     retries: dict[Arm, Answer] = {}
-    """The second attempts, by what came before them; `reflect` is the method's own, the others are controls."""
+    """Second attempts by what precedes them; `reflect` is the method's own, the others are controls."""
 
     @property
     def failed(self) -> bool:
-        """Whether the attempt was judged wrong; an attempt that could not be judged did not fail."""
+        """Whether the verdict on the attempt is `fail`; an attempt that could not be judged has not failed."""
         return self.attempt.verdict.outcome == "fail"

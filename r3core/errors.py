@@ -1,18 +1,18 @@
 """Every error that r3 raises on purpose.
 
 R3Error
-├── UsageError      what the user asked for cannot be done (exit code 2)
-│   ├── ConfigError     a key or a value of the configuration
-│   ├── TaskError       a task that cannot be found or is written wrongly
-│   └── BusyError       another process works on the same run directory
-└── RunError        the request was fine, the run failed (exit code 1)
+├── UsageError      the request cannot be carried out as it is (exit code 2)
+│   ├── ConfigError     invalid key or value in the configuration
+│   ├── TaskError       task that cannot be found, or error in a task plugin
+│   └── BusyError       another process uses the same run directory
+└── RunError        the request is valid, but the run failed (exit code 1)
 """
 
 from difflib import get_close_matches
 
 
 class R3Error(Exception):
-    """An error for people: what is wrong, and on `hint` lines what to do about it."""
+    """A human-readable error: what is wrong, and hints on what to do about it."""
 
     exit_code = 1
 
@@ -26,29 +26,29 @@ class R3Error(Exception):
 
 
 class UsageError(R3Error):
-    """What the user asked for cannot be done."""
+    """The request cannot be carried out as it is."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A key or a value of the configuration is not allowed."""
+    """A key or value in the configuration is invalid."""
 
 
 class TaskError(UsageError):
-    """A task cannot be found, or its author made a mistake."""
+    """A task cannot be found, or its plugin has an error."""
 
 
 class BusyError(UsageError):
-    """Another process works on the same run directory."""
+    """Another process uses the same run directory."""
 
 
 class RunError(R3Error):
-    """The request was fine, but the run could not be brought to its end."""
+    """The request is valid, but the run failed."""
 
 
 def did_you_mean(word: str, known: list[str]) -> tuple[str, ...]:
-    """Return a hint that names the nearest known word, or nothing when none is near."""
+    """Return a hint with the most similar known word, or no hint when none is similar."""
     near = get_close_matches(word, known, n=1, cutoff=0.5)
     return (f"did you mean `{near[0]}`?",) if near else ()
 

@@ -12,7 +12,7 @@ from pydantic import JsonValue, ValidationError
 from r3core.episode import Answer, Episode
 from r3core.errors import UsageError
 from r3core.files import atomic_write
-from r3core.task import Example, Frozen, Message
+from r3core.task import Example, Frozen, Message, Prompt, Tool
 
 _REQUIRED = {"task", "task_options", "verifier_hash", "counts"}
 """The keys of a provenance that other modules rely on."""
@@ -21,15 +21,28 @@ _REQUIRED = {"task", "task_options", "verifier_hash", "counts"}
 class Failure(Frozen):
     """A failed attempt with all that is needed to reflect on it: one row of a failure dataset.
 
-    Failure(id="n7", prompt=[{"role": "user", "content": "Say 7."}], answer="7", sample=0, attempt=Answer(text="8",
-    tokens=1, verdict=Verdict.failed("it should be 7")), passed=1, samples=4) is the first of four attempts at example
-    n7; one of the others passed.
+    The first of four attempts at example n7; one of the others passed:
+
+    >>> from r3core import Verdict
+    >>> failure = Failure(
+    ...     id="n7",
+    ...     prompt=[{"role": "user", "content": "Say 7."}],
+    ...     answer="7",
+    ...     sample=0,
+    ...     attempt=Answer(text="8", tokens=1, verdict=Verdict.failed("it should be 7")),
+    ...     passed=1,
+    ...     samples=4,
+    ... )
+    >>> failure.episode().failed
+    True
     """
 
     id: str
     """The example's id; a dataset has at most one failure per example."""
     prompt: list[Message]
-    """The conversation that the attempt continued."""
+    """The messages that the attempt continued."""
+    tools: list[Tool] = []
+    """The tools that the prompt offered, in OpenAI's format."""
     answer: JsonValue = None
     info: dict[str, JsonValue] = {}
     sample: int
@@ -42,7 +55,8 @@ class Failure(Frozen):
 
     def episode(self) -> Episode:
         """Return the episode that a reflection on this failure continues."""
-        example = Example(id=self.id, prompt=self.prompt, answer=self.answer, info=self.info)
+        prompt = Prompt(messages=self.prompt, tools=self.tools)
+        example = Example(id=self.id, prompt=prompt, answer=self.answer, info=self.info)
         return Episode(example=example, sample=self.sample, attempt=self.attempt)
 
 

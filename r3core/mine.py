@@ -15,7 +15,7 @@ from r3core.episode import Episode
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.executor import Batches, Executor
 from r3core.failures import Failure, read_failures, write_failures
-from r3core.generation.engine import Generator
+from r3core.generation.generator import Generator
 from r3core.protocol import Protocol, seed_of
 from r3core.reward import judged
 from r3core.runs import Run, values_of
@@ -105,10 +105,12 @@ def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
         if not failed or (rule.keep == "all-failed" and passed) or not rule.min_pass_rate <= rate <= rule.max_pass_rate:
             continue
         first = failed[0]
+        prompt = protocol.attempt_request(first.example)
         failures.append(
             Failure(
                 id=first.example.id,
-                prompt=list(protocol.attempt_request(first.example)),
+                prompt=prompt.messages,
+                tools=prompt.tools,
                 answer=first.example.answer,
                 info=first.example.info,
                 sample=first.sample,

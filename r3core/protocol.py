@@ -1,7 +1,7 @@
 """The protocol: attempt, verify, reflect, retry, verify, over batches of episodes.
 
-Mining, training and evaluation all come through here, so none of them can differ from the others in what the model is
-shown or how it is judged. Nothing here knows what generates the text.
+Mining, training and evaluation all run through here, so they cannot differ in the model's prompts or in how its answers
+are judged. Nothing here depends on the engine that generates the text.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from r3core import prompts
 from r3core.config import Config, Turn
 from r3core.episode import Answer, Arm, Episode, Reflection, Text
 from r3core.errors import RunError
-from r3core.generation.engine import Completion, Conversation, Generator, Sampling
+from r3core.generation.generator import Completion, Generator, Sampling
 from r3core.prompts import Feedback
-from r3core.task import Example, Task, Verdict, Wording
+from r3core.task import Example, Prompt, Task, Verdict, Wording
 from r3core.verification.batch import Batch
 from r3core.verification.judge import Judge
 
@@ -26,23 +26,23 @@ T = TypeVar("T")
 
 
 def seed_of(*parts: object) -> int:
-    """Return a seed that follows from the parts alone: a run's seed, a stage, a batch."""
+    """Return a seed that depends on the parts alone, such as a run's seed, a stage and a batch; 56 bits."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
 @dataclass
 class Lengths:
-    """How many conversations there were, and how many of them did not fit the model's context."""
+    """Counts of prompts, and of those that do not fit the model's context."""
 
     total: int = 0
     overlong: int = 0
     first: str = ""
-    """What was wrong with the first of them."""
+    """By how much the first of them exceeds it."""
 
-    def count(self, examples: Sequence[Example], written: Sequence[Completion], *, limit: float) -> None:
-        """Add completions; RunError when a larger share than the limit did not fit, of at least 20."""
-        self.total += len(written)
-        for example, completion in zip(examples, written, strict=True):
+    def count(self, examples: Sequence[Example], completions: Sequence[Completion], *, limit: float) -> None:
+        """Add completions; RunError when more than the share `limit` of at least 20 prompts is overlong."""
+        self.total += len(completions)
+        for example, completion in zip(examples, completions, strict=True):
             if completion.stopped == "overlong":
                 self.overlong += 1
                 self.first = self.first or f"example {example.id!r}: {completion.fault}"
@@ -51,20 +51,20 @@ class Lengths:
                 f"{self.overlong} of {self.total} conversations do not fit the model's context; "
                 f"at most {limit:.0%} are tolerated (`max_overlong`)",
                 f"the first was {self.first}",
-                "lower the max_tokens of the turns under `sampling`, take a model with a longer context, leave such "
+                "lower the max_tokens of the turns under `sampling`, choose a model with a longer context, leave such "
                 "problems out, or raise max_overlong",
             )
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One task's protocol: what is said to the model, how its tokens are drawn, who judges."""
+    """One task's protocol: its prompts, its sampling parameters, and the judge of its answers."""
 
     task: Task
     judge: Judge
     config: Config
     lengths: Lengths = field(default_factory=Lengths, compare=False)
-    """How many conversations did not fit the model's context so far."""
+    """Prompts that did not fit the model's context so far."""
 
     @property
     def wording(self) -> Wording:
@@ -77,47 +77,47 @@ class Protocol:
     def attempt(
         self, examples: Sequence[Example], generator: Generator, *, seed: int, samples: int = 1
     ) -> list[Episode]:
-        """Return `samples` judged attempts at each example, those of one example side by side."""
-        asked = [(example, sample) for example in examples for sample in range(samples)]
-        conversations = [prompts.attempt(self.task, example) for example, _ in asked]
-        answers = self._answers([example for example, _ in asked], conversations, generator, "attempt", seed=seed)
+        """Return `samples` judged attempts at each example; those at the same example are adjacent."""
+        repeated = [example for example in examples for _ in range(samples)]
+        requests = [self.attempt_request(example) for example in repeated]
+        answers = self._answers(repeated, requests, generator, "attempt", seed=seed)
         return [
-            Episode(example=example, sample=sample, attempt=answer)
-            for (example, sample), answer in zip(asked, answers, strict=True)
+            Episode(example=example, sample=index % samples, attempt=answer)
+            for index, (example, answer) in enumerate(zip(repeated, answers, strict=True))
         ]
 
     def reflect(self, episodes: Sequence[Episode], generator: Generator, *, seed: int) -> list[Episode]:
-        """Return the episodes with a reflection on every attempt that failed; the others are as they were."""
+        """Return the episodes with a reflection on every attempt that failed; the others are unchanged."""
         failed = [episode for episode in episodes if episode.failed]
         sampling = _sampling(self.config.sampling.reflection, seed)
         requests = [self.reflection_request(episode) for episode in failed]
         leaks = self.judge.leaks()
-        written = self._written(
+        completions = self._generate(
             [e.example for e in failed], requests, generator, sampling, into=leaks, unjudged=_no_leak
         )
-        tested = zip(self.with_reflections(failed, written), leaks.result(), strict=True)
+        tested = zip(self.with_reflections(failed, completions), leaks.result(), strict=True)
         reflected = iter([with_leak(episode, leaked) for episode, leaked in tested])
         return [next(reflected) if episode.failed else episode for episode in episodes]
 
-    def with_reflections(self, failed: Sequence[Episode], written: Sequence[Completion]) -> list[Episode]:
-        """Return failed episodes with the reflections that were written on them, not yet tested for leaks."""
+    def with_reflections(self, failed: Sequence[Episode], completions: Sequence[Completion]) -> list[Episode]:
+        """Return failed episodes with these reflections, not yet tested for leaks, and without earlier retries."""
         return [
             episode.model_copy(update={"reflection": Reflection(**_text(completion)), "retries": {}})
-            for episode, completion in zip(failed, written, strict=True)
+            for episode, completion in zip(failed, completions, strict=True)
         ]
 
     def retry(
         self, episodes: Sequence[Episode], generator: Generator, *, seed: int, arm: Arm = "reflect"
     ) -> list[Episode]:
-        """Return the episodes with a judged retry after every failure; `arm` says what comes before the retry.
+        """Return the episodes with a judged retry after every failure; `arm` is what precedes the retry.
 
-        A failure that the arm cannot serve (another problem's reflection, where there is no other) gets none. One whose
-        request to reflect did not fit the model's context gets a retry that is overlong too.
+        A failure for which the arm has nothing (no other problem's reflection exists) gets no retry. One whose
+        reflection is overlong gets a retry that is overlong too.
         """
         requests = [self._retry_request(e, arm, other) for e, other in zip(episodes, _others(episodes), strict=True)]
-        served = [(e.example, request) for e, request in zip(episodes, requests, strict=True) if request is not None]
-        turn = "attempt" if arm == "resample" else "retry"  # plain resampling is a fresh attempt
-        answers = iter(self._answers([e for e, _ in served], [r for _, r in served], generator, turn, seed=seed))
+        pairs = [(e.example, request) for e, request in zip(episodes, requests, strict=True) if request is not None]
+        turn = "attempt" if arm == "resample" else "retry"  # a resampled answer is a new attempt
+        answers = iter(self._answers([e for e, _ in pairs], [r for _, r in pairs], generator, turn, seed=seed))
         retried = [
             _overlong_retry(episode) if request is None and arm == "reflect" else next(answers) if request else None
             for episode, request in zip(episodes, requests, strict=True)
@@ -127,22 +127,22 @@ class Protocol:
             for episode, answer in zip(episodes, retried, strict=True)
         ]
 
-    def attempt_request(self, example: Example) -> Conversation:
-        """Return the conversation that an attempt continues."""
+    def attempt_request(self, example: Example) -> Prompt:
+        """Return the prompt of an attempt."""
         return prompts.attempt(self.task, example)
 
-    def reflection_request(self, episode: Episode) -> Conversation:
-        """Return the conversation that a reflection continues."""
-        said = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
-        return prompts.reflect(prompts.attempt(self.task, episode.example), episode.attempt, said, self.wording)
+    def reflection_request(self, episode: Episode) -> Prompt:
+        """Return the prompt of a reflection on a failed attempt."""
+        failed = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
+        return prompts.reflect(self.attempt_request(episode.example), episode.attempt, failed, self.wording)
 
-    def retry_request(self, episode: Episode, reflection: Text | str | None) -> Conversation:
-        """Return the conversation that a retry continues; without a reflection it follows the failure at once."""
-        said = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
-        asked = prompts.attempt(self.task, episode.example)
-        return prompts.retry(asked, episode.attempt, said, reflection, self.wording)
+    def retry_request(self, episode: Episode, reflection: Text | str | None) -> Prompt:
+        """Return the prompt of a retry; without a reflection, the retry is requested right after the failure."""
+        failed = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
+        first = self.attempt_request(episode.example)
+        return prompts.retry(first, episode.attempt, failed, reflection, self.wording)
 
-    def _retry_request(self, episode: Episode, arm: Arm, other: Episode | None) -> Conversation | None:
+    def _retry_request(self, episode: Episode, arm: Arm, other: Episode | None) -> Prompt | None:
         if not episode.failed:
             return None
         if arm == "resample":
@@ -152,13 +152,13 @@ class Protocol:
         if arm == "generic":
             return self.retry_request(episode, self.wording.generic)
         source = episode if arm == "reflect" else other
-        written = source.reflection if source else None
-        return self.retry_request(episode, written) if written and written.stopped != "overlong" else None
+        reflection = source.reflection if source else None
+        return self.retry_request(episode, reflection) if reflection and reflection.stopped != "overlong" else None
 
     def _answers(
         self,
         examples: Sequence[Example],
-        conversations: Sequence[Conversation],
+        requests: Sequence[Prompt],
         generator: Generator,
         turn: str,
         *,
@@ -166,28 +166,28 @@ class Protocol:
     ) -> list[Answer]:
         sampling = _sampling(getattr(self.config.sampling, turn), seed)
         verdicts = self.judge.verdicts()
-        written = self._written(
-            examples, conversations, generator, sampling, into=verdicts, unjudged=lambda one: Verdict.error(one.fault)
+        completions = self._generate(
+            examples, requests, generator, sampling, into=verdicts, unjudged=lambda one: Verdict.error(one.fault)
         )
-        judged = zip(written, verdicts.result(), strict=True)
+        judged = zip(completions, verdicts.result(), strict=True)
         answers = [Answer(**_text(completion), verdict=verdict) for completion, verdict in judged]
         self.judge.check_errors()
         return answers
 
-    def _written(
+    def _generate(
         self,
         examples: Sequence[Example],
-        conversations: Sequence[Conversation],
+        requests: Sequence[Prompt],
         generator: Generator,
         sampling: Sampling,
         *,
         into: Batch[T],
         unjudged: Callable[[Completion], T],
     ) -> list[Completion]:
-        """Return a completion per conversation; each is handed over to be judged while others are being written.
+        """Return one completion per prompt; each is judged, into `into`, while others are still being generated.
 
-        `unjudged` returns what stands for the verdict on a conversation that did not fit the model's context. Raises
-        RunError when too large a share of them does not.
+        `unjudged` returns the result for a prompt that does not fit the model's context, where there is nothing to
+        judge. Raises RunError when too many of the prompts do not.
         """
 
         def ended(new: Sequence[tuple[int, Completion]]) -> None:
@@ -197,13 +197,13 @@ class Protocol:
                 if completion.stopped == "overlong":
                     into.set_result(index, unjudged(completion))
 
-        written = generator.generate(conversations, sampling, ended=ended) if conversations else []
-        self.lengths.count(examples, written, limit=self.config.max_overlong)
-        return written
+        completions = generator.generate(requests, sampling, ended=ended) if requests else []
+        self.lengths.count(examples, completions, limit=self.config.max_overlong)
+        return completions
 
 
 def with_leak(episode: Episode, leaked: bool | None) -> Episode:
-    """Return an episode whose reflection was tested for a leak."""
+    """Return the episode with the result of its reflection's leak test."""
     assert episode.reflection is not None
     return episode.model_copy(update={"reflection": episode.reflection.model_copy(update={"leaked": leaked})})
 
@@ -213,7 +213,7 @@ def _no_leak(_: Completion) -> bool | None:
 
 
 def _overlong_retry(episode: Episode) -> Answer | None:
-    """Return the retry that stands where the request to reflect did not fit the context; None where it did."""
+    """Return an overlong retry if the episode's reflection is overlong, else None."""
     if episode.reflection is None or episode.reflection.stopped != "overlong":
         return None
     verdict = Verdict.error("the request to reflect exceeds the model's context")
@@ -229,7 +229,7 @@ def _text(completion: Completion) -> dict[str, Any]:
 
 
 def _others(episodes: Sequence[Episode]) -> list[Episode | None]:
-    """Return, for each episode, the next failure in the list (from its end on, the first) about another problem."""
+    """Return, for each episode, the next failure about another problem; after the last failure comes the first."""
     failed = [(index, episode) for index, episode in enumerate(episodes) if episode.failed]
     found: list[Episode | None] = []
     for place, episode in enumerate(episodes):

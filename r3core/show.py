@@ -11,11 +11,10 @@ from r3core.dataset import problems_to_mine
 from r3core.episode import Episode
 from r3core.errors import RunError
 from r3core.generation.chat import templated
-from r3core.generation.engine import Conversation
 from r3core.generation.models import load
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol, seed_of
-from r3core.task import Task
+from r3core.task import Prompt, Task
 from r3core.verification.judge import Judge
 
 _visible = partial(visible, keep="\n")
@@ -35,9 +34,9 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
         failures = _failures(protocol, generator, count=count)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
-    def rendered(request: Conversation, response: str | None = None) -> str:
-        turns = [*request] if response is None else [*request, {"role": "assistant", "content": response}]
-        return str(templated(tokenizer, turns, tokenize=False, add_generation_prompt=response is None))
+    def rendered(request: Prompt, response: str | None = None) -> str:
+        whole = request if response is None else request.then({"role": "assistant", "content": response})
+        return str(templated(tokenizer, whole, tokenize=False, add_generation_prompt=response is None))
 
     for number, episode in enumerate(failures, start=1):
         assert episode.reflection is not None  # `_failures` reflected on every one

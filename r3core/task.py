@@ -1,4 +1,4 @@
-"""Everything that the author of a task reads: `Task`, `Example`, `Verdict`."""
+"""Everything that the author of a task reads: `Task`, `Example`, `Prompt`, `Verdict`."""
 
 from __future__ import annotations
 
@@ -11,29 +11,51 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Split = Literal["train", "validation", "test"]
-Message = dict[str, Any]  # {"role": "user" | "assistant" | "system", "content": ...}
-TOOLS = "tools"
-"""The role of a first message whose content is a JSON list of tools in OpenAI's format: see `Task.prompt`."""
+Message = dict[str, Any]
+"""A chat message: `{"role": "user", "content": "..."}`; other roles are `assistant` and `system`."""
+Tool = dict[str, Any]
+"""A tool in OpenAI's format: `{"type": "function", "function": {"name": ..., "parameters": ...}}`."""
 Outcome = Literal["pass", "fail", "error"]
 
 
 class Frozen(BaseModel):
-    """A value: it never changes, and an unknown field is an error."""
+    """An immutable value; unknown fields are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Prompt(Frozen):
+    """A conversation for a model to continue, and the tools that its chat template or server offers it.
+
+    >>> prompt = Prompt(messages=[{"role": "user", "content": "Say 7."}])
+    >>> retry = prompt.then({"role": "assistant", "content": "8"}, {"role": "user", "content": "Try again."})
+    >>> [message["role"] for message in retry.messages]
+    ['user', 'assistant', 'user']
+    >>> len(prompt.messages)
+    1
+    """
+
+    messages: list[Message]
+    """Chat messages. A turn that the model sampled may have `token_ids`: its tokens without the end-of-turn token."""
+    tools: list[Tool] = []
+    """Tools in OpenAI's format. A model whose chat template has no place for tools is refused."""
+
+    def then(self, *messages: Message) -> Prompt:
+        """Return the prompt that has these messages after its own; the tools stay."""
+        return Prompt(messages=[*self.messages, *messages], tools=self.tools)
+
+
 class Example(Frozen):
-    """One problem of a task's data set."""
+    """One problem of a task's dataset."""
 
     id: str = Field(min_length=1)
     """Stable name of the problem, unique within the task."""
-    prompt: str | list[Message] | None = None
-    """What the model is asked; needed only when the task does not define `prompt`."""
+    prompt: str | list[Message] | Prompt | None = None
+    """The prompt: a text, messages, or a `Prompt`; required only when the task does not define `prompt`."""
     answer: JsonValue = None
-    """The gold answer, in whatever form the verifier wants it."""
+    """The gold answer, in whatever form the verifier expects."""
     info: dict[str, JsonValue] = {}
-    """Whatever else the task needs to know of the problem."""
+    """Any other data about the problem that the task needs."""
 
 
 class Limit(StrEnum):
@@ -88,36 +110,58 @@ class Wording(Frozen):
 
 
 class Demo(Frozen):
-    """A small model that a task ships, with the settings it is run with."""
+    """A small model that a task ships, with the settings for running it."""
 
     model: Path
     """A folder in Hugging Face format."""
     settings: dict[str, JsonValue] = {}
     """Dotted configuration keys and their values."""
     made_for: tuple[str, ...] = ()
-    """Options of the task that should have their defaults: the model was made for these."""
+    """Options of the task that should keep their defaults: the model was trained for these."""
 
 
 class Task(Frozen, ABC):
-    """A task: a subclass's fields are its options, and `name` is how it is called.
+    """A task: problems, prompts and a verifier. The fields of a subclass are its options.
 
-    The docstring's first line is what `r3 tasks` shows.
+    The first line of the subclass's docstring is its description in `r3 tasks`.
+
+    >>> class Successor(Task):
+    ...     '''Add one to a number.'''
+    ...
+    ...     name = "successor"
+    ...     problems: int = 100
+    ...
+    ...     def load(self, split):
+    ...         first = {"train": 0, "validation": 1000, "test": 2000}[split]
+    ...         for number in range(first, first + self.problems):
+    ...             yield Example(id=str(number), prompt=f"What is {number} + 1?", answer=number + 1)
+    ...
+    ...     def verify(self, example, response):
+    ...         if response.strip() == str(example.answer):
+    ...             return Verdict.passed()
+    ...         return Verdict.failed(f"it is {example.answer}")
+    >>> task = Successor(problems=10)
+    >>> example = next(iter(task.load("test")))
+    >>> task.prompt(example)
+    'What is 2000 + 1?'
+    >>> task.verify(example, "2002").reason
+    'it is 2001'
     """
 
     name: ClassVar[str]
-    """How the task is called on the command line."""
+    """The task's name on the command line."""
     version: ClassVar[str] = "1"
-    """Raise it when `verify` changes its mind on any response."""
+    """Increase it whenever `verify` returns another verdict for any response."""
     wording: ClassVar[Wording] = Wording()
     """The sentences around attempt, reflection and retry."""
     demo: ClassVar[Demo | None] = None
     """The built-in model, if the task ships one."""
     presets: ClassVar[dict[str, dict[str, JsonValue]]] = {}
-    """What a preset changes for this task: preset -> option -> value; an option that is given is stronger."""
+    """Options that a preset sets for this task: preset -> option -> value; explicit options take precedence."""
     fixtures: ClassVar[Path | None] = None
     """A JSONL file of responses that must pass and must fail: rows of `example`, `response`, `outcome` and `why`."""
     waived: ClassVar[dict[str, str]] = {}
-    """Probes of `r3 check` that this task's verifier lets pass by design, and why; the certificate says so."""
+    """Probes of `r3 check` that this task's verifier accepts by design, and why; the certificate lists them."""
 
     @abstractmethod
     def load(self, split: Split) -> Iterable[Example]:
@@ -130,26 +174,25 @@ class Task(Frozen, ABC):
     def verify(self, example: Example, response: str) -> Verdict | bool:
         """Judge one response. A wrong answer is `Verdict.failed(reason, kind=...)`; only a broken verifier raises."""
 
-    def prompt(self, example: Example) -> str | list[Message]:
-        """Return what the model is asked: a text, or chat messages that end with the user's turn.
+    def prompt(self, example: Example) -> str | list[Message] | Prompt:
+        """Return the prompt of a first attempt: a text, chat messages that end with the user's turn, or a `Prompt`.
 
-        A first message of the role `tools`, with a JSON list of tools in OpenAI's format as its content, goes to the
-        `tools` of the model's chat template.
+        A `Prompt` can bring tools for the model's chat template.
         """
         if example.prompt is None:
             raise ValueError(f"example {example.id!r} has no prompt, and {type(self).__name__} defines no `prompt`")
         return example.prompt
 
     def reference(self, example: Example) -> str | None:
-        """Return a response that must pass, if one is known."""
+        """Return a response that must pass, or None where none is known."""
         return None
 
     def variants(self, example: Example) -> Iterable[str]:
-        """Yield other responses that must pass: what a right answer may look like besides the reference."""
+        """Yield other responses that must pass: right answers that differ from the reference."""
         return ()
 
     def leaks(self, example: Example, reflection: str) -> bool:
-        """Tell whether a reflection gives the answer away; by default, whether the verifier accepts it."""
+        """Return whether a reflection reveals the answer; by default, whether the verifier accepts it."""
         verdict = self.verify(example, reflection)
         return verdict if isinstance(verdict, bool) else verdict.outcome == "pass"
 

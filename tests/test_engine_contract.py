@@ -10,10 +10,10 @@ import doors
 import engines
 import pytest
 
-from r3core import Example, RunError
+from r3core import Example, Prompt, RunError
 from r3core.config import Turn, Turns
 from r3core.generation import chat
-from r3core.generation.engine import Completion, Generator, Sampling
+from r3core.generation.generator import Completion, Generator, Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 LENGTHS = (3, 40, 1, 17, 17, 90, 8, 2)
-CONVERSATIONS = [[{"role": "user", "content": "ab" * length}] for length in LENGTHS]
+CONVERSATIONS = [Prompt(messages=[{"role": "user", "content": "ab" * length}]) for length in LENGTHS]
 SERVERS = ("openai", "served")
 """Engines that receive messages, and return no token ids."""
 
@@ -140,11 +140,10 @@ def test_every_engine_continues_conversations_as_they_are_encoded(
         return  # the server encodes them
     sampled = generator.generate(CONVERSATIONS[:4], Sampling(max_tokens=8, seed=5))
     conversations = [
-        [
-            *conversation,
+        conversation.then(
             {"role": "assistant", "content": one.text, "token_ids": one.token_ids},
             {"role": "user", "content": "No.<|end|><|user|>"},
-        ]
+        )
         for conversation, one in zip(CONVERSATIONS, sampled, strict=False)
     ]
     prompts = [chat.encode(reference.tokenizer, conversation) for conversation in conversations]
@@ -154,7 +153,7 @@ def test_every_engine_continues_conversations_as_they_are_encoded(
 
 
 def test_a_prompt_longer_than_the_context_is_left_out(generator: Generator, comparable: Compare) -> None:
-    long = [{"role": "user", "content": "long " * engines.CONTEXT}]
+    long = Prompt(messages=[{"role": "user", "content": "long " * engines.CONTEXT}])
     reported: list[int] = []
 
     def ended(new: Sequence[tuple[int, Completion]]) -> None:
@@ -205,7 +204,8 @@ def test_what_follows_a_request_to_reflect_that_is_too_long(generator: Generator
 
 
 def test_a_completion_may_be_empty(generator: Generator, reference: TransformersGenerator, comparable: Compare) -> None:
-    conversations = [[{"role": "user", "content": chr(33 + number) * (number % 5 + 1)}] for number in range(60)]
+    texts = [chr(33 + number) * (number % 5 + 1) for number in range(60)]
+    conversations = [Prompt(messages=[{"role": "user", "content": text}]) for text in texts]
     silent = [
         one
         for one, reported in zip(conversations, reference.generate(conversations, GREEDY), strict=True)
@@ -218,7 +218,7 @@ def test_a_completion_may_be_empty(generator: Generator, reference: Transformers
 def test_a_thousand_prompts_at_once_come_back_in_order_each_reported_once(
     generator: Generator, reference: TransformersGenerator, comparable: Compare
 ) -> None:
-    conversations = [[{"role": "user", "content": f"{number % 50}"}] for number in range(1000)]
+    conversations = [Prompt(messages=[{"role": "user", "content": f"{number % 50}"}]) for number in range(1000)]
     sampling = GREEDY.model_copy(update={"max_tokens": 3})
     reported: list[int] = []
     completions = generator.generate(

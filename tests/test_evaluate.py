@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from toy import Toy
 
-from r3core import Example, Verdict
+from r3core import Example, Prompt, Verdict
 from r3core.config import resolve
 from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
 from r3core.evaluate import Result, compare, evaluate, fix_rate, scores, solved
 from r3core.executor import LocalExecutor
-from r3core.generation.engine import Conversation
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.protocol import Protocol
 from r3core.runs import Run
@@ -186,14 +185,14 @@ def opened(tmp_path: Path) -> Iterator[Open]:
 def model(*, attempts: Sequence[int] = (), fixes: Sequence[int] = (), needs: str = "") -> ScriptedGenerator:
     """Return a model that gets some problems (numbered from 0) right, and fixes some when `needs` was said."""
 
-    def reply(conversation: Conversation, index: int) -> str:
-        number = int(conversation[0]["content"].removeprefix("Say ").removesuffix("."))
-        place, last = number - 2000, conversation[-1]["content"]
+    def reply(conversation: Prompt, index: int) -> str:
+        number = int(conversation.messages[0]["content"].removeprefix("Say ").removesuffix("."))
+        place, last = number - 2000, conversation.messages[-1]["content"]
         if "reflection" in last:
             return f"{needs or 'base'} says try {place}"
-        if len(conversation) == 1:
+        if len(conversation.messages) == 1:
             return str(number) if place in attempts else "no"
-        reflections = conversation[3]["content"] if len(conversation) == 5 else ""
+        reflections = conversation.messages[3]["content"] if len(conversation.messages) == 5 else ""
         return str(number) if place in fixes and needs in reflections else "no"
 
     return ScriptedGenerator(reply)
@@ -269,8 +268,8 @@ def test_without_a_trained_model_there_is_nothing_to_compare(opened: Open) -> No
 def test_turns_that_were_cut_off_are_reflected_on_and_warned_of_once(
     opened: Open, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def long_winded(conversation: Conversation, index: int) -> str:
-        return "It may well be 7" if len(conversation) == 1 else "no"
+    def long_winded(conversation: Prompt, index: int) -> str:
+        return "It may well be 7" if len(conversation.messages) == 1 else "no"
 
     run, protocol, examples = opened("sampling.attempt.max_tokens=3")
     base, trained = ScriptedGenerator(long_winded), ScriptedGenerator(long_winded)
@@ -309,9 +308,9 @@ def test_an_evaluation_goes_on_where_it_was_stopped(opened: Open, tmp_path: Path
     class Stopped(Exception):
         pass
 
-    def unsteady(conversation: Conversation, index: int) -> str:
+    def unsteady(conversation: Prompt, index: int) -> str:
         said = model(fixes=range(9)).reply(conversation, index)
-        return "no" if len(conversation) == 5 and index % 2 else said  # depends on the batch's seed
+        return "no" if len(conversation.messages) == 5 and index % 2 else said  # depends on the batch's seed
 
     def evaluated(name: str, generator: ScriptedGenerator) -> Result:
         run, protocol, examples = opened(*FULL, "batch_size=2", name=name)
@@ -324,7 +323,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped(opened: Open, tmp_path: Path
     for limit in (5, 9, 13, 40, 70, 1000):  # in the attempts, the arms, the cross table
         left = iter(range(limit))
 
-        def stopping(conversation: Conversation, index: int, left: Iterator[int] = left) -> str:
+        def stopping(conversation: Prompt, index: int, left: Iterator[int] = left) -> str:
             if next(left, None) is None:
                 raise Stopped
             return unsteady(conversation, index)

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from toy import Toy
 
-from r3core import Verdict
+from r3core import Prompt, Verdict
 from r3core.config import resolve
 from r3core.episode import Answer
 from r3core.executor import LocalExecutor
 from r3core.failures import Failure
 from r3core.forecast import Forecast, forecast
-from r3core.generation.engine import Conversation
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.protocol import Protocol
 from r3core.runs import Run
@@ -62,7 +61,7 @@ def told(tmp_path: Path) -> Iterator[Told]:
 class Remembering(ScriptedGenerator):
     """A script that keeps how each call was to be sampled."""
 
-    def __init__(self, reply: Callable[[Conversation, int], str]) -> None:
+    def __init__(self, reply: Callable[[Prompt, int], str]) -> None:
         super().__init__(reply)
         self.samplings: list[Any] = []
 
@@ -71,12 +70,12 @@ class Remembering(ScriptedGenerator):
         return super().generate(conversations, sampling, ended=ended)
 
 
-def retry(conversation: Conversation) -> bool:
-    return conversation[-1]["content"].startswith("Now solve")
+def retry(conversation: Prompt) -> bool:
+    return conversation.messages[-1]["content"].startswith("Now solve")
 
 
-def number_in(conversation: Conversation) -> str:
-    return conversation[0]["content"].removeprefix("Say ").removesuffix(".")
+def number_in(conversation: Prompt) -> str:
+    return conversation.messages[0]["content"].removeprefix("Say ").removesuffix(".")
 
 
 def in_turn(*replies: str, reflection: str = "I see my mistake") -> Remembering:
@@ -84,7 +83,7 @@ def in_turn(*replies: str, reflection: str = "I see my mistake") -> Remembering:
     place = count()
     outcomes = "".join(replies)
 
-    def reply(conversation: Conversation, index: int) -> str:
+    def reply(conversation: Prompt, index: int) -> str:
         if not retry(conversation):
             return reflection
         said = {"p": number_in(conversation), "f": "no", "e": "unclear"}
@@ -130,7 +129,7 @@ def test_there_are_as_many_retries_as_in_training(told: Told) -> None:
 
 
 def test_a_reflection_is_rewarded_as_in_training(told: Told) -> None:
-    def leaky(conversation: Conversation, index: int) -> str:
+    def leaky(conversation: Prompt, index: int) -> str:
         return number_in(conversation) if retry(conversation) else f"It is {number_in(conversation)}"
 
     rewarded = told(generator=ScriptedGenerator(leaky))
@@ -176,7 +175,7 @@ def test_what_could_not_be_judged_has_no_reward(told: Told) -> None:
 
 
 def test_turns_that_were_cut_off_are_counted_and_warned_of(told: Told, capsys: pytest.CaptureFixture[str]) -> None:
-    def reply(conversation: Conversation, index: int) -> str:
+    def reply(conversation: Prompt, index: int) -> str:
         return "I think it is none" if retry(conversation) else "I see my mistake"
 
     limits = ("grpo.max_completion_length=2", "sampling.retry.max_tokens=3")

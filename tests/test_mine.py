@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from toy import Toy
 
-from r3core import Example, RunError, UsageError, Verdict
+from r3core import Example, Prompt, RunError, UsageError, Verdict
 from r3core.config import resolve
 from r3core.episode import Answer, Episode, Stopped
 from r3core.executor import LocalExecutor
 from r3core.failures import Failure, read_failures, write_failures
-from r3core.generation.engine import Conversation
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.mine import card, mine, select
 from r3core.protocol import Protocol
@@ -44,11 +43,11 @@ def by(protocol: Protocol, generator: ScriptedGenerator) -> LocalExecutor:
     return LocalExecutor(protocol, lambda model: generator)
 
 
-def number_in(conversation: Conversation) -> int:
-    return int(conversation[0]["content"].removeprefix("Say ").removesuffix("."))
+def number_in(conversation: Prompt) -> int:
+    return int(conversation.messages[0]["content"].removeprefix("Say ").removesuffix("."))
 
 
-def odd_fails(conversation: Conversation, index: int) -> str:
+def odd_fails(conversation: Prompt, index: int) -> str:
     number = number_in(conversation)
     return "no" if number % 2 else str(number)
 
@@ -159,7 +158,7 @@ def test_mining_takes_a_random_sample_that_follows_from_the_seed(start: Start, t
     assert set(one) != {f"n{number}" for number in range(6)}
 
 
-def long_winded(conversation: Conversation, index: int) -> str:
+def long_winded(conversation: Prompt, index: int) -> str:
     """Pass even numbers; of the odd ones, every other answer is cut off at two tokens before it is given."""
     number = number_in(conversation)
     return str(number) if number % 2 == 0 else "no" if number % 4 == 1 else f"I think it is {number}"
@@ -193,7 +192,7 @@ def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> No
     class Stopped(Exception):
         pass
 
-    def with_luck(conversation: Conversation, index: int) -> str:
+    def with_luck(conversation: Prompt, index: int) -> str:
         return "no" if index % 3 else str(number_in(conversation))  # depends on the batch's seed
 
     whole_run, protocol = start("batch_size=4")
@@ -202,7 +201,7 @@ def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> No
     whole_run.close()
     (tmp_path / "run").rename(tmp_path / "whole")
 
-    def stopping(conversation: Conversation, index: int) -> str:
+    def stopping(conversation: Prompt, index: int) -> str:
         if number_in(conversation) == 14:
             raise Stopped
         return with_luck(conversation, index)
@@ -285,7 +284,7 @@ def test_a_set_of_failures_loads_with_datasets(start: Start, tmp_path: Path) -> 
     run, _, failures = mined(start)
     folder = str(run.path / "failures")
     rows = load_dataset(folder, cache_dir=str(tmp_path / "cache"))["train"]
-    assert rows.column_names[:4] == ["id", "prompt", "answer", "info"]
+    assert rows.column_names[:5] == ["id", "prompt", "tools", "answer", "info"]
     assert rows["id"] == [failure.id for failure in failures]
     assert rows[0]["prompt"] == [{"role": "user", "content": "Say 1."}]
     assert rows[0]["attempt"]["verdict"] == {"outcome": "fail", "reason": "it should be 1"}

@@ -327,9 +327,7 @@ def test_a_chat_template_that_raises_is_found_before_mining(tiny_folder: Path, t
     template.write_text(raising + template.read_text(encoding="utf-8"), encoding="utf-8")
     config = Config(task="even", model=str(folder), output_dir=tmp_path / "run")
     with Pipeline.open(Even(), config) as stages:
-        with pytest.raises(
-            UsageError, match="does not take a conversation of the turns user, assistant, user"
-        ) as error:
+        with pytest.raises(UsageError, match="does not accept messages of the roles user, assistant, user") as error:
             stages.mine()
         assert str(folder) in error.value.message
         assert stages.run.read("mine") == []

@@ -1,70 +1,89 @@
+import re
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from toy import Toy
 
-from r3core import Example, TaskError, Verdict, Wording, prompts
+from r3core import Example, Prompt, TaskError, Verdict, Wording, prompts
 from r3core.episode import Text
 
 EXAMPLE = Example(id="n7", prompt="Say 7.", answer="7")
-ASKED = [{"role": "user", "content": "Say 7."}]
+USER = {"role": "user", "content": "Say 7."}
+FIRST = Prompt(messages=[USER])
+TOOL = {"type": "function", "function": {"name": "wrench"}}
 
 
 class Chatty(Toy):
-    """A task whose prompts are what a test makes them."""
+    """A task whose prompt is a value that a test chooses."""
 
     name = "chatty"
-    said: Any
+    value: Any
 
     def prompt(self, example: Example) -> Any:
-        return self.said
+        return self.value
 
 
 def test_a_text_is_the_users_turn() -> None:
-    assert prompts.attempt(Toy(), EXAMPLE) == ASKED
+    assert prompts.attempt(Toy(), EXAMPLE) == FIRST
 
 
-def test_chat_messages_are_taken_as_they_are() -> None:
-    said = [{"role": "system", "content": "Be brief."}, *ASKED]
-    asked = prompts.attempt(Chatty(said=said), EXAMPLE)
-    assert asked == said
-    asked.append({"role": "user", "content": "more"})
-    assert prompts.attempt(Chatty(said=said), EXAMPLE) == said
+@pytest.mark.parametrize("value", [[USER], Prompt(messages=[USER]), Prompt(messages=[USER], tools=[TOOL])])
+def test_an_example_may_have_any_form_of_prompt(value: Any) -> None:
+    example = Example(id="n7", prompt=value)
+    assert Example.model_validate_json(example.model_dump_json()) == example
+    assert prompts.attempt(Toy(), example) == prompts.attempt(Chatty(value=value), example)
+
+
+def test_chat_messages_are_used_as_they_are() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, USER]
+    prompt = prompts.attempt(Chatty(value=messages), EXAMPLE)
+    assert prompt == Prompt(messages=messages)
+    prompt.messages.append({"role": "user", "content": "more"})
+    assert prompts.attempt(Chatty(value=messages), EXAMPLE) == Prompt(messages=messages)
 
 
 @pytest.mark.parametrize(
-    ("said", "fault"),
+    ("value", "fault"),
     [
-        (None, "is None; that is neither a text nor a list of chat messages"),
-        (7, "is 7; that is neither"),
-        ({"role": "user"}, "is {'role': 'user'}; that is neither"),
-        ((*ASKED,), "is ({'role': 'user', 'content': 'Say 7.'},); that is neither"),
-        (["Say 7."], "has 'Say 7.' as message 1; that is no dict of `role` and `content`"),
-        ([*ASKED, {"role": "user"}], "has {'role': 'user'} as message 2; that is no dict"),
-        ([{"role": "user", "content": 7}], "has 7 as the content of message 1; that is no text"),
-        ([{"role": "user", "content": ["Say 7."]}], "has ['Say 7.'] as the content of message 1; that is no text"),
-        ([{"role": None, "content": "7"}], "has None as the role of message 1; that is no text"),
-        ([*ASKED, {"role": "assistant", "content": "7"}], "ends with the turn of 'assistant'; it should end with"),
+        (None, "is None; it must be a str, a list of chat messages or a Prompt"),
+        (7, "is 7; it must be"),
+        ({"role": "user"}, "is {'role': 'user'}; it must be"),
+        ((USER,), "is ({'role': 'user', 'content': 'Say 7.'},); it must be"),
+        (["Say 7."], "has 'Say 7.' as message 1; it must be a dict with `role` and `content`"),
+        ([USER, {"role": "user"}], "has {'role': 'user'} as message 2; it must be a dict"),
+        ([{"role": "user", "content": 7}], "has 7 as the content of message 1; it must be a str"),
+        ([{"role": "user", "content": ["Say 7."]}], "has ['Say 7.'] as the content of message 1; it must be a str"),
+        ([{"role": None, "content": "7"}], "has None as the role of message 1; it must be a str"),
+        (Prompt(messages=[{"role": "user", "content": 7}]), "has 7 as the content of message 1; it must be a str"),
+        ([USER, {"role": "assistant", "content": "7"}], "ends with a turn of 'assistant'; it must end with the user's"),
         ("", "is empty"),
         (" \n", "is empty"),
         ([], "is empty"),
-        (
-            [{"role": "tools", "content": "wrench"}, *ASKED],
-            "has 'wrench' as its tools; that is no JSON list of objects",
-        ),
-        ([{"role": "tools", "content": '["wrench"]'}, *ASKED], "has '[\"wrench\"]' as its tools"),
-        ([*ASKED, {"role": "tools", "content": "[]"}, *ASKED], "has tools as message 2; only the first message may"),
+        (Prompt(messages=[]), "is empty"),
         ([{"role": "user", "content": " "}], "is empty"),
     ],
 )
-def test_a_prompt_that_no_model_can_continue_is_the_tasks_fault(said: Any, fault: str) -> None:
+def test_a_prompt_that_no_model_can_continue_is_an_error_of_the_task(value: Any, fault: str) -> None:
     with pytest.raises(TaskError) as raised:
-        prompts.attempt(Chatty(said=said), EXAMPLE)
+        prompts.attempt(Chatty(value=value), EXAMPLE)
     assert raised.value.message.startswith(f"task `chatty`: the prompt of example 'n7' {fault}")
-    assert "return a str, or [{" in raised.value.hints[0]
+    assert "return a str, [{" in raised.value.hints[0]
 
 
-def test_a_prompt_that_raises_is_told_with_its_line() -> None:
+@pytest.mark.parametrize("tools", ["wrench", ["wrench"], {"name": "wrench"}])
+def test_tools_are_a_list_of_objects(tools: Any) -> None:
+    class Lost(Toy):
+        def prompt(self, example: Example) -> Prompt:
+            return Prompt(messages=[USER], tools=tools)
+
+    with pytest.raises(ValidationError, match="tools"):
+        Prompt(messages=[USER], tools=tools)
+    with pytest.raises(TaskError, match=re.escape("`prompt` of example 'n7' raised ValidationError")):
+        prompts.attempt(Lost(), EXAMPLE)
+
+
+def test_a_prompt_that_raises_is_reported_with_its_line() -> None:
     class Lost(Toy):
         def prompt(self, example: Example) -> str:
             return str(example.info["words"])
@@ -72,16 +91,16 @@ def test_a_prompt_that_raises_is_told_with_its_line() -> None:
     with pytest.raises(TaskError) as raised:
         prompts.attempt(Lost(), EXAMPLE)
     line = Lost.prompt.__code__.co_firstlineno + 1
-    said = f"task `toy`: `prompt` of example 'n7' raised KeyError: 'words' (test_prompts.py, line {line})"
-    assert raised.value.message == said
+    message = f"task `toy`: `prompt` of example 'n7' raised KeyError: 'words' (test_prompts.py, line {line})"
+    assert raised.value.message == message
 
 
-def test_an_example_without_a_prompt_needs_a_task_that_makes_one() -> None:
+def test_an_example_without_a_prompt_requires_a_task_that_defines_one() -> None:
     with pytest.raises(TaskError, match="task `toy`: example 'n7' has no prompt, and `Toy` defines none"):
         prompts.attempt(Toy(), Example(id="n7"))
 
 
-def test_the_model_is_told_the_reason_only_when_the_run_asks_for_it() -> None:
+def test_the_model_sees_the_reason_only_under_feedback_reason() -> None:
     wording = Wording(failed="No.", failed_because="No, {reason}!")
     assert prompts.failure(wording, Verdict.failed("it is 7"), "binary") == "No."
     assert prompts.failure(wording, Verdict.failed("it is 7"), "reason") == "No, it is 7!"
@@ -95,34 +114,38 @@ def test_a_reason_is_never_a_format_string() -> None:
     )
 
 
-def test_the_conversation_goes_on_and_nothing_before_it_changes() -> None:
+def test_each_prompt_continues_the_earlier_one_unchanged() -> None:
     wording = Wording(reflect="Reflect.", retry="Again.")
-    reflect = prompts.reflect(ASKED, "8", "No.", wording)
-    assert reflect == [*ASKED, {"role": "assistant", "content": "8"}, {"role": "user", "content": "No. Reflect."}]
-    assert prompts.retry(ASKED, "8", "No.", "Too high.", wording) == [
-        *reflect,
+    first = Prompt(messages=[USER], tools=[TOOL])
+    reflect = prompts.reflect(first, "8", "No.", wording)
+    assert reflect.messages == [
+        USER,
+        {"role": "assistant", "content": "8"},
+        {"role": "user", "content": "No. Reflect."},
+    ]
+    retry = prompts.retry(first, "8", "No.", "Too high.", wording)
+    assert retry.messages == [
+        *reflect.messages,
         {"role": "assistant", "content": "Too high."},
         {"role": "user", "content": "Again."},
     ]
-    assert prompts.retry(ASKED, "8", "No.", None, wording) == [
-        *ASKED,
-        {"role": "assistant", "content": "8"},
-        {"role": "user", "content": "No. Again."},
-    ]
-    assert len(ASKED) == 1
+    plain = prompts.retry(first, "8", "No.", None, wording)
+    assert plain.messages == [USER, {"role": "assistant", "content": "8"}, {"role": "user", "content": "No. Again."}]
+    assert reflect.tools == retry.tools == plain.tools == [TOOL]
+    assert first == Prompt(messages=[USER], tools=[TOOL])
 
 
 def test_an_empty_reflection_is_still_a_reflection() -> None:
-    again = prompts.retry(ASKED, "8", "No.", "", Wording())
-    assert [message["role"] for message in again] == ["user", "assistant", "user", "assistant", "user"]
+    again = prompts.retry(FIRST, "8", "No.", "", Wording())
+    assert [message["role"] for message in again.messages] == ["user", "assistant", "user", "assistant", "user"]
 
 
-def test_turns_of_the_model_bring_the_tokens_that_were_sampled_where_these_are_known() -> None:
+def test_turns_of_the_model_have_their_sampled_tokens_where_these_are_known() -> None:
     attempt = Text(text="8", tokens=1, token_ids=[3])
     reflection = Text(text="Too high.", tokens=2, token_ids=[5, 6])
-    again = prompts.retry(ASKED, attempt, "No.", reflection, Wording())
-    assert again[:2] == prompts.reflect(ASKED, attempt, "No.", Wording())[:2]
-    assert [message.get("token_ids") for message in again] == [None, [3], None, [5, 6], None]
-    plain = prompts.retry(ASKED, Text(text="8", tokens=1), "No.", "Too high.", Wording())
-    assert plain == prompts.retry(ASKED, "8", "No.", "Too high.", Wording())
-    assert all(message.keys() == {"role", "content"} for message in plain)
+    again = prompts.retry(FIRST, attempt, "No.", reflection, Wording())
+    assert again.messages[:2] == prompts.reflect(FIRST, attempt, "No.", Wording()).messages[:2]
+    assert [message.get("token_ids") for message in again.messages] == [None, [3], None, [5, 6], None]
+    plain = prompts.retry(FIRST, Text(text="8", tokens=1), "No.", "Too high.", Wording())
+    assert plain == prompts.retry(FIRST, "8", "No.", "Too high.", Wording())
+    assert all(message.keys() == {"role", "content"} for message in plain.messages)

@@ -7,11 +7,10 @@ import pytest
 import tiny
 from toy import Even, Toy
 
-from r3core import Example, RunError, TaskError
+from r3core import Example, Message, Prompt, RunError, TaskError
 from r3core.config import Config, resolve
 from r3core.episode import Arm, Episode
 from r3core.generation.chat import encode
-from r3core.generation.engine import Conversation
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol, seed_of
@@ -29,27 +28,32 @@ def protocol_of(*overrides: str, task: Toy | None = None) -> Protocol:
     return Protocol(task, Judge(task), resolve(task, overrides=overrides))
 
 
-def turn(conversation: Conversation) -> str:
-    """Return which turn a conversation asks for."""
-    last = conversation[-1]["content"]
+def turn(prompt: Prompt) -> str:
+    """Return which turn a prompt is for."""
+    last = prompt.messages[-1]["content"]
     return "reflection" if last.endswith(REFLECT) else "retry" if last.endswith(RETRY) else "attempt"
 
 
-def scripted(**replies: str | Callable[[Conversation], str]) -> ScriptedGenerator:
+def scripted(**replies: str | Callable[[Prompt], str]) -> ScriptedGenerator:
     """Return a generator that gives each kind of turn its reply."""
 
-    def reply(conversation: Conversation, index: int) -> str:
-        said = replies[turn(conversation)]
-        return said if isinstance(said, str) else said(conversation)
+    def reply(prompt: Prompt, index: int) -> str:
+        scripted = replies[turn(prompt)]
+        return scripted if isinstance(scripted, str) else scripted(prompt)
 
     return ScriptedGenerator(reply)
 
 
-def user(text: str) -> dict[str, str]:
+def messages_of(generator: ScriptedGenerator) -> list[list[Message]]:
+    """Return the messages of every prompt that a generator has continued."""
+    return [prompt.messages for prompt in generator.conversations]
+
+
+def user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def assistant(text: str) -> dict[str, str]:
+def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
@@ -57,12 +61,12 @@ def examples(*numbers: int) -> list[Example]:
     return [Example(id=f"n{number}", prompt=f"Say {number}.", answer=str(number)) for number in numbers]
 
 
-def right(conversation: Conversation) -> str:
-    return conversation[0]["content"].removeprefix("Say ").removesuffix(".")
+def right(prompt: Prompt) -> str:
+    return prompt.messages[0]["content"].removeprefix("Say ").removesuffix(".")
 
 
-def wrong_on(*numbers: int) -> Callable[[Conversation], str]:
-    return lambda conversation: "no" if right(conversation) in map(str, numbers) else right(conversation)
+def wrong_on(*numbers: int) -> Callable[[Prompt], str]:
+    return lambda prompt: "no" if right(prompt) in map(str, numbers) else right(prompt)
 
 
 def attempted(protocol: Protocol, *numbers: int, wrong: tuple[int, ...]) -> list[Episode]:
@@ -71,30 +75,30 @@ def attempted(protocol: Protocol, *numbers: int, wrong: tuple[int, ...]) -> list
 
 def reflected(protocol: Protocol, *numbers: int, wrong: tuple[int, ...]) -> list[Episode]:
     episodes = attempted(protocol, *numbers, wrong=wrong)
-    return protocol.reflect(episodes, scripted(reflection=lambda asked: f"About {right(asked)}!"), seed=0)
+    return protocol.reflect(episodes, scripted(reflection=lambda prompt: f"About {right(prompt)}!"), seed=0)
 
 
-def test_an_attempt_is_asked_for_with_the_prompt_alone_and_judged() -> None:
+def test_an_attempt_continues_the_tasks_prompt_alone_and_is_judged() -> None:
     generator = scripted(attempt=wrong_on(2))
     one, two = protocol_of().attempt(examples(1, 2), generator, seed=0)
-    assert generator.conversations == [[user("Say 1.")], [user("Say 2.")]]
+    assert messages_of(generator) == [[user("Say 1.")], [user("Say 2.")]]
     assert (one.attempt.text, one.attempt.tokens, one.attempt.stopped) == ("1", 1, "end")
     assert (one.attempt.verdict.outcome, one.failed) == ("pass", False)
     assert (two.attempt.verdict.outcome, two.attempt.verdict.reason, two.failed) == ("fail", "it should be 2", True)
 
 
-def test_a_reflection_is_asked_for_after_failures_alone() -> None:
+def test_only_failures_are_reflected_on() -> None:
     protocol = protocol_of()
     generator = scripted(reflection="I was wrong.")
     episodes = attempted(protocol, 1, 2, 3, wrong=(2,))
     right_one, failed, right_other = protocol.reflect(episodes, generator, seed=0)
-    assert generator.conversations == [[user("Say 2."), assistant("no"), user(f"{FAILED} {REFLECT}")]]
+    assert messages_of(generator) == [[user("Say 2."), assistant("no"), user(f"{FAILED} {REFLECT}")]]
     assert failed.reflection is not None
     assert (failed.reflection.text, failed.reflection.tokens) == ("I was wrong.", 3)
     assert [right_one, right_other] == [episodes[0], episodes[2]]
 
 
-ASKED: dict[Arm, list[dict[str, str]]] = {
+MESSAGES: dict[Arm, list[Message]] = {
     "reflect": [
         user("Say 2."),
         assistant("no"),
@@ -109,32 +113,32 @@ ASKED: dict[Arm, list[dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("arm", ASKED)
-def test_each_arm_asks_for_its_retry_in_its_own_way(arm: Arm) -> None:
+@pytest.mark.parametrize("arm", MESSAGES)
+def test_each_arm_has_its_own_prompt_of_the_retry(arm: Arm) -> None:
     protocol = protocol_of()
     generator = scripted(retry=right, attempt=right)
     episodes = protocol.retry(reflected(protocol, 1, 2, 3, 4, wrong=(2, 4)), generator, seed=0, arm=arm)
-    assert generator.conversations[0] == ASKED[arm]
+    assert messages_of(generator)[0] == MESSAGES[arm]
     assert [list(episode.retries) for episode in episodes] == [[], [arm], [], [arm]]
     assert episodes[1].retries[arm].text == "2"
     assert episodes[1].retries[arm].verdict.outcome == "pass"
 
 
-def test_the_model_is_told_nothing_but_that_it_failed() -> None:
+def test_the_model_sees_nothing_but_that_it_failed() -> None:
     protocol = protocol_of()
     generator = scripted(reflection="Hm.", retry="no")
     protocol.retry(protocol.reflect(attempted(protocol, 7, wrong=(7,)), generator, seed=0), generator, seed=0)
-    assert all("should be" not in message["content"] for asked in generator.conversations for message in asked)
+    assert all("should be" not in message["content"] for messages in messages_of(generator) for message in messages)
 
 
-def test_the_reason_is_told_when_the_run_asks_for_it() -> None:
+def test_the_model_sees_the_reason_under_feedback_reason() -> None:
     protocol = protocol_of("feedback=reason")
     generator = scripted(reflection="Hm.", retry="no")
     episodes = protocol.reflect(attempted(protocol, 7, wrong=(7,)), generator, seed=0)
     protocol.retry(episodes, generator, seed=0)
     protocol.retry(episodes, generator, seed=0, arm="none")
     because = "Your answer is incorrect: it should be 7."
-    reflection, retry, plain = generator.conversations
+    reflection, retry, plain = messages_of(generator)
     assert reflection[-1] == user(f"{because} {REFLECT}")
     assert retry[2] == user(f"{because} {REFLECT}")
     assert plain[-1] == user(f"{because} {RETRY}")
@@ -145,18 +149,18 @@ def test_a_configuration_replaces_single_sentences() -> None:
     episodes = protocol.reflect(attempted(protocol, 7, wrong=(7,)), scripted(reflection="Hm."), seed=0)
     generator = scripted(retry="7")
     protocol.retry(episodes, generator, seed=0, arm="generic")
-    assert generator.conversations[0][2:4] == [user(f"Nope. {REFLECT}"), assistant("Careful now.")]
+    assert messages_of(generator)[0][2:4] == [user(f"Nope. {REFLECT}"), assistant("Careful now.")]
 
 
-def test_a_task_replaces_sentences_and_a_configuration_comes_before_it() -> None:
+def test_a_task_replaces_sentences_and_the_configuration_takes_precedence() -> None:
     class Terse(Toy):
         name = "terse"
         wording = Toy.wording.model_copy(update={"reflect": "Why?", "failed": "Bad."})
 
     protocol = protocol_of("wording.reflect=How come?", task=Terse())
-    generator = ScriptedGenerator(lambda asked, index: "no")
+    generator = ScriptedGenerator(lambda prompt, index: "no")
     protocol.reflect(protocol.attempt(examples(7), generator, seed=0), generator, seed=0)
-    assert generator.conversations[-1][-1] == user("Bad. How come?")
+    assert messages_of(generator)[-1][-1] == user("Bad. How come?")
 
 
 def test_an_attempt_that_could_not_be_judged_is_no_failure() -> None:
@@ -166,14 +170,14 @@ def test_an_attempt_that_could_not_be_judged_is_no_failure() -> None:
     assert not episodes[0].failed
     generator = scripted(reflection="Hm.", retry="1", attempt="1")
     episodes = protocol.reflect(episodes, generator, seed=0)
-    for arm in ASKED:
+    for arm in MESSAGES:
         episodes = protocol.retry(episodes, generator, seed=0, arm=arm)
     assert generator.conversations == []
     assert episodes[0].reflection is None
     assert episodes[0].retries == {}
 
 
-def test_a_retry_that_could_not_be_judged_is_kept_as_that() -> None:
+def test_a_retry_that_could_not_be_judged_is_an_error() -> None:
     protocol = protocol_of()
     episodes = protocol.retry(reflected(protocol, 1, wrong=(1,)), scripted(retry="unclear"), seed=0)
     assert episodes[0].retries["reflect"].verdict.outcome == "error"
@@ -187,7 +191,7 @@ def test_too_many_errors_end_the_run() -> None:
 def test_a_prompt_of_the_wrong_form_is_found_before_anything_is_generated() -> None:
     generator = scripted(attempt="1")
     broken = Example(id="x", prompt=[{"role": "assistant", "content": "?"}])
-    with pytest.raises(TaskError, match="it should end with the user's"):
+    with pytest.raises(TaskError, match="it must end with the user's"):
         protocol_of().attempt([broken], generator, seed=0)
     assert generator.calls == []
 
@@ -200,8 +204,8 @@ def test_each_kind_of_turn_is_one_call() -> None:
     assert generator.calls == [60, 60, 60]
 
 
-def test_samples_of_a_problem_stand_side_by_side() -> None:
-    generator = ScriptedGenerator(lambda asked, index: str(index))
+def test_attempts_at_the_same_example_are_adjacent() -> None:
+    generator = ScriptedGenerator(lambda prompt, index: str(index))
     episodes = protocol_of().attempt(examples(5, 6), generator, seed=10, samples=2)
     assert [(e.example.id, e.sample, e.attempt.text) for e in episodes] == [
         ("n5", 0, "10"),
@@ -214,11 +218,11 @@ def test_samples_of_a_problem_stand_side_by_side() -> None:
 def test_another_problems_reflection_is_never_that_of_another_sample() -> None:
     protocol = protocol_of()
     attempts = protocol.attempt(examples(1, 2), scripted(attempt="no"), seed=0, samples=2)
-    written = ScriptedGenerator(lambda asked, index: f"{asked[0]['content']} {index}")
+    written = ScriptedGenerator(lambda prompt, index: f"{prompt.messages[0]['content']} {index}")
     episodes = protocol.reflect(attempts, written, seed=0)
     generator = scripted(retry="no")
     protocol.retry(episodes, generator, seed=0, arm="shuffled")
-    assert [asked[3]["content"] for asked in generator.conversations] == [
+    assert [messages[3]["content"] for messages in messages_of(generator)] == [
         "Say 2. 2",
         "Say 2. 2",
         "Say 1. 0",
@@ -250,35 +254,35 @@ def test_a_reflection_is_tested_for_the_answer(reflection: str, leaked: bool) ->
 
 
 @pytest.mark.parametrize("judged", ["verdicts", "leaks"])
-def test_what_has_ended_is_judged_while_the_rest_is_written(
+def test_completions_are_judged_while_others_are_being_generated(
     judged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The generator writes its second half only when the verifier has been at work on the first."""
+    """The generator ends its second half only after the verifier has judged some of the first."""
     log = tmp_path / "log"
     monkeypatch.setenv("TOY_VERDICTS", str(log))
 
     class Halves(ScriptedGenerator):
         def generate(self, conversations: Any, sampling: Any, *, ended: Any = None) -> Any:
-            told: list[Any] = []
-            completions = super().generate(conversations, sampling, ended=told.extend)
-            half = len(told) // 2
-            ended(told[:half])
+            finished: list[Any] = []
+            completions = super().generate(conversations, sampling, ended=finished.extend)
+            half = len(finished) // 2
+            ended(finished[:half])
             deadline = time.monotonic() + 60
             while not log.exists():
-                assert time.monotonic() < deadline, "nothing was judged while the second half was not written"
-            ended(told[half:])
+                assert time.monotonic() < deadline, "nothing was judged before the second half ended"
+            ended(finished[half:])
             return completions
 
     task = Leaky() if judged == "leaks" else Even()
     with Judge(task) as judge:
         protocol = Protocol(task, judge, resolve(task))
         if judged == "verdicts":
-            episodes = protocol.attempt(examples(*range(8)), Halves(lambda asked, index: "ab"), seed=0)
+            episodes = protocol.attempt(examples(*range(8)), Halves(lambda prompt, index: "ab"), seed=0)
             assert {episode.attempt.verdict.outcome for episode in episodes} == {"pass"}
         else:
-            failed = protocol.attempt(examples(*range(8)), ScriptedGenerator(lambda asked, index: "odd"), seed=0)
+            failed = protocol.attempt(examples(*range(8)), ScriptedGenerator(lambda prompt, index: "odd"), seed=0)
             log.unlink()
-            reflected = protocol.reflect(failed, Halves(lambda asked, index: "ab"), seed=0)
+            reflected = protocol.reflect(failed, Halves(lambda prompt, index: "ab"), seed=0)
             assert [episode.reflection and episode.reflection.leaked for episode in reflected] == [True] * 8
 
 
@@ -289,14 +293,14 @@ class Leaky(Even):
         return bool(self.verify(example, reflection))
 
 
-def test_a_new_reflection_puts_the_old_retries_away() -> None:
+def test_a_new_reflection_removes_the_earlier_retries() -> None:
     protocol = protocol_of()
     episodes = protocol.retry(reflected(protocol, 7, wrong=(7,)), scripted(retry="7"), seed=0)
     again = protocol.reflect(episodes, scripted(reflection="Other."), seed=0)
     assert again[0].retries == {}
 
 
-def test_each_turn_is_sampled_as_the_configuration_says() -> None:
+def test_each_turn_has_its_own_sampling_parameters() -> None:
     class Remembering(ScriptedGenerator):
         def generate(self, conversations: Any, sampling: Any, *, ended: Any = None) -> Any:
             seen.append(sampling)
@@ -310,7 +314,7 @@ def test_each_turn_is_sampled_as_the_configuration_says() -> None:
         "sampling.retry.top_k=3",
         "sampling.retry.top_p=0.5",
     )
-    generator = Remembering(lambda asked, index: "no one two three four five six seven")
+    generator = Remembering(lambda prompt, index: "no one two three four five six seven")
     episodes = protocol.attempt(examples(7), generator, seed=1)
     episodes = protocol.retry(protocol.reflect(episodes, generator, seed=2), generator, seed=3)
     assert [(s.max_tokens, s.temperature, s.seed) for s in seen] == [(5, 0.5, 1), (6, 0.6, 2), (7, 0.7, 3)]
@@ -333,11 +337,11 @@ def test_resampling_is_sampled_as_an_attempt_and_other_arms_as_a_retry() -> None
         *(f"sampling.attempt.{option}" for option in attempt), *(f"sampling.retry.{option}" for option in retry)
     )
     episodes = reflected(protocol, 1, 2, wrong=(1, 2))
-    for arm in ASKED:
-        protocol.retry(episodes, Remembering(lambda asked, index: "no"), seed=0, arm=arm)
-    drawn = dict(zip(ASKED, seen, strict=True))
-    assert drawn.pop("resample") == (0.2, 0.5, 3, 40)
-    assert set(drawn.values()) == {(1.5, 0.9, 5, 7)}
+    for arm in MESSAGES:
+        protocol.retry(episodes, Remembering(lambda prompt, index: "no"), seed=0, arm=arm)
+    sampled = dict(zip(MESSAGES, seen, strict=True))
+    assert sampled.pop("resample") == (0.2, 0.5, 3, 40)
+    assert set(sampled.values()) == {(1.5, 0.9, 5, 7)}
 
 
 def test_an_episode_survives_json() -> None:
@@ -353,12 +357,12 @@ def test_a_seed_follows_from_its_parts_alone() -> None:
     assert 0 <= seed_of("x") < 2**63
 
 
-def test_a_configuration_without_wording_leaves_the_tasks() -> None:
+def test_a_configuration_without_wording_uses_the_tasks() -> None:
     task = Toy()
     assert Config(task="toy").wording_for(task) == task.wording
 
 
-def test_recorded_episodes_give_the_very_prompts_that_the_sampled_ones_gave() -> None:
+def test_recorded_episodes_give_exactly_the_prompts_of_the_sampled_ones() -> None:
     tokenizer = tiny.tiny_tokenizer()
     generator = TransformersGenerator(tiny.tiny_model(tokenizer, spread=0.3), tokenizer)
     protocol = protocol_of(*(f"sampling.{turn}.max_tokens=9" for turn in ("attempt", "reflection")))
@@ -371,5 +375,5 @@ def test_recorded_episodes_give_the_very_prompts_that_the_sampled_ones_gave() ->
         return [encode(tokenizer, protocol.retry_request(one, one.reflection)) for one in episodes]
 
     assert encoded(read) == encoded(reflected)
-    assert encoded(older) != encoded(reflected), "the text would do too: the test shows nothing"
+    assert encoded(older) != encoded(reflected), "the text alone gives the same tokens: the test proves nothing"
     assert [one.attempt.text for one in older] == [one.attempt.text for one in reflected]

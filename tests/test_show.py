@@ -6,10 +6,9 @@ import pytest
 import tiny
 from toy import Toy
 
-from r3core import Example, RunError, Split
+from r3core import Example, Prompt, RunError, Split
 from r3core.config import resolve
 from r3core.show import CLOSE, OPEN, print_conversations
-from r3core.task import Message
 
 SHORT = [f"sampling.{turn}.max_tokens=4" for turn in ("attempt", "reflection", "retry")]
 
@@ -59,8 +58,8 @@ def test_the_end_of_a_finished_reflection_is_trained(tiny_folder: Path, capsys: 
 class WithTool(Toy):
     """A task with a tool for the chat template."""
 
-    def prompt(self, example: Example) -> list[Message]:
-        return [{"role": "tools", "content": '[{"name": "wrench"}]'}, {"role": "user", "content": "Turn it."}]
+    def prompt(self, example: Example) -> Prompt:
+        return Prompt(messages=[{"role": "user", "content": "Turn it."}], tools=[{"name": "wrench"}])
 
 
 def test_tools_are_shown_where_the_chat_template_puts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

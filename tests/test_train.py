@@ -13,13 +13,13 @@ import tiny
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from r3core import Example, Split, Task, Verdict
+from r3core import Example, Prompt, Split, Task, Verdict
 from r3core.config import Config
 from r3core.episode import Answer, Episode, Reflection
 from r3core.failures import Failure
 from r3core.generation.chat import encode
 from r3core.generation.control_tokens import control_tokens
-from r3core.generation.engine import Continued, Sampling
+from r3core.generation.generator import Continued, Sampling
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol
 from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
@@ -102,16 +102,18 @@ def even_protocol(*, steps: int = 1, **grpo: Any) -> tuple[Protocol, list[Failur
     turns = {turn: {"max_tokens": 12, "temperature": TEMPERATURE} for turn in ("attempt", "reflection", "retry")}
     config = Config.model_validate({"task": "even", "sampling": turns, "grpo": options | grpo})
     protocol = Protocol(Even(), Judge(Even()), config)
+    prompts = {example.id: protocol.attempt_request(example) for example in Even().load("train")}
     failures = [
         Failure(
-            id=example.id,
-            prompt=list(protocol.attempt_request(example)),
+            id=name,
+            prompt=prompt.messages,
+            tools=prompt.tools,
             sample=0,
             attempt=Answer(text="odd", tokens=3, verdict=Verdict.failed()),
             passed=0,
             samples=1,
         )
-        for example in Even().load("train")
+        for name, prompt in prompts.items()
     ]
     return protocol, failures
 
@@ -200,8 +202,11 @@ def test_only_the_reflections_tokens_have_a_gradient(tmp_path: Path, tiny_tokeni
 def test_tools_are_part_of_the_training_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: LlamaForCausalLM
 ) -> None:
-    offered = {"role": "tools", "content": '[{"type": "function", "function": {"name": "wrench"}}]'}
-    monkeypatch.setattr(Even, "prompt", lambda _, example: [offered, {"role": "user", "content": example.id}])
+    def prompt(_: Even, example: Example) -> Prompt:
+        tools = [{"type": "function", "function": {"name": name}} for name in ("wrench", example.id)]
+        return Prompt(messages=[{"role": "user", "content": example.id}], tools=tools)
+
+    monkeypatch.setattr(Even, "prompt", prompt)
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.chat_template = tiny.TOOL_TEMPLATE
     protocol, failures = even_protocol()
@@ -236,7 +241,7 @@ def test_prompts_in_training_begin_with_the_tokens_that_were_sampled(
 ) -> None:
     protocol, plain = even_protocol()
     model = tiny.tiny_model(tiny_tokenizer, spread=0.3)
-    requests = [failure.prompt for failure in plain]
+    requests = [Prompt(messages=failure.prompt) for failure in plain]
     completions = TransformersGenerator(model, tiny_tokenizer).generate(
         requests, Sampling(temperature=0.7, max_tokens=9)
     )
@@ -251,7 +256,7 @@ def test_prompts_in_training_begin_with_the_tokens_that_were_sampled(
     control = control_tokens(tiny_tokenizer).ids
     reflect, retry = trainer.calls
     attempted = [
-        encode(tiny_tokenizer, failure.prompt) + failure.attempt.token_ids
+        encode(tiny_tokenizer, Prompt(messages=failure.prompt)) + failure.attempt.token_ids
         for failure in failures[1:]
         if control.isdisjoint(failure.attempt.token_ids or [])
     ]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import tiny
 
-from r3core import UsageError
+from r3core import Prompt, UsageError
 from r3core.generation.chat import encode
-from r3core.generation.engine import Completion, Sampling, TooLong
+from r3core.generation.generator import Completion, Sampling, TooLong
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 LENGTHS = (3, 40, 1, 17, 17, 90, 8, 2)
-CONVERSATIONS = [[{"role": "user", "content": f"{place}" + "ab" * length}] for place, length in enumerate(LENGTHS)]
+CONVERSATIONS = [
+    Prompt(messages=[{"role": "user", "content": f"{place}" + "ab" * length}]) for place, length in enumerate(LENGTHS)
+]
 
 
 WRENCH = {"type": "function", "function": {"name": "wrench", "description": "", "parameters": {"type": "object"}}}
-WITH_TOOLS = [{"role": "tools", "content": json.dumps([WRENCH])}, {"role": "user", "content": "Turn it."}]
+WITH_TOOLS = Prompt(messages=[{"role": "user", "content": "Turn it."}], tools=[WRENCH])
 
 
 def test_tools_of_a_conversation_go_to_the_chat_template(tiny_model: LlamaForCausalLM) -> None:
@@ -39,7 +41,7 @@ def test_tools_of_a_conversation_go_to_the_chat_template(tiny_model: LlamaForCau
 def test_a_chat_template_without_a_place_for_tools_is_told(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(UsageError, match="this model's has no place for tools"):
+    with pytest.raises(UsageError, match="this model's chat template has no place for tools"):
         TransformersGenerator(tiny_model, tiny_tokenizer).generate([WITH_TOOLS], GREEDY)
 
 
@@ -280,7 +282,7 @@ def test_training_mode_is_given_back(generator: TransformersGenerator) -> None:
 
 
 def test_a_prompt_that_does_not_fit_is_named(generator: TransformersGenerator) -> None:
-    long = [{"role": "user", "content": "abc" * 700}]
+    long = Prompt(messages=[{"role": "user", "content": "abc" * 700}])
     *_, out = generator.generate([*CONVERSATIONS, long], GREEDY)
     assert (out.stopped, out.tokens) == ("overlong", 0)
     assert out.fault == "a prompt of 2103 tokens and 12 new ones exceed the model's context of 2048"
@@ -288,7 +290,7 @@ def test_a_prompt_that_does_not_fit_is_named(generator: TransformersGenerator) -
         generator.continue_ids([encode(generator.tokenizer, long)], GREEDY)
     assert raised.value.index == 0
     assert "max_tokens" in str(raised.value)
-    [full] = generator.generate([[{"role": "user", "content": "a" * (2048 - 12 - 3)}]], GREEDY)
+    [full] = generator.generate([Prompt(messages=[{"role": "user", "content": "a" * (2048 - 12 - 3)}])], GREEDY)
     assert full.stopped != "overlong", "it is exactly full"
 
 

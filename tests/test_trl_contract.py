@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,11 @@ class Recorder:
         return self.rewards
 
 
-def grpo(tmp_path: Path, reward: Any, *, rows: int = 2, **options: Any) -> GRPOTrainer:
-    """Return TRL's own trainer on a number of rows, for one step with two groups of four."""
+def grpo(tmp_path: Path, reward: Any, *, rows: int = 2, prompts: Sequence[Any] = (), **options: Any) -> GRPOTrainer:
+    """Return TRL's own trainer on a number of rows, or on prompts, for one step with two groups of four."""
     from datasets import Dataset
 
+    prompts = list(prompts) or [PROMPT] * rows
     given: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 8, "num_generations": 4}
     given |= {"max_completion_length": 3, "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False}
     return GRPOTrainer(
@@ -59,7 +60,7 @@ def grpo(tmp_path: Path, reward: Any, *, rows: int = 2, **options: Any) -> GRPOT
         processing_class=doors.tokenizer(),
         reward_funcs=reward,
         args=GRPOConfig(output_dir=str(tmp_path), disable_tqdm=True, dataloader_pin_memory=False, **given | options),
-        train_dataset=Dataset.from_dict({"prompt": [PROMPT] * rows, "failure": list(range(rows))}),
+        train_dataset=Dataset.from_dict({"prompt": prompts, "failure": list(range(len(prompts)))}),
     )
 
 
@@ -108,6 +109,30 @@ def test_prompts_are_tokenized_by_the_overridden_method(tmp_path: Path) -> None:
     assert parameters(GRPOTrainer._tokenize_prompts) == parameters(ReflectionTrainer._tokenize_prompts)
     ids = doors.tokenizer().apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
     assert grpo(tmp_path, Recorder([]))._tokenize_prompts([PROMPT]) == ([ids], None, {})
+
+
+def test_a_batch_has_the_rows_whose_prompts_are_tokenized_in_the_same_order(tmp_path: Path) -> None:
+    override = ReflectionTrainer._generate_and_score_completions
+    assert parameters(GRPOTrainer._generate_and_score_completions) == parameters(override)
+    batches: list[Any] = []
+
+    class Recording(GRPOTrainer):  # type: ignore[misc]
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            batches.append([(row["failure"], row["prompt"]) for row in inputs])
+            return super()._generate_and_score_completions(inputs)
+
+        def _tokenize_prompts(self, prompts: Any) -> Any:
+            batches.append(prompts)
+            return super()._tokenize_prompts(prompts)
+
+    prompts = [[{"role": "user", "content": door}] for door in doors.DOORS]
+    trainer = grpo(tmp_path, Recorder([1.0, 0.0] * 4), prompts=prompts)
+    trainer.__class__ = Recording
+    trainer.train()
+    rows, tokenized = batches
+    assert [prompt for _, prompt in rows] == tokenized
+    assert sorted(failure for failure, _ in rows) == [0] * 4 + [1] * 4
+    assert all(prompts[failure] == prompt for failure, prompt in rows)
 
 
 def test_sampling_is_called_once_per_generation_and_returns_ids_and_log_probabilities(tmp_path: Path) -> None:

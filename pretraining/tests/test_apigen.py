@@ -117,7 +117,7 @@ def test_an_episode_is_the_conversation_of_the_protocol():
         if len(messages) > 2:
             episode = Episode(example=example, attempt=Answer(text=attempted, tokens=1, verdict=Verdict.failed()))
             request = protocol.retry_request(episode, reflected[0] if len(messages) > 4 else None)
-        assert messages == [*request, {"role": "assistant", "content": last}]
+        assert messages == [*request.messages, {"role": "assistant", "content": last}]
         assert (TASK.verify(example, attempted).outcome == "pass") == (len(messages) == 2)
         lengths[len(messages)] += 1
     assert set(lengths) == {2, 4, 6}

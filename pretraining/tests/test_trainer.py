@@ -23,11 +23,12 @@ from pretraining.trainer import (
     pretrain,
     transcript,
 )
-from r3core.generation.engine import Sampling
+from r3core.generation.generator import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
+from r3core.task import Prompt
 
-REQUEST = [{"role": "user", "content": "ab"}]
+REQUEST = Prompt(messages=[{"role": "user", "content": "ab"}])
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -46,7 +47,7 @@ def test_only_trained_pieces_and_the_ends_of_the_assistants_turns_have_labels() 
     made = tokenizer()
     ids, labels = encode(made, transcript(REQUEST, [[Piece("x", trained=False), Piece("whole phrase")]]))
     assert ids == made.apply_chat_template(
-        [*REQUEST, {"role": "assistant", "content": "xwhole phrase"}], return_dict=False
+        [*REQUEST.messages, {"role": "assistant", "content": "xwhole phrase"}], return_dict=False
     )
     assert [made.decode(label) for label in labels if label != IGNORED] == ["whole phrase", "<|end|>"]
 

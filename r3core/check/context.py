@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar, cast
@@ -136,8 +137,10 @@ def _storable(text: str) -> str:
 
 
 def text_of(task: Task, example: Example) -> str:
-    """Return the prompt of an example as one text."""
-    return "\n".join(message["content"] for message in prompts.attempt(task, example))
+    """Return the prompt of an example as one text, its tools included."""
+    prompt = prompts.attempt(task, example)
+    tools = [json.dumps(prompt.tools)] if prompt.tools else []
+    return "\n".join([*tools, *(message["content"] for message in prompt.messages)])
 
 
 def plain(text: str) -> str:

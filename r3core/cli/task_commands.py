@@ -7,7 +7,7 @@ import shlex
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -120,11 +120,14 @@ def verify(
     with Judge(chosen, config.judge.alone()) as judge:
         [verdict] = judge.judge([(problem, text)])
     if as_json:
-        facts = {"task": chosen.name, "split": split, "example": problem.model_dump(mode="json"), "prompt": prompt}
-        typer.echo(json.dumps(facts | {"response": text} | verdict.model_dump(mode="json"), indent=2))
+        facts: dict[str, Any] = {"task": chosen.name, "split": split, "example": problem.model_dump(mode="json")}
+        facts |= {"prompt": prompt.messages, "tools": prompt.tools, "response": text}
+        typer.echo(json.dumps(facts | verdict.model_dump(mode="json"), indent=2))
     else:
         typer.echo(f"example: {visible(problem.id, longest=_LONGEST_SHOWN)} ({split})")
-        for message in prompt:
+        if prompt.tools:
+            typer.echo(f"tools: {visible(json.dumps(prompt.tools), longest=_LONGEST_SHOWN)}")
+        for message in prompt.messages:
             typer.echo(f"{message['role']}: {visible(message['content'], longest=_LONGEST_SHOWN)}")
         typer.echo(f"response: {visible(text, longest=_LONGEST_SHOWN)}")
         typer.echo(f"verdict: {verdict.outcome}" + (f": {visible(verdict.reason)}" if verdict.reason else ""))

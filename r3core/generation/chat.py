@@ -1,4 +1,4 @@
-"""Between conversations and token ids: what a chat template makes of the one, and what is read from the other."""
+"""Prompts to token ids by the chat template, and generated token ids to completions."""
 
 from __future__ import annotations
 
@@ -8,75 +8,77 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from r3core.errors import UsageError
 from r3core.generation.control_tokens import control_tokens, mapped, texts, unused_character
-from r3core.generation.engine import (
+from r3core.generation.generator import (
     Completion,
     Continued,
-    Conversation,
     Ended,
     Sampling,
     TooLong,
     overlong,
-    with_tools,
+    without_token_ids,
 )
-from r3core.task import Message
+from r3core.task import Message, Prompt, Tool
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-Tools = list[dict[str, Any]]
 Take = Callable[[Sequence[tuple[int, Continued]]], None]
-"""Called with what has just ended, each with its prompt's index."""
+"""Called with completions that have just ended, each with the index of its prompt."""
 
 
 class Continues(Protocol):
-    """An engine that takes token ids."""
+    """An engine that continues token ids."""
 
     @property
     def context(self) -> int | None:
-        """The longest sequence in tokens, prompt and completion together; None where it is not known."""
+        """The maximum length of prompt and completion together, in tokens; None where it is unknown."""
         ...
 
     def continue_ids(
         self, prompts: Sequence[list[int]], sampling: Sampling, *, take: Take | None = None
     ) -> list[Continued]:
-        """Return what is generated after each prompt, and call `take` with each of them once."""
+        """Return what is generated after each prompt, and call `take` with each of them exactly once."""
         ...
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """Return the token ids of a conversation, up to where the assistant's turn begins.
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Return the token ids of a prompt, up to where the assistant's turn begins.
 
-    Only the chat template writes control tokens: one that a message spells is tokenized as ordinary text. Turns that
-    the model sampled keep their `token_ids`, so the prompt begins with the very tokens of the earlier one; not so where
-    they are another tokenizer's, or the template shows the earlier turn otherwise than it was (trimmed, without its
-    thought). Raises UsageError when the conversation brings tools, and the chat template has no place for them.
+    Control tokens come from the chat template alone: one that is spelled out in a message is tokenized as ordinary
+    text. Turns that the model sampled keep their `token_ids`, so a prompt begins with exactly the tokens of the earlier
+    one; except where they are another tokenizer's, or the template changes the earlier turn (trims it, or removes its
+    thinking).
+
+    Raises:
+        UsageError: The template does not accept these messages, or has no place for the prompt's tools.
     """
     control = control_tokens(tokenizer)
-    messages, tools = with_tools(conversation)
+    messages, tools = without_token_ids(prompt.messages), prompt.tools
     _check_tools(tokenizer, messages, tools)
     sampled = {
-        place: turn["token_ids"]
-        for place, turn in enumerate(conversation[-len(messages) :])
-        if place and turn["role"] == "assistant" and control.usable(turn.get("token_ids"), turn["content"])
+        index: turn["token_ids"]
+        for index, turn in enumerate(prompt.messages)
+        if index and turn["role"] == "assistant" and control.usable(turn.get("token_ids"), turn["content"])
     }
-    written = list(texts([messages, tools]))
-    mark = unused_character(written) if any(map(control.in_text, written)) else None
+    contents = list(texts([messages, tools]))
+    # A mark inside every spelled control token; the rendered text is cut at the marks, so none is tokenized as one.
+    mark = unused_character(contents) if any(map(control.in_text, contents)) else None
     if mark:
         cut = partial(control.cut, mark=mark)
         messages, tools = mapped(messages, cut), mapped(tools, cut)
 
     def render(shown: list[Message]) -> str:
         text = str(_rendered(tokenizer, shown, tools, tokenize=False, add_generation_prompt=True))
-        # a template may print a tool as Python does, which escapes the character
+        # a template may print a tool as Python's repr, which escapes the mark
         return text.replace(ascii(mark)[1:-1], mark) if mark else text
 
     rendered = render(messages)
     ids: list[int] = []
-    done = 0  # so many characters of `rendered` are in `ids`
-    for place, turn in sampled.items():
-        before = render(messages[:place])
-        after = len(before) + len(messages[place]["content"])
-        if done <= len(before) and rendered[:after] == before + messages[place]["content"]:
+    done = 0  # `ids` are the tokens of rendered[:done]
+    for index, turn in sampled.items():
+        before = render(messages[:index])
+        after = len(before) + len(messages[index]["content"])
+        if done <= len(before) and rendered[:after] == before + messages[index]["content"]:
             ids += control.tokenize(rendered[done : len(before)], mark, inside=done > 0) + turn
             done = after
     return ids + control.tokenize(rendered[done:], mark, inside=done > 0)
@@ -85,7 +87,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> li
 def converse(
     engine: Continues,
     tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Prompt],
     sampling: Sampling,
     *,
     ended: Ended | None,
@@ -113,54 +115,58 @@ def converse(
     return [completions[index] for index in range(len(conversations))]
 
 
-def completion(tokenizer: PreTrainedTokenizerBase, written: Continued) -> Completion:
-    """Return what generated ids say."""
-    count = len(written.ids) - written.ended
-    said = written.ids[:count]
+def completion(tokenizer: PreTrainedTokenizerBase, continued: Continued) -> Completion:
+    """Return the completion of generated token ids: their text, without the end-of-turn token."""
+    count = len(continued.ids) - continued.ended
+    ids = continued.ids[:count]
     return Completion(
-        text=str(tokenizer.decode(said, skip_special_tokens=True)),
-        token_ids=said,
-        stopped="end" if written.ended else "length",
+        text=str(tokenizer.decode(ids, skip_special_tokens=True)),
+        token_ids=ids,
+        stopped="end" if continued.ended else "length",
     )
 
 
-def templated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **options: Any) -> Any:
-    """Return a conversation in the model's chat template, as `apply_chat_template` does with these options.
+def templated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, **options: Any) -> Any:
+    """Return a prompt in the model's chat template, as `apply_chat_template` does with these options.
 
-    Raises UsageError when the conversation brings tools, and the chat template has no place for them.
+    Raises:
+        UsageError: The template does not accept these messages, or has no place for the prompt's tools.
     """
-    messages, tools = with_tools(conversation)
-    _check_tools(tokenizer, messages, tools)
-    return _rendered(tokenizer, messages, tools, **options)
+    messages = without_token_ids(prompt.messages)
+    _check_tools(tokenizer, messages, prompt.tools)
+    return _rendered(tokenizer, messages, prompt.tools, **options)
 
 
-def _check_tools(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None) -> None:
-    shown = [_rendered(tokenizer, messages, offered, tokenize=False) for offered in (tools, None)] if tools else []
-    if tools and shown[0] == shown[1]:
+def _check_tools(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: list[Tool]) -> None:
+    if not tools:
+        return
+    with_tools, without = (_rendered(tokenizer, messages, offered, tokenize=False) for offered in (tools, []))
+    if with_tools == without:
         raise UsageError(
-            "the task gives its tools to the chat template, and this model's has no place for tools",
-            "put them into the prompt (apigen: leave `template` out), or name a model that was trained to call tools",
+            "the task's prompts have tools, and this model's chat template has no place for tools",
+            "put the tools into the text of the prompt (apigen: leave `template` out), or choose a model that was "
+            "trained to call tools",
         )
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Tools | None, **options: Any) -> Any:
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: list[Tool], **options: Any) -> Any:
     from jinja2 import TemplateError
 
-    offered = cast("list[dict[Any, Any] | Callable[..., Any]] | None", tools)
+    # None, not []: some templates write an empty section of tools for a list
+    offered = cast("list[dict[Any, Any] | Callable[..., Any]] | None", tools or None)
     try:
         return tokenizer.apply_chat_template(messages, tools=offered, **options)
     except TemplateError as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise UsageError(
-            f"the chat template of `{tokenizer.name_or_path}` does not take a conversation of the turns {roles}: "
-            f"{error}",
-            "change the task's `prompt` (some templates take no system message), or put a chat_template.jinja that "
-            "takes it into a copy of the model's folder",
+            f"the chat template of `{tokenizer.name_or_path}` does not accept messages of the roles {roles}: {error}",
+            "change the task's `prompt` (some templates accept no system message), or copy the model's folder and "
+            "put a chat_template.jinja into it that accepts them",
         ) from error
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> set[int]:
-    """Return the tokens that end a turn: those of the model's generation_config, and the tokenizer's."""
+    """Return the end-of-turn tokens: those of the model's generation_config, and the tokenizer's."""
     configured: Any = generation.eos_token_id if generation else None
     listed = configured if isinstance(configured, list) else [configured]
     return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
@@ -172,12 +178,12 @@ def check_lengths(
     """Raise TooLong for the first prompt that exceeds the model's context together with its new tokens."""
     for index, prompt in enumerate(prompts):
         if fault := fault_of_length(prompt, sampling, context):
-            opening = str(tokenizer.decode(prompt, skip_special_tokens=True))
-            raise TooLong(index, f"{fault}: {opening[:80]!r}...")
+            text = str(tokenizer.decode(prompt, skip_special_tokens=True))
+            raise TooLong(index, f"{fault}: {text[:80]!r}...")
 
 
 def fault_of_length(prompt: Sequence[int], sampling: Sampling, context: int | None) -> str | None:
-    """Return how a prompt and its new tokens exceed a context; None when they fit, or it is not known."""
+    """Return by how much a prompt and its maximum of new tokens exceed the context; None when they fit."""
     if context is None or len(prompt) + sampling.max_tokens <= context:
         return None
     return (

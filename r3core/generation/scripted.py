@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from r3core.generation.engine import Completion, Conversation, Ended, Sampling
+from r3core.generation.generator import Completion, Ended, Sampling
+from r3core.task import Prompt
 
 
 class ScriptedGenerator:
@@ -13,14 +14,14 @@ class ScriptedGenerator:
     The tokens of a reply are its words; one longer than `sampling.max_tokens` is cut and stops by length.
     """
 
-    def __init__(self, reply: Callable[[Conversation, int], str]) -> None:
+    def __init__(self, reply: Callable[[Prompt, int], str]) -> None:
         self.reply = reply
-        self.conversations: list[Conversation] = []
+        self.conversations: list[Prompt] = []
         self.calls: list[int] = []
         """The number of conversations of each call: shows the sizes of the batches."""
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return the script's replies; `rng_index` counts the conversations from 0, offset by the seed."""
         self.conversations += conversations

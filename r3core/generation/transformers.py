@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from r3core.engine import Engine
 from r3core.generation.cache import CachedRows
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
-from r3core.generation.engine import Completion, Continued, Conversation, Ended, Sampling
+from r3core.generation.generator import Completion, Continued, Ended, Sampling
 from r3core.generation.models import context_of, load
+from r3core.task import Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ class TransformersGenerator:
         return context_of(self.model.config)
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion per conversation, in the same order; `ended` is called when rows leave the batch."""
         return converse(self, self.tokenizer, conversations, sampling, ended=ended)

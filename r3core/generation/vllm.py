@@ -15,8 +15,9 @@ from r3core.config import Config
 from r3core.engine import Engine, EngineOptions
 from r3core.errors import ConfigError, UsageError, did_you_mean, one_line
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
-from r3core.generation.engine import Completion, Continued, Conversation, Ended, Sampling
+from r3core.generation.generator import Completion, Continued, Ended, Sampling
 from r3core.generation.models import adapter_in, base_of, load_tokenizer, saved_dtype
+from r3core.task import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -127,7 +128,7 @@ class VllmGenerator:
         return int(self.llm.model_config.max_model_len)
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion per conversation, in the same order; `ended` is called with each when it has ended."""
         return converse(self, self.tokenizer, conversations, sampling, ended=ended)

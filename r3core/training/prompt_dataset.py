@@ -12,7 +12,7 @@ from r3core.distributed import rank
 from r3core.errors import RunError
 from r3core.failures import Failure
 from r3core.generation.chat import encode, fault_of_length
-from r3core.generation.engine import Sampling
+from r3core.generation.generator import Sampling
 from r3core.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -63,5 +63,5 @@ def prompt_dataset(protocol: Protocol, failures: Sequence[Failure], at_a_time: i
             f"{len(failures)} failures are too few to train on: each generation uses {at_a_time} of them",
             "mine more problems (--set mine.limit=...), or lower grpo.per_device_train_batch_size",
         )
-    requests = [list(protocol.reflection_request(failure.episode())) for failure in failures]
+    requests = [protocol.reflection_request(failure.episode()).messages for failure in failures]
     return Dataset.from_dict({"prompt": requests, "failure": list(range(len(failures)))})

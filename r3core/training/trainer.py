@@ -33,10 +33,11 @@ from r3core.episode import Episode
 from r3core.failures import Failure
 from r3core.generation.cache import apply_time_step_limit
 from r3core.generation.chat import completion, encode
-from r3core.generation.engine import Continued, Conversation, Sampling
+from r3core.generation.generator import Continued, Sampling
 from r3core.protocol import Protocol, seed_of, with_leak
 from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
 from r3core.runs import Run
+from r3core.task import Message
 from r3core.training.checkpoints import ONE_PROCESS
 from r3core.training.lora import lora_config
 from r3core.training.policy import Policy, context_in_training, vllm_started_for
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "trl.trainer.grpo_trainer.GRPOTrainer": (
         "_generate_single_turn",  # overridden: samples the reflections
+        "_generate_and_score_completions",  # overridden: records which failures a batch is about
         "_tokenize_prompts",  # overridden: encodes the requests to reflect
         "_get_train_sampler",  # overridden: the order of failures in each epoch
         "_metrics",  # metrics of the current step, which TRL averages and logs
@@ -142,9 +144,19 @@ class ReflectionTrainer(GRPOTrainer):
             trl.data_source, trl.mini_repeat_count, trl.batch_size, trl.repeat_count, trl.shuffle, trl.seed
         )
 
-    def _tokenize_prompts(self, prompts: list[Conversation]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Return the token ids of B requests to reflect, encoded as in mining and evaluation; no images, no fields."""
-        return [encode(self.processing_class, prompt) for prompt in prompts], None, {}
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Record the failures of this batch for `_tokenize_prompts`, to which TRL passes messages alone."""
+        self.batch = [row["failure"] for row in inputs]
+        scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        return scored
+
+    def _tokenize_prompts(self, prompts: list[list[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Return the token ids of B requests to reflect, encoded as in mining and evaluation; no images, no fields.
+
+        The requests are built from the failures: `prompts` are TRL's copies of their messages, without the tools.
+        """
+        requests = [self.protocol.reflection_request(self.failures[index].episode()) for index in self.batch]
+        return [encode(self.processing_class, request) for request in requests], None, {}
 
     def _generate_single_turn(
         self,

@@ -1,4 +1,4 @@
-"""Chat templates of well-known models, each with a small tokenizer that has the same kind of control tokens."""
+"""Chat templates of well-known models, each with a small tokenizer that has control tokens of the same kind."""
 
 # ruff: noqa: RUF001 (DeepSeek's tokens have fullwidth bars)
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-MISTRAL = (  # of Mistral-7B-Instruct-v0.3, without its tools
+MISTRAL = (  # that of Mistral-7B-Instruct-v0.3, without tools
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ '[INST] ' + message['content'] + '[/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
@@ -24,19 +24,19 @@ MERGES = ["th", "the", "in", "er", "an", "on", "re", "ll", "Sa", "Say", "im", "e
 
 
 class Family(NamedTuple):
-    """A chat template, and the tokens that a tokenizer has for it."""
+    """A chat template and the tokens of its tokenizer."""
 
     template: str
-    """The name of one of TRL's, or a template itself."""
+    """The name of one of TRL's templates, or the text of a template."""
     special: Sequence[str]
     ordinary: Sequence[str] = ()
-    """Added tokens that are not special, though the template writes them."""
+    """Added tokens that are not special, although the template writes them."""
     eos: str | None = None
     bos: str | None = None
     prefix: bool = False
-    """Whether the first word of a text gets a `▁`, as SentencePiece does it."""
+    """Whether the first word of a text gets a `▁`, as in SentencePiece."""
     verbatim: bool = True
-    """Whether the template leaves earlier turns of the assistant, which have no thoughts, as they were written."""
+    """Whether the template leaves earlier turns of the assistant without thinking unchanged."""
 
 
 FAMILIES = {
@@ -57,7 +57,7 @@ FAMILIES = {
         ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"],
         ["<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"],
         bos="<｜begin▁of▁sentence｜>",
-        verbatim=False,  # the request opens a thought, which earlier turns are without
+        verbatim=False,  # the new turn opens thinking, which earlier turns lack
     ),
     "mistral": Family(
         MISTRAL, ["<s>", "</s>", "[INST]", "[/INST]"], bos="<s>", eos="</s>", prefix=True, verbatim=False
@@ -66,13 +66,13 @@ FAMILIES = {
         "glm4moe",
         ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>"],
         ["<think>", "</think>"],
-        verbatim=False,  # earlier turns get an empty thought
+        verbatim=False,  # earlier turns get empty thinking
     ),
 }
 
 
 def tokenizer_of(family: Family) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes and a few longer tokens, with the control tokens and the template of a family."""
+    """Return a byte tokenizer with a few longer tokens, and the control tokens and the template of a family."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -112,6 +112,6 @@ def _stored(name: str) -> str:
 
 
 def _pair(word: str, symbols: Sequence[str]) -> tuple[str, str]:
-    """Return the two tokens that a longer one is merged from."""
+    """Return the two tokens whose merge is a longer one."""
     known = {*symbols, *MERGES} - {word}
     return next((word[:at], word[at:]) for at in range(len(word) - 1, 0, -1) if {word[:at], word[at:]} <= known)

@@ -17,10 +17,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from r3core.generation.engine import Completion, Sampling
+from r3core.generation.generator import Completion, Sampling
+from r3core.task import Prompt
 
 if TYPE_CHECKING:
-    from r3core.generation.engine import Generator
+    from r3core.generation.generator import Generator
 
 MODEL = "tiny"
 PAUSE = 0.2  # seconds, where the server says how long to wait
@@ -111,7 +112,7 @@ class Server:
         names = ("temperature", "top_p", "top_k", "max_tokens", "seed")
         sampling = Sampling(**{name: body[name] for name in names if name in body})
         with self._lock:
-            return self.generator.generate([body["messages"]], sampling)[0]
+            return self.generator.generate([Prompt(messages=body["messages"])], sampling)[0]
 
 
 def answer(completion: Completion) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two toy tasks, for tests: `Toy` is easy to answer by a script, `Even` by a model that knows nothing."""
+"""Two toy tasks for tests: `Toy` is easy to answer by a script, `Even` by an untrained model."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ FIRST = {"train": 0, "validation": 1000, "test": 2000}
 
 
 class Toy(Task):
-    """Say the number that the prompt names."""
+    """Say the number in the prompt."""
 
     name = "toy"
     demo: ClassVar[Demo | None] = None
 
     problems: int = 24
-    """How many problems each split has."""
+    """Number of problems in each split."""
 
     def load(self, split: Split) -> Iterator[Example]:
         for number in range(FIRST[split], FIRST[split] + self.problems):
             yield Example(id=f"n{number}", prompt=f"Say {number}.", answer=str(number))
 
     def verify(self, example: Example, response: str) -> Verdict | bool:
-        """Accept the number alone; a response that says `unclear` breaks the verifier."""
+        """Accept the number alone; a response with `unclear` raises."""
         if "unclear" in response:
             raise ValueError("cannot read that")
         if response == example.answer:
@@ -42,7 +42,7 @@ class Toy(Task):
 class Even(Toy):
     """Say something with an even number of characters.
 
-    Every verdict adds a line to the file that the environment variable TOY_VERDICTS names: tests count them.
+    Every verdict appends a line to the file in the environment variable TOY_VERDICTS, for tests to count.
     """
 
     name = "even"

@@ -16,8 +16,7 @@ from r3_plugin_apigen.compare import check
 from r3_plugin_apigen.demo import DEMO
 from r3_plugin_apigen.generate import MOST_CALLS, MOST_DISTRACTORS, Space
 from r3_plugin_apigen.schema import Schema, with_defaults
-from r3core import Demo, Example, Message, Split, Task, Verdict, hookimpl
-from r3core.task import TOOLS
+from r3core import Demo, Example, Prompt, Split, Task, Verdict, hookimpl
 
 _FOR_ALL_SOURCES = {"source", "ordered", "defaults", "template"}
 
@@ -76,7 +75,7 @@ class Apigen(Task):
             return generate.generate(self._space(), split, self.data_seed)
         return rows.load(self.source, split)
 
-    def prompt(self, example: Example) -> str | list[Message]:
+    def prompt(self, example: Example) -> str | Prompt:
         order = " in the order of the request," if self.ordered else ""
         asked = (
             f"Request: {example.info['query']}\n\n"
@@ -85,10 +84,10 @@ class Apigen(Task):
             "tags, with text around it, but there must be no second list of calls."
         )
         if not self.template:
-            tools = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _tools(example))
-            return f"Tools:\n{tools}\n\n{asked}"
-        offered = json.dumps([{"type": "function", "function": tool} for tool in _tools(example)])
-        return [{"role": TOOLS, "content": offered}, {"role": "user", "content": asked}]
+            listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _tools(example))
+            return f"Tools:\n{listed}\n\n{asked}"
+        tools = [{"type": "function", "function": tool} for tool in _tools(example)]
+        return Prompt(messages=[{"role": "user", "content": asked}], tools=tools)
 
     def verify(self, example: Example, response: str) -> Verdict:
         schemas, asked = _schemas(example), calls_of(example.answer)

@@ -109,6 +109,14 @@ def test_the_prompt_has_the_tools_the_request_and_the_form_of_the_answer():
     assert "in the order" in Apigen(ordered=True).prompt(ROME)
 
 
+def test_tools_are_beside_the_messages_of_the_chat_template():
+    plain, prompt = Apigen().prompt(ROME), Apigen(template=True).prompt(ROME)
+    assert prompt.tools == [{"type": "function", "function": tool} for tool in TOOLS]
+    [message] = prompt.messages
+    assert plain.endswith(f"\n\n{message['content']}")
+    assert message["content"].startswith("Request: Weather in Rome for 3 days?\n\n")
+
+
 def test_a_prompt_that_is_said_again_is_no_answer_and_takes_none_away():
     for one in (ROME, TWO, example()):
         prompt = Apigen().prompt(one)

@@ -15,8 +15,8 @@ from r3_plugin_openai.responses import completion_of, failure_of, faults_as_erro
 from r3_plugin_openai.server import ServerOptions
 from r3core.errors import R3Error
 from r3core.files import digest
-from r3core.generation.engine import Completion, Conversation, Ended, Sampling, overlong, with_tools
-from r3core.task import Message
+from r3core.generation.generator import Completion, Ended, Sampling, overlong, without_token_ids
+from r3core.task import Message, Prompt
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -58,7 +58,7 @@ class OpenAIGenerator:
         self.cache = cache
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion per conversation, in the same order; `ended` is called in this thread as they arrive.
 
@@ -97,9 +97,8 @@ class OpenAIGenerator:
     def close(self) -> None:
         """Do nothing: connections are open only while `generate` runs."""
 
-    def _body(self, conversation: Conversation, sampling: Sampling, index: int) -> Body:
-        messages, tools = with_tools(conversation)
-        messages = _as_data(messages)
+    def _body(self, conversation: Prompt, sampling: Sampling, index: int) -> Body:
+        messages = _as_data(without_token_ids(conversation.messages))
         limit = "max_completion_tokens" if self.server.is_openai else "max_tokens"  # OpenAI has renamed it
         body: Body = {
             "model": self.model,
@@ -109,8 +108,8 @@ class OpenAIGenerator:
             limit: sampling.max_tokens,
             "seed": _seed(sampling.seed, index),
         }
-        if tools:
-            body["tools"] = tools
+        if conversation.tools:
+            body["tools"] = conversation.tools
         if sampling.top_k:
             body["top_k"] = sampling.top_k
         return body | self.server.extra_body

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import Field
 
 from r3core.episode import Stopped
 from r3core.errors import UsageError
-from r3core.task import TOOLS, Frozen, Message
-
-Conversation = Sequence[Message]
-"""Chat messages; the first one may have the role `tools`: see `with_tools`.
-
-A message that the model sampled may bring its tokens as `token_ids`, without the end-of-turn token.
-"""
+from r3core.task import Frozen, Message, Prompt
 
 
-def with_tools(conversation: Conversation) -> tuple[list[Message], list[dict[str, Any]] | None]:
-    """Return the messages of a conversation, and the tools that its first message brings for the chat template.
-
-    That message's content is a JSON list of tools in OpenAI's format. The messages come without their `token_ids`.
-    """
-    messages = [{key: value for key, value in one.items() if key != "token_ids"} for one in conversation]
-    if messages[0]["role"] != TOOLS:
-        return messages, None
-    return messages[1:], json.loads(messages[0]["content"])
+def without_token_ids(messages: Sequence[Message]) -> list[Message]:
+    """Return messages as a chat template or a server takes them."""
+    return [{key: value for key, value in message.items() if key != "token_ids"} for message in messages]
 
 
 class Sampling(Frozen):
@@ -45,7 +32,12 @@ class Sampling(Frozen):
 
 
 class Completion(Frozen):
-    """One generated turn."""
+    """One generated turn.
+
+    >>> Completion(text="It is 7.", token_ids=[412, 318, 22, 13], stopped="end").tokens
+    4
+    >>> cut_off = Completion(text="It is", token_ids=None, tokens=2, stopped="length")  # from a server
+    """
 
     text: str
     token_ids: list[int] | None
@@ -76,7 +68,7 @@ class Generator(Protocol):
     """Anything that continues conversations: a local model, a server, a trainer's current policy, a script."""
 
     def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, *, ended: Ended | None = None
+        self, conversations: Sequence[Prompt], sampling: Sampling, *, ended: Ended | None = None
     ) -> list[Completion]:
         """Return one completion per conversation, in the same order; `ended` is called with each of them exactly once.
 
