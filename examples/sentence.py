@@ -46,8 +46,8 @@ class Sentence(Task):
         answer = response.strip()
         if not SENTENCE.fullmatch(answer):
             return Verdict.failed("it is not one sentence of plain words with its mark at the end")
-        words = re.findall(WORD, answer.lower())
-        if missing := [word for word in required if word not in words]:
+        text_words = re.findall(WORD, answer.lower())
+        if missing := [word for word in required if word not in text_words]:
             return Verdict.failed(f"`{missing[0]}` is missing")
         if len(words) != length:
             return Verdict.failed(f"it has {len(words)} words, not {length}")

@@ -48,7 +48,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type[EngineOptions]] = EngineOptions
-    """The options of the engine; by default there are none."""
+    """The options of the engine; by default it has no options."""
     places: ClassVar[frozenset[str]] = frozenset()
     """Options that decide where the engine works and not what it generates: a run may be resumed with other values."""
     training: ClassVar[Mapping[str, Any]] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Replace a file's content in one step, and make its folder where there is none.
+    """Replace a file's content in one step, and create its folder if it is missing.
 
     Readers, and whoever comes after a kill or a power failure, find the old content or the new one. A kill may leave
     `.NAME.PID.partial` beside the file.

@@ -89,7 +89,7 @@ class Run(RunRecord):
 
     @classmethod
     def open(cls, path: Path, config: Mapping[str, JsonValue]) -> Run:
-        """Lock a run directory, and make it when there is none.
+        """Lock a run directory, and create it if it is missing.
 
         Raises:
             BusyError: another process has locked it.

@@ -50,7 +50,7 @@ def folder_of(model: str, revision: str | None) -> Path:
 
 
 def adapter_in(folder: str | Path) -> dict[str, Any] | None:
-    """Return the configuration of the LoRA adapter in a folder, None when there is none."""
+    """Return the configuration of the LoRA adapter in a folder, or None."""
     path = Path(folder, f"{ADAPTER}.json")
     read: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return read

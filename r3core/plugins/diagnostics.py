@@ -116,7 +116,7 @@ def _wrong_methods(task: type[Task]) -> Iterator[str]:
 
 
 def _line_of(error: BaseException, task: type[Task]) -> str:
-    """Return the last line in the files of the task's classes that an exception passed; empty when there is none."""
+    """Return the last line in the files of the task's classes that an exception passed, or an empty text."""
     modules: list[Any] = [sys.modules.get(kind.__module__) for kind in task.__mro__ if issubclass(kind, Task)]
     files = {getattr(module, "__file__", None) for module in modules if module is not sys.modules[Task.__module__]}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]

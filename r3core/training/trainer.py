@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "trl.trainer.grpo_trainer.GRPOTrainer": (
         "_generate_single_turn",  # overridden: samples the reflections
-        "_generate_and_score_completions",  # overridden: records which failures a batch is about
+        "_generate_and_score_completions",  # overridden: records the failures of the batch
         "_tokenize_prompts",  # overridden: encodes the requests to reflect
         "_get_train_sampler",  # overridden: the order of failures in each epoch
         "_metrics",  # metrics of the current step, which TRL averages and logs

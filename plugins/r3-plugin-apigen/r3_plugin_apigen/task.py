@@ -77,7 +77,7 @@ class Apigen(Task):
 
     def prompt(self, example: Example) -> str | Prompt:
         order = " in the order of the request," if self.ordered else ""
-        asked = (
+        request = (
             f"Request: {example.info['query']}\n\n"
             f"Which calls does the request need? Write them as one JSON list,{order} each call an object with the keys "
             '"name" and "arguments"; the list is empty when no tool fits. It may stand in a code fence or in tool_call '
@@ -85,14 +85,14 @@ class Apigen(Task):
         )
         if not self.template:
             listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _tools(example))
-            return f"Tools:\n{listed}\n\n{asked}"
+            return f"Tools:\n{listed}\n\n{request}"
         tools = [{"type": "function", "function": tool} for tool in _tools(example)]
-        return Prompt(messages=[{"role": "user", "content": asked}], tools=tools)
+        return Prompt(messages=[{"role": "user", "content": request}], tools=tools)
 
     def verify(self, example: Example, response: str) -> Verdict:
-        schemas, asked = _schemas(example), calls_of(example.answer)
+        schemas, expected = _schemas(example), calls_of(example.answer)
         try:
-            check(find_calls(response), asked, schemas, ordered=self.ordered, defaults=self.defaults)
+            check(find_calls(response), expected, schemas, ordered=self.ordered, defaults=self.defaults)
         except Wrong as wrong:
             return Verdict.failed(str(wrong), kind=wrong.kind.value)
         return Verdict.passed()
@@ -101,25 +101,25 @@ class Apigen(Task):
         return _written(calls_of(example.answer))
 
     def variants(self, example: Example) -> Iterable[str]:
-        asked, reference = calls_of(example.answer), self.reference(example)
-        tagged = [f"<tool_call>\n{_written([call])[1:-1]}\n</tool_call>" for call in asked]
+        expected, reference = calls_of(example.answer), self.reference(example)
+        tagged = [f"<tool_call>\n{_written([call])[1:-1]}\n</tool_call>" for call in expected]
         yield f"<tool_call>{reference}</tool_call>"
         yield "I look at the tools [and the request] first.\n" + "\n".join(tagged or [reference])
         yield f"These calls are needed:\n```json\n{json.dumps(example.answer, indent=2)}\n```\nThat is all."
         yield f"{reference}\nOnce more:\n{reference}"
-        if not self.ordered and len(asked) > 1:
-            yield _written(asked[::-1])
+        if not self.ordered and len(expected) > 1:
+            yield _written(expected[::-1])
         if self.defaults:
             schemas = _schemas(example)
-            stated = _written([Call(name, with_defaults(arguments, schemas[name])) for name, arguments in asked])
+            stated = _written([Call(name, with_defaults(arguments, schemas[name])) for name, arguments in expected])
             if stated != reference:
                 yield stated
 
     def leaks(self, example: Example, reflection: str) -> bool:
         """Tell whether a reflection is an answer, or names every tool to call with every value of its arguments."""
-        asked = calls_of(example.answer)
-        said = all(_names(reflection, text) for call in asked for text in (call.name, *_values(call.arguments)))
-        return super().leaks(example, reflection) or (said and asked != [])
+        expected = calls_of(example.answer)
+        named = all(_names(reflection, text) for call in expected for text in (call.name, *_values(call.arguments)))
+        return super().leaks(example, reflection) or (named and expected != [])
 
     def _space(self) -> Space:
         return Space(self.calls, self.distractors, self.optional, self.nested, self.terse)

@@ -36,7 +36,7 @@ class CompletionCache:
         return self._completions
 
     def get(self, key: str) -> Completion | None:
-        """Return the cached completion of a request, None when there is none."""
+        """Return the cached completion of a request, or None."""
         return self.completions.get(key)
 
     def put(self, completions: Sequence[tuple[str, Completion]]) -> None:

@@ -43,7 +43,7 @@ class OpenAIEngine(Engine):
         """Return a generator for one of the server's models; with a run, completions are cached in its directory.
 
         Raises:
-            ConfigError: the server requires a key, and there is none.
+            ConfigError: the server requires a key, and none is set.
         """
         self.check()
         self.options.key()
