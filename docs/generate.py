@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `pretrain
 import memory_tables
 import published
 import typer.main
+from pydantic import BaseModel
 from tables import table
 
 from pretraining import apigen, countdown
@@ -35,9 +36,10 @@ from pretraining.apigen_teacher import FOLLOWS
 from pretraining.trainer import Phase
 from r3_plugin_apigen.task import Apigen
 from r3_plugin_countdown.task import Countdown
+from r3_plugin_openai.server import ServerOptions
+from r3_plugin_ray.engine import RayOptions
 from r3core.cli.main import app
 from r3core.config import Config, Section
-from r3core.generation.server import Server
 from r3core.plugins.options import type_text
 from r3core.presets import PRESETS
 from r3core.training.grpo_options import OWNED
@@ -121,10 +123,15 @@ def configuration() -> str:
         "there, `temperature`, `top_p`, `top_k` and `max_completion_length` follow `sampling.reflection`, and "
         "`use_vllm` and `vllm_mode` follow `engine` (see [scale.md](scale.md)). Only these options are refused:",
         table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
-        "## Options of a server",
-        "With `engine: openai`, these are set under `engine_options`. The key is read from the environment variable "
-        "`OPENAI_API_KEY` alone: one in the configuration is refused, as the run directory would hold it.",
-        table(("key", "type", "default", "meaning"), list(_keys(Server, "engine_options."))),
+        "## Options of engines",
+        "`engine_options` are those of the selected `engine`: `vllm` has the options of `vllm.LLM`, under their own "
+        "names; `transformers` has none.",
+        "### openai",
+        "The key is read from the environment variable `OPENAI_API_KEY` alone: one in the configuration is refused, "
+        "because the run directory would contain it.",
+        table(("key", "type", "default", "meaning"), list(_keys(ServerOptions, "engine_options."))),
+        "### ray",
+        table(("key", "type", "default", "meaning"), list(_keys(RayOptions, "engine_options."))),
         "## Presets",
         "`--preset NAME` sets:",
     ]
@@ -157,7 +164,7 @@ def file_map() -> str:
     folder = ROOT / "r3core"
     files = [(f"`{name}.py`", _summary(folder / f"{name}.py")) for name in names if not (folder / name).is_dir()]
     folders = [(f"`{name}/`", _summary(folder / name / "__init__.py")) for name in names if (folder / name).is_dir()]
-    return table(("`r3core/`", "holds"), [*files, *folders])
+    return table(("`r3core/`", "contents"), [*files, *folders])
 
 
 def countdown_corpus() -> str:
@@ -258,7 +265,7 @@ def _default(parameter: Any) -> str:
     return "" if parameter.default is None or parameter.default is False else f"`{parameter.default}`"
 
 
-def _keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, ...]]:
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, ...]]:
     """Yield a row for each key, first the section's own, then those of its parts."""
     parts = []
     for name, field in section.model_fields.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 from r3_plugin_apigen.catalog import Form, Tool, form_of, tools
 from r3_plugin_apigen.values import AnyValue, Choice, Named, Several
-from r3_plugin_apigen.words import MADE, Said, choose, listed_words
+from r3_plugin_apigen.words import MADE, Stated, choose, listed_words
 from r3core import Split
 
 _WORD = re.compile(r"\{[^}]*\}|[A-Za-z]+")
@@ -38,9 +38,9 @@ class Coined(Named):
 
     mixed: bool = False
 
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         words = [coin(rng, mixed=self.mixed).capitalize() for _ in range(choose(rng, (1, 1, 2)))]
-        return Said(" ".join(words), " ".join(words))
+        return Stated(" ".join(words), " ".join(words))
 
 
 def coin(rng: random.Random, *, mixed: bool) -> str:

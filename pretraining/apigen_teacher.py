@@ -92,10 +92,10 @@ class Teacher:
         self.rng = rng
         request: Request = problem.requests[0]
         self.form = request.form
-        self.values = {name: stated.value for name, stated in request.said.items()}
+        self.values = {name: stated.value for name, stated in request.stated.items()}
         self.raw = {  # the values whose form in the request is not the one in the schema
             name: stated.text
-            for name, stated in request.said.items()
+            for name, stated in request.stated.items()
             if isinstance(stated.value, str | int | float) and str(stated.value) not in (stated.text, "True", "False")
         }
 

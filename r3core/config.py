@@ -335,9 +335,7 @@ def model_of(config: Config, task: Task) -> str:
     if config.model is not None:
         return config.model
     if not engine_of(config).local:
-        raise ConfigError(
-            "no model is named, and a server has no built-in model", "name one of its models with --model"
-        )
+        raise ConfigError("no model is named, and a server has to be asked for one by its name", "name it with --model")
     if task.demo is None:
         raise ConfigError(f"task `{task.name}` ships no model of its own", "name one with --model")
     return str(task.demo.model)

@@ -12,7 +12,7 @@ from r3core.console import progress_bar
 from r3core.dataset import Selection
 from r3core.episode import CONTROLS, Answer, Arm, Episode
 from r3core.executor import Batches, Executor, Function
-from r3core.generation.engine import Generator
+from r3core.generation.generator import Generator
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, values_of
 from r3core.stats import Difference, Rate, clustered, paired, wilson

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 from r3core.engine import Engine
 from r3core.episode import Episode
-from r3core.generation.engine import Generator
+from r3core.generation.generator import Generator
 from r3core.protocol import Protocol as TaskProtocol
 from r3core.runs import Run
 

@@ -13,7 +13,7 @@ from r3core.config import Config
 from r3core.episode import Episode
 from r3core.executor import Executor
 from r3core.failures import Failure
-from r3core.generation.engine import Generator
+from r3core.generation.generator import Generator
 from r3core.protocol import Protocol, seed_of
 from r3core.reward import judged, reward_of
 from r3core.runs import Run

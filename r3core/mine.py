@@ -15,7 +15,7 @@ from r3core.episode import Episode
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.executor import Batches, Executor
 from r3core.failures import Failure, read_failures, write_failures
-from r3core.generation.engine import Generator
+from r3core.generation.generator import Generator
 from r3core.protocol import Protocol, seed_of
 from r3core.reward import judged
 from r3core.runs import Run, values_of

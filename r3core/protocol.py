@@ -16,7 +16,7 @@ from r3core import prompts
 from r3core.config import Config, Turn
 from r3core.episode import Answer, Arm, Episode, Reflection, Text
 from r3core.errors import RunError
-from r3core.generation.engine import Completion, Generator, Sampling
+from r3core.generation.generator import Completion, Generator, Sampling
 from r3core.prompts import Feedback
 from r3core.task import Example, Prompt, Task, Verdict, Wording
 from r3core.verification.batch import Batch

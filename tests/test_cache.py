@@ -15,7 +15,7 @@ import tiny
 
 from r3core import UsageError
 from r3core.generation.cache import apply_time_step_limit, check_cache, check_padding
-from r3core.generation.engine import Sampling
+from r3core.generation.generator import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 
@@ -379,7 +379,7 @@ def test_the_trainers_log_probabilities_are_those_of_a_lone_sequence(family: str
 
 
 def test_the_context_of_a_multimodal_model_is_that_of_its_text_part(tmp_path: Path) -> None:
-    from r3core.generation.engine import TooLong
+    from r3core.generation.generator import TooLong
 
     for family, context in {"gemma3": 128, "qwen3_5": 128, "llama": 128, "gpt2": 128, "mamba": None}.items():
         assert TransformersGenerator(model_of(family), TOKENIZER).context == context

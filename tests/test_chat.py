@@ -14,7 +14,7 @@ from chats import FAMILIES, tokenizer_of
 from r3core.generation import chat
 from r3core.generation.chat import completion, templated
 from r3core.generation.control_tokens import control_tokens
-from r3core.generation.engine import Continued
+from r3core.generation.generator import Continued
 from r3core.task import Message, Prompt, Tool
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import pytest
 
 from r3core.episode import Episode
 from r3core.failures import Failure
-from r3core.generation.engine import Completion
+from r3core.generation.generator import Completion
 from r3core.task import Prompt, Task
 
 

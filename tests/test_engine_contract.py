@@ -13,7 +13,7 @@ import pytest
 from r3core import Example, Prompt, RunError
 from r3core.config import Turn, Turns
 from r3core.generation import chat
-from r3core.generation.engine import Completion, Generator, Sampling
+from r3core.generation.generator import Completion, Generator, Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 
@@ -204,7 +204,8 @@ def test_what_follows_a_request_to_reflect_that_is_too_long(generator: Generator
 
 
 def test_a_completion_may_be_empty(generator: Generator, reference: TransformersGenerator, comparable: Compare) -> None:
-    conversations = [Prompt(messages=[{"role": "user", "content": chr(33 + n) * (n % 5 + 1)}]) for n in range(60)]
+    texts = [chr(33 + number) * (number % 5 + 1) for number in range(60)]
+    conversations = [Prompt(messages=[{"role": "user", "content": text}]) for text in texts]
     silent = [
         one
         for one, reported in zip(conversations, reference.generate(conversations, GREEDY), strict=True)
@@ -217,7 +218,7 @@ def test_a_completion_may_be_empty(generator: Generator, reference: Transformers
 def test_a_thousand_prompts_at_once_come_back_in_order_each_reported_once(
     generator: Generator, reference: TransformersGenerator, comparable: Compare
 ) -> None:
-    conversations = [Prompt(messages=[{"role": "user", "content": f"{n % 50}"}]) for n in range(1000)]
+    conversations = [Prompt(messages=[{"role": "user", "content": f"{number % 50}"}]) for number in range(1000)]
     sampling = GREEDY.model_copy(update={"max_tokens": 3})
     reported: list[int] = []
     completions = generator.generate(

@@ -117,7 +117,7 @@ def test_an_engine_of_a_plugin_generates(install: Install) -> None:
 
 
 def sampling() -> Any:
-    from r3core.generation.engine import Sampling
+    from r3core.generation.generator import Sampling
 
     return Sampling()
 

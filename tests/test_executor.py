@@ -12,7 +12,7 @@ from r3core import Example
 from r3core.config import resolve
 from r3core.episode import Episode
 from r3core.executor import LocalExecutor
-from r3core.generation.engine import Generator
+from r3core.generation.generator import Generator
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from r3core import ConfigError, Example, Verdict
 from r3core.config import Config
 from r3core.generation.chat import encode
-from r3core.generation.engine import Sampling
+from r3core.generation.generator import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 from r3core.runs import Run

@@ -9,7 +9,7 @@ from typing import Any
 import doors
 import pytest
 
-from r3core.generation.engine import Continued, Sampling
+from r3core.generation.generator import Continued, Sampling
 from r3core.training.policy import Policy
 
 PROMPTS = [[1, 2], [1, 2], [3, 4], [3, 4]]

@@ -258,7 +258,7 @@ def test_a_dry_run_leaves_a_finished_run_as_it_is(r3: R3, copied: Path) -> None:
 
 
 NAMES = {"--task", "--task-option", "--config", "--set", "--output-dir", "--json"}
-GENERATES = NAMES | {"--model", "--preset", "--engine", "--ray-address", "--limit", "--seed", "--dry-run"}
+GENERATES = NAMES | {"--model", "--preset", "--engine", "--limit", "--seed", "--dry-run"}
 MINES = {"--samples", "--keep", "--failures"}
 TRAINS = {"--lora", "--processes", "--accelerate-config", "--uncertified"}
 OPTIONS = {

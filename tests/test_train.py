@@ -19,7 +19,7 @@ from r3core.episode import Answer, Episode, Reflection
 from r3core.failures import Failure
 from r3core.generation.chat import encode
 from r3core.generation.control_tokens import control_tokens
-from r3core.generation.engine import Continued, Sampling
+from r3core.generation.generator import Continued, Sampling
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol
 from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups

@@ -12,7 +12,7 @@ import tiny
 
 from r3core import Prompt, UsageError
 from r3core.generation.chat import encode
-from r3core.generation.engine import Completion, Sampling, TooLong
+from r3core.generation.generator import Completion, Sampling, TooLong
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 

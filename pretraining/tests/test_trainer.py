@@ -23,7 +23,7 @@ from pretraining.trainer import (
     pretrain,
     transcript,
 )
-from r3core.generation.engine import Sampling
+from r3core.generation.generator import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 from r3core.task import Prompt

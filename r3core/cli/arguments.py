@@ -62,10 +62,7 @@ FLAGS: dict[str, Flag] = {
     "samples": _flag(int, "Attempts per problem in mining.", "mine.samples"),
     "keep": _flag(str, "Failures to collect: any-failed or all-failed.", "mine.keep"),
     "failures": _flag(Path, "Failure dataset or run directory to use instead of mining.", "mine.failures"),
-    "engine": _flag(str, "Engine that generates text: transformers, vllm, openai or ray.", "engine"),
-    "ray_address": _flag(
-        str, "Address of the Ray cluster for --engine ray; default: a local cluster.", "engine_options.address"
-    ),
+    "engine": _flag(str, "Engine that generates text.", "engine"),
     "lora": _flag(
         list[str],
         "Train a LoRA adapter, with this option of peft's LoraConfig, such as r=32; repeatable.",
@@ -83,7 +80,7 @@ FLAGS: dict[str, Flag] = {
 """Every option of the commands on runs, in the order of their help."""
 FIND = ("task", "task_option", "config", "overrides", "output_dir", "as_json")
 """The options that find an existing run."""
-GENERATE = (*FIND, "model", "preset", "engine", "ray_address", "limit", "seed", "dry_run")
+GENERATE = (*FIND, "model", "preset", "engine", "limit", "seed", "dry_run")
 """The options of commands that generate text."""
 MINE = ("samples", "keep", "failures")
 """The options of mining alone."""

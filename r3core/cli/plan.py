@@ -40,7 +40,7 @@ def print_plan(task: Task, config: Config) -> None:
 
 
 def _estimated(config: Config, model: str) -> list[str]:
-    """Return lines about the memory that the run needs on each of its processes."""
+    """Return lines about the memory that the run needs on each device."""
     from r3core.estimate.advice import explain
     from r3core.training.launch import world_of
 

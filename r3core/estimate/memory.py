@@ -13,7 +13,7 @@ from r3core.training.grpo_options import with_defaults
 PHASES = ("training", "generating", "evaluating")
 """The two phases of a training step; and mining and evaluation, which come before and after."""
 PROMPT_TOKENS = 300
-"""Tokens assumed for the task's prompt."""
+"""Tokens assumed for a prompt."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TORCHAO = ("adamw_torch_8bit", "adamw_torch_4bit")
 _TILE = 4096, 32768  # rows and columns of the logits that exist at once: TOKEN_CHUNK_SIZE and chunk size of TRL 1.16
@@ -22,53 +22,31 @@ _TILE = 4096, 32768  # rows and columns of the logits that exist at once: TOKEN_
 class Plan(Frozen):
     """The settings that memory depends on, with TRL's defaults filled in."""
 
-    rows: int
-    """Reflections per forward pass in training, on each process."""
-    accumulation: int
-    """Passes per update."""
-    steps_per_generation: int
-    """Passes per generation."""
+    rows: int  # reflections per forward pass in training, on each process
+    accumulation: int  # passes per update
+    steps_per_generation: int  # passes per generation
     retries: int
-    batch_size: int
-    """Conversations generated at once."""
-    prompt: int
+    batch_size: int  # conversations generated at once
+    prompt: int  # tokens, like the next three, which are maximums
     attempt: int
     reflection: int
     retry: int
-    """Tokens: those of the three turns are their maximums."""
     checkpointing: bool
-    amp: bool
-    """Training computes in 16 bits by autocast, whatever the dtype of the weights."""
-    dtype_bytes: int
-    """Bytes per weight in mining and evaluation, and of the base of a LoRA adapter in training."""
-    full_bytes: int
-    """Bytes per weight when all weights are trained: those of `train.dtype`."""
-    beta: float
-    """Weight of the KL term; 0 needs no reference model."""
-    quantized: bool
-    """The linear layers have 4 bits per weight."""
+    amp: bool  # training computes in 16 bits by autocast, whatever the dtype of the weights
+    dtype_bytes: int  # bytes per weight in mining and evaluation, and of the base of a LoRA adapter in training
+    full_bytes: int  # bytes per weight when all weights are trained: those of `train.dtype`
+    beta: float  # weight of the KL term; 0 needs no reference model
+    quantized: bool  # the linear layers have 4 bits per weight
     optimizer: str
-    rate: float
-    """The learning rate."""
-    stochastic: bool
-    """The optimizer rounds 16-bit weights stochastically, so that small updates survive on average."""
-    vllm: bool
-    """vLLM generates within training, in the same process or on a server."""
-    vllm_share: float
-    """Share of the device that vLLM reserves while it generates."""
-    vllm_sleeps: bool
-    """vLLM frees its share while the model is trained."""
-    evaluates: bool
-    """Mining and evaluation generate with transformers, on the device of the first process."""
+    rate: float  # the learning rate
+    stochastic: bool  # the optimizer rounds 16-bit weights stochastically, so that small updates survive on average
+    vllm: bool  # vLLM generates within training, in the same process or on a server
+    vllm_share: float  # share of the device that vLLM reserves while it generates
+    vllm_sleeps: bool  # vLLM frees its share while the model is trained
+    evaluates: bool  # mining and evaluation generate with transformers, on the device of the first process
     processes: int
-    sharded: bool
-    """FSDP2 divides weights, gradients and optimizer states among the processes."""
+    sharded: bool  # FSDP2 divides weights, gradients and optimizer states among the processes
     cuda: bool
-
-    @property
-    def step(self) -> int:
-        """Reflections per update, of all processes."""
-        return self.rows * self.accumulation * self.processes
 
     @property
     def before(self) -> int:
@@ -127,8 +105,7 @@ class Memory(Frozen):
     training: dict[str, int]
     generating: dict[str, int]
     evaluating: dict[str, int]
-    vllm: dict[str, float] = {}
-    """Phase -> share of the device that vLLM reserves on top."""
+    vllm: dict[str, float] = {}  # phase -> share of the device that vLLM reserves on top
 
     @property
     def need(self) -> int:

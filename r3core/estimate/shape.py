@@ -20,29 +20,22 @@ class Shape(Frozen):
     """What the memory of a model depends on."""
 
     architecture: str
-    parameters: int
-    """Tied ones counted once, without LoRA adapters."""
+    parameters: int  # tied ones counted once, without LoRA adapters
     linear: int
     """Parameters of linear layers other than the output layer: autocast copies them, quantization shrinks them."""
-    head: int
-    """Parameters of the output layer, also where they are tied to the input embeddings."""
-    trainable: int
-    """All parameters, or those of the LoRA adapters."""
-    tensors: int
-    """Number of trainable tensors."""
+    head: int  # parameters of the output layer, also where they are tied to the input embeddings
+    trainable: int  # all parameters, or those of the LoRA adapters
+    tensors: int  # number of trainable tensors
     lora: bool = False
     layers: int
     hidden: int
-    inner: int
-    """Width of the feed-forward part."""
+    inner: int  # width of the feed-forward part
     heads: int
     kv_heads: int
     head_dim: int
     vocabulary: int
-    context: int | None = None
-    """Maximum sequence length, where the configuration has one."""
-    dtype_bytes: int
-    """Bytes per saved weight; 4 where the configuration has no dtype."""
+    context: int | None = None  # maximum sequence length, where the configuration has one
+    dtype_bytes: int  # bytes per saved weight; 4 where the configuration has no dtype
 
 
 def read_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:

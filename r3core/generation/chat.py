@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from r3core.errors import UsageError
 from r3core.generation.control_tokens import control_tokens, mapped, texts, unused_character
-from r3core.generation.engine import (
+from r3core.generation.generator import (
     Completion,
     Continued,
     Ended,
@@ -103,7 +103,7 @@ def converse(
         if ended and new:
             ended(new)
 
-    prompts = [encode(tokenizer, prompt) for prompt in conversations]
+    prompts = [encode(tokenizer, conversation) for conversation in conversations]
     faults = [fault_of_length(prompt, sampling, engine.context) for prompt in prompts]
     finish([(index, overlong(fault)) for index, fault in enumerate(faults) if fault])
     fitting = [index for index, fault in enumerate(faults) if not fault]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from r3core.generation.engine import Completion, Ended, Sampling
+from r3core.generation.generator import Completion, Ended, Sampling
 from r3core.task import Prompt
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from r3core.engine import Engine
 from r3core.generation.cache import CachedRows
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
-from r3core.generation.engine import Completion, Continued, Ended, Sampling
+from r3core.generation.generator import Completion, Continued, Ended, Sampling
 from r3core.generation.models import context_of, load
 from r3core.task import Prompt
 

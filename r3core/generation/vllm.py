@@ -15,7 +15,7 @@ from r3core.config import Config
 from r3core.engine import Engine, EngineOptions
 from r3core.errors import ConfigError, UsageError, did_you_mean, one_line
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
-from r3core.generation.engine import Completion, Continued, Ended, Sampling
+from r3core.generation.generator import Completion, Continued, Ended, Sampling
 from r3core.generation.models import adapter_in, base_of, load_tokenizer, saved_dtype
 from r3core.task import Prompt
 

@@ -13,7 +13,7 @@ from r3core.plugins.discovery import GROUP, Broken, broken_plugin, returned_by
 if TYPE_CHECKING:
     from r3core.config import Config
 
-_CORE = EntryPoint(name="r3core", value="r3core.generation.engines", group=GROUP)
+_CORE = EntryPoint(name="r3core", value="r3core.generation.builtin", group=GROUP)
 """The plugin with the engines of r3core itself: found like any other, and there without an installed distribution."""
 
 

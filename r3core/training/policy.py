@@ -14,7 +14,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from r3core.config import Config
 from r3core.generation.chat import Take, converse, end_ids
-from r3core.generation.engine import Completion, Continued, Ended, Sampling
+from r3core.generation.generator import Completion, Continued, Ended, Sampling
 from r3core.generation.models import context_of
 from r3core.generation.transformers import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator, import_vllm, options_of
@@ -62,7 +62,8 @@ class Policy:
     ) -> list[Continued]:
         """Return the continuations of B prompts of token ids, of which every `group` adjacent ones are equal.
 
-        `take` is called with the continuations that have just ended, each with the index of its prompt.
+        With `logprobs`, vLLM also returns log-probabilities. `take` is called with the continuations that have just
+        ended, each with the index of its prompt.
         """
         if not self.trainer.use_vllm:
             with self._transformers() as generator:

@@ -12,7 +12,7 @@ from r3core.distributed import rank
 from r3core.errors import RunError
 from r3core.failures import Failure
 from r3core.generation.chat import encode, fault_of_length
-from r3core.generation.engine import Sampling
+from r3core.generation.generator import Sampling
 from r3core.protocol import Protocol
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from r3core.episode import Episode
 from r3core.failures import Failure
 from r3core.generation.cache import apply_time_step_limit
 from r3core.generation.chat import completion, encode
-from r3core.generation.engine import Continued, Sampling
+from r3core.generation.generator import Continued, Sampling
 from r3core.protocol import Protocol, seed_of, with_leak
 from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
 from r3core.runs import Run
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "trl.trainer.grpo_trainer.GRPOTrainer": (
         "_generate_single_turn",  # overridden: samples the reflections
-        "_generate_and_score_completions",  # overridden: records which failures a batch is about
+        "_generate_and_score_completions",  # overridden: records the failures of the batch
         "_tokenize_prompts",  # overridden: encodes the requests to reflect
         "_get_train_sampler",  # overridden: the order of failures in each epoch
         "_metrics",  # metrics of the current step, which TRL averages and logs

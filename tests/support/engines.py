@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import tiny
 
 from r3core.config import Config
-from r3core.generation.engine import Generator
+from r3core.generation.generator import Generator
 from r3core.plugins.engines import engine_of, engines
 
 CONTEXT = 512

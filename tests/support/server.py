@@ -17,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from r3core.generation.engine import Completion, Sampling
+from r3core.generation.generator import Completion, Sampling
 from r3core.task import Prompt
 
 if TYPE_CHECKING:
-    from r3core.generation.engine import Generator
+    from r3core.generation.generator import Generator
 
 MODEL = "tiny"
 PAUSE = 0.2  # seconds, where the server says how long to wait

@@ -13,7 +13,7 @@ from peft import get_peft_model
 
 from r3core.config import Config
 from r3core.generation.chat import encode
-from r3core.generation.engine import Sampling
+from r3core.generation.generator import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator

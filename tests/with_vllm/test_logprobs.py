@@ -8,7 +8,7 @@ from typing import Any
 import engines
 import pytest
 
-from r3core.generation.engine import Sampling
+from r3core.generation.generator import Sampling
 from r3core.generation.models import load_model
 
 PROMPTS = [[2, 200, 3, 100 + index, 55] for index in range(8)]

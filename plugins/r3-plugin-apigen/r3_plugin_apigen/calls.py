@@ -3,7 +3,7 @@
 The rules, for people:
 
 - The answer is a JSON list of calls; each call is an object with the keys `name` (a text) and `arguments` (an object),
-  and no other. An empty list says that no tool is to be called.
+  and no other. An empty list means that no tool is to be called.
 - It stands bare or in a code fence, and text may stand around it. Or it stands in <tool_call> tags: each pair of them
   holds a call or a list of calls, and all pairs together, in their order, are one list. Every tag has its
   partner, also one that stands inside a text.
@@ -36,7 +36,7 @@ MAX_DIGITS = 100
 """Characters of a number."""
 
 _TAG = re.compile(r"(</?tool_call>)")
-_OPENING = re.compile(r"\[(?=\s*+(?:\[\s*+){0,32}+\{)")  # so many brackets only: it looks ahead from each of them
+_OPENING = re.compile(r"\[(?=\s*+(?:\[\s*+){0,32}+\{)")  # at most 32 brackets: it looks ahead from each of them
 # No step of it can be taken back, so that it takes one pass over any text: also over a text that never ends.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _ARGUMENTS = re.compile(r"""["']arguments["']\s*:""")

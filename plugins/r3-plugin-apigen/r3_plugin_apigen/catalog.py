@@ -62,9 +62,9 @@ def tools(split: Split) -> tuple[Tool, ...]:
     """Return the tools of a split; no tool is in two."""
     domains = tomllib.loads((FOLDER / f"{split}.toml").read_text(encoding="utf-8"))
     return tuple(
-        Tool.model_validate({"domain": domain, "name": name, **told})
+        Tool.model_validate({"domain": domain, "name": name, **fields})
         for domain, named in domains.items()
-        for name, told in named.items()
+        for name, fields in named.items()
     )
 
 
@@ -92,10 +92,10 @@ def form_of(tool: Tool, number: int, *, nested: bool, terse: bool) -> Form | Non
     if not nested and any(tool.takes[name].nested for name in tool.required):
         return None
     optional = [name for name, value in tool.takes.items() if value.optional and (nested or not value.nested)]
-    kept = {*tool.required, *(optional[:1] if terse else optional)}
+    included = {*tool.required, *(optional[:1] if terse else optional)}
     style = _camel if number % 2 else str
     called: dict[str, str] = {}
-    for name in [name for name in tool.takes if name in kept]:
+    for name in [name for name in tool.takes if name in included]:
         names = [name, *_synonyms().get(name, [])]
         other = names[number % len(names)]
         called[name] = style(name if other in tool.takes else other)

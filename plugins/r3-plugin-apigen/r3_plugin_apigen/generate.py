@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from r3_plugin_apigen.catalog import Form, forms
 from r3_plugin_apigen.values import draw_unlike
-from r3_plugin_apigen.words import Said, choose
+from r3_plugin_apigen.words import Stated, choose
 from r3core import Example, Split
 
 _T = TypeVar("_T")
@@ -60,7 +60,7 @@ class Space(NamedTuple):
     nested: bool = False
     """Whether tools may take objects as arguments."""
     terse: bool = True
-    """Whether schemas are kept small: parameters have no descriptions and ranges, and a tool has at most one optional
+    """Whether schemas are small: parameters have no descriptions and ranges, and a tool has at most one optional
     argument."""
 
 
@@ -68,14 +68,14 @@ class Request(NamedTuple):
     """A call that the query requests, and the text that requests it."""
 
     form: Form
-    said: dict[str, Said]
+    stated: dict[str, Stated]
     """The arguments that the query states, by their names in the form."""
     text: str
 
     @property
     def call(self) -> dict[str, JsonValue]:
         """The call as a value of JSON."""
-        return {"name": self.form.name, "arguments": {name: value for name, (value, _) in self.said.items()}}
+        return {"name": self.form.name, "arguments": {name: value for name, (value, _) in self.stated.items()}}
 
     @property
     def question(self) -> bool:
@@ -113,7 +113,7 @@ def fault(space: Space) -> str | None:
 
 
 def generate(space: Space, split: Split, seed: int) -> Iterator[Example]:
-    """Yield distinct problems of one split, until there are as many as `SIZES` says or no new ones are found.
+    """Yield distinct problems of one split, until their number is that of `SIZES` or no new ones are found.
 
     The splits share no tool. No two problems of a split ask the same, or for the same calls, except for none.
     """
@@ -170,17 +170,17 @@ def _choose_forms(
 
 def _request(rng: random.Random, form: Form, optional: float) -> Request:
     """Sample a call of a tool and the text that requests it."""
-    stated: dict[str, Said] = {}
+    stated: dict[str, Stated] = {}
     ask, more = choose(rng, form.tool.asks), ""
     for name, value in form.tool.takes.items():
         if name not in form.arguments or (value.optional and rng.random() >= optional):
             continue
-        others = [said for said in stated.values() if isinstance(said.value, str)]
+        others = [one for one in stated.values() if isinstance(one.value, str)]
         stated[name] = draw_unlike(lambda value=value: value.ask(rng), others)  # type: ignore[misc]
         if value.optional:
             more += " " + (value.say or "{}").format(stated[name].text)
-    texts = {name: said.text for name, said in stated.items()}
-    return Request(form, {form.arguments[name]: said for name, said in stated.items()}, ask.format_map(texts) + more)
+    texts = {name: one.text for name, one in stated.items()}
+    return Request(form, {form.arguments[name]: one for name, one in stated.items()}, ask.format_map(texts) + more)
 
 
 def _compose(rng: random.Random, requests: Sequence[Request]) -> str:

@@ -1,4 +1,4 @@
-"""Where function-calling problems of others come from: the data set of the hub, or a file; rows.py reads the rows."""
+"""Function-calling problems of other sources: the Hub dataset, or a file; rows.py reads the rows."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Drop what is null in an object: a column of parquet has the same keys in every row, null where there are none."""
+    """Drop null values of objects: a column of parquet has the same keys in every row, with null for missing ones."""
     if isinstance(value, dict):
         return {name: _without_nulls(item) for name, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

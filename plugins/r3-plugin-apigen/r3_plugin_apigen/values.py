@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
 
-from r3_plugin_apigen.words import FORMATS, Said, choose, plain, word
+from r3_plugin_apigen.words import FORMATS, Stated, choose, plain, word
 
 COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _EXPLAIN = ("description", "minimum", "maximum")  # what a terse schema leaves out
@@ -18,7 +18,7 @@ _WITH_COMMAS = 0.3  # of the numbers above a thousand
 _UNEQUAL_DRAWS = 100  # more would mean that there are not enough different values
 
 
-def draw_unlike(draw: Callable[[], Said], others: Sequence[Said]) -> Said:
+def draw_unlike(draw: Callable[[], Stated], others: Sequence[Stated]) -> Stated:
     """Sample a value that differs from all others."""
     for _ in range(_UNEQUAL_DRAWS):
         sampled = draw()
@@ -54,14 +54,14 @@ class Value(BaseModel, ABC):
         return False
 
     @abstractmethod
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         """Return a random value in plain words."""
 
     @abstractmethod
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         """Return the JSON Schema without the default."""
 
-    def ask(self, rng: random.Random) -> Said:
+    def ask(self, rng: random.Random) -> Stated:
         """Sample a value as a query states it: a small number may be written out."""
         return self.draw(rng)
 
@@ -76,11 +76,11 @@ class Value(BaseModel, ABC):
 
 
 class Named(Value):
-    """A date, a time, an identifier, or a word of one of the lists in words.toml."""
+    """A date, a time, an identifier, or a word from one of the lists of words.toml."""
 
     kind: str
 
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         return word(rng, self.kind)
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
@@ -93,9 +93,9 @@ class Choice(Value):
     of: dict[str, str] | list[str]
     """The values, or value -> how a query states it."""
 
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         value = choose(rng, list(self.of))
-        return Said(value, self.of[value] if isinstance(self.of, dict) else value)
+        return Stated(value, self.of[value] if isinstance(self.of, dict) else value)
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         return {"type": "string", "enum": list(self.of)}
@@ -110,11 +110,11 @@ class Whole(Value):
     minimum: int | None = None
     """Minimum in the schema, if it is not that of the sampled values."""
 
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         low, high = self.whole
         return plain(choose(rng, range(low, high + 1, self.step)))
 
-    def ask(self, rng: random.Random) -> Said:
+    def ask(self, rng: random.Random) -> Stated:
         return _reworded(rng, self.draw(rng))
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
@@ -129,12 +129,12 @@ class Number(Value):
     """Range of sampled values, both ends included."""
     step: float = 0.5
 
-    def draw(self, rng: random.Random) -> Said:
+    def draw(self, rng: random.Random) -> Stated:
         low, high = self.number
         sampled = round(low + choose(rng, range(int((high - low) / self.step) + 1)) * self.step, 2)
         return plain(int(sampled) if sampled.is_integer() else sampled)
 
-    def ask(self, rng: random.Random) -> Said:
+    def ask(self, rng: random.Random) -> Stated:
         return _reworded(rng, self.draw(rng))
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
@@ -152,8 +152,8 @@ class Flag(Value):
     def optional(self) -> bool:
         return True
 
-    def draw(self, rng: random.Random) -> Said:
-        return Said(False, self.no) if self.no is not None and rng.random() < 0.5 else Said(True, self.yes)
+    def draw(self, rng: random.Random) -> Stated:
+        return Stated(False, self.no) if self.no is not None and rng.random() < 0.5 else Stated(True, self.yes)
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         return {"type": "boolean"}
@@ -170,11 +170,11 @@ class Several(Value):
     def nested(self) -> bool:
         return self.several.nested
 
-    def draw(self, rng: random.Random) -> Said:
-        parts: list[Said] = []
+    def draw(self, rng: random.Random) -> Stated:
+        parts: list[Stated] = []
         for _ in range(choose(rng, range(self.size[0], self.size[1] + 1))):
             parts.append(draw_unlike(lambda: self.several.draw(rng), parts))
-        return Said([value for value, _ in parts], listed([text for _, text in parts]))
+        return Stated([value for value, _ in parts], listed([text for _, text in parts]))
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         return {"type": "array", "items": self.several.schema_of(terse=terse)}
@@ -193,15 +193,15 @@ class Fields(Value):
     def nested(self) -> bool:
         return True
 
-    def draw(self, rng: random.Random) -> Said:
-        parts: list[Said] = []
+    def draw(self, rng: random.Random) -> Stated:
+        parts: list[Stated] = []
         for field in self.fields.values():
             parts.append(draw_unlike(lambda field=field: field.draw(rng), parts))  # type: ignore[misc]
         if self.rising:
             parts.sort(key=_order)
         values = {name: value for name, (value, _) in zip(self.fields, parts, strict=True)}
         texts = {name: text for name, (_, text) in zip(self.fields, parts, strict=True)}
-        return Said(values, self.text.format_map(texts))
+        return Stated(values, self.text.format_map(texts))
 
     def bare_schema(self, *, terse: bool) -> dict[str, JsonValue]:
         properties: dict[str, JsonValue] = {name: field.schema_of(terse=terse) for name, field in self.fields.items()}
@@ -219,15 +219,15 @@ AnyValue = Annotated[
 """A value of any kind; the name of a kind alone stands for `Named`."""
 
 
-def _order(said: Said) -> Any:
-    return said.value
+def _order(stated: Stated) -> Any:
+    return stated.value
 
 
-def _reworded(rng: random.Random, said: Said) -> Said:
-    """Say a number in another way now and then: `seven`, `1,200`."""
-    value, chance = said.value, rng.random()
+def _reworded(rng: random.Random, stated: Stated) -> Stated:
+    """Return a number in another form at times: `seven`, `1,200`."""
+    value, chance = stated.value, rng.random()
     if isinstance(value, int) and value < len(COUNTED) and chance < _IN_WORDS:
-        return Said(value, COUNTED[value])
+        return Stated(value, COUNTED[value])
     if isinstance(value, int | float) and value >= 1_000 and chance < _WITH_COMMAS:
-        return Said(value, f"{value:,}")
-    return said
+        return Stated(value, f"{value:,}")
+    return stated

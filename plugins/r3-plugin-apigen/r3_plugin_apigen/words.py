@@ -21,26 +21,26 @@ MONTHS = (
 )
 
 
-class Said(NamedTuple):
-    """A value, and the stretch of a query that says it."""
+class Stated(NamedTuple):
+    """A value, and the part of a query that states it."""
 
     value: JsonValue
     text: str
 
 
 def choose(rng: random.Random, among: Sequence[_T]) -> _T:
-    """Return one item; only `random()` is drawn, whose sequence is the same on every machine and Python version."""
+    """Return one item; it uses `random()` alone, whose sequence is the same on every machine and Python version."""
     return among[int(rng.random() * len(among))]
 
 
-def word(rng: random.Random, kind: str) -> Said:
-    """Return a date, a time, an identifier, or a word of the list of this name in words.toml."""
+def word(rng: random.Random, kind: str) -> Stated:
+    """Return a date, a time, an identifier, or a word from the list of this name."""
     return MADE[kind](rng) if kind in MADE else plain(choose(rng, _lists()[kind]))
 
 
-def plain(value: str | float) -> Said:
-    """Return a value that a query says as it is."""
-    return Said(value, str(value))
+def plain(value: str | float) -> Stated:
+    """Return a value that a query states unchanged."""
+    return Stated(value, str(value))
 
 
 def listed_words() -> list[str]:
@@ -63,26 +63,26 @@ def _letters(rng: random.Random, count: int) -> str:
     return "".join(choose(rng, "ABCDEFGHKLMNPRSTUVWXY") for _ in range(count))
 
 
-def _date(rng: random.Random) -> Said:
+def _date(rng: random.Random) -> Stated:
     year, month, day = choose(rng, range(2025, 2029)), choose(rng, range(1, 13)), choose(rng, range(1, 29))
     iso, name = f"{year}-{month:02}-{day:02}", MONTHS[month - 1]
-    return Said(iso, choose(rng, (iso, f"{day} {name} {year}", f"{name} {day}, {year}")))
+    return Stated(iso, choose(rng, (iso, f"{day} {name} {year}", f"{name} {day}, {year}")))
 
 
-def _time(rng: random.Random) -> Said:
+def _time(rng: random.Random) -> Stated:
     hour, minute = choose(rng, range(6, 23)), choose(rng, range(0, 60, 5))
     clock = f"{hour:02}:{minute:02}"
     if hour == 12 or rng.random() < 0.5:  # twelve is neither am nor pm to everyone
-        return Said(clock, clock)
-    return Said(clock, f"{hour % 12}{f':{minute:02}' if minute else ''} {'am' if hour < 12 else 'pm'}")
+        return Stated(clock, clock)
+    return Stated(clock, f"{hour % 12}{f':{minute:02}' if minute else ''} {'am' if hour < 12 else 'pm'}")
 
 
-def _email(rng: random.Random) -> Said:
+def _email(rng: random.Random) -> Stated:
     name = choose(rng, _lists()["person"]).lower().replace(" ", ".")
     return plain(f"{name}{_digits(rng, 2)}@{choose(rng, ('mail.com', 'post.org', 'inbox.net'))}")
 
 
-MADE: dict[str, Callable[[random.Random], Said]] = {
+MADE: dict[str, Callable[[random.Random], Stated]] = {
     "code": lambda rng: plain(f"{_letters(rng, 2)}-{_digits(rng, 4)}"),
     "date": _date,
     "email": _email,
@@ -99,4 +99,4 @@ FORMATS: dict[str, dict[str, JsonValue]] = {
     "time": {"pattern": "^[0-9]{2}:[0-9]{2}$", "description": "HH:MM, 24 hours"},
     "url": {"format": "uri"},
 }
-"""What a schema says of some kinds."""
+"""What a schema contains for some kinds."""

@@ -141,7 +141,7 @@ def _schema_of(node: ast.expr) -> Schema:
     outer = _TYPES.get(name)
     if outer in (_LIST, _SET) and len(within) == 1:
         return outer | ({"items": within[0]} if within[0] else {})
-    if outer is _OBJECT and len(within) == 2:  # the keys of a JSON object are texts, whatever the description says
+    if outer is _OBJECT and len(within) == 2:  # the keys of a JSON object are texts, whatever the description has
         return outer | ({"additionalProperties": within[1]} if within[1] else {})
     raise ValueError(name)
 

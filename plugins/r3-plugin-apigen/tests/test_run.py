@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 
 from r3core.failures import read_failures
 from r3core.generation.chat import completion, encode
-from r3core.generation.engine import Continued
+from r3core.generation.generator import Continued
 from r3core.generation.models import load_model
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge

@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from r3_plugin_apigen.values import AnyValue, draw_unlike, listed
-from r3_plugin_apigen.words import Said
+from r3_plugin_apigen.words import Stated
 
 
 def value_of(told):
@@ -51,7 +51,7 @@ def test_rising_fields_rise():
 
 def test_too_few_different_values_are_told():
     with pytest.raises(ValueError, match="there are no 2 different values like 'a'"):
-        draw_unlike(lambda: Said("a", "a"), [Said("a", "a")])
+        draw_unlike(lambda: Stated("a", "a"), [Stated("a", "a")])
 
 
 @pytest.mark.parametrize(("texts", "said"), [(["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")])

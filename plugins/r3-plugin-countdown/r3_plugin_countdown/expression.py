@@ -3,8 +3,8 @@
 The rules, for people:
 
 - The answer stands between `<answer>` and `</answer>`. Every tag has its partner, and none stands inside another.
-- Several blocks are one answer when they differ in nothing but spaces; otherwise the response fails. A block that says
-  just "and" quotes the prompt ("inside <answer> and </answer>") and does not count.
+- Several blocks are one answer when they differ in nothing but spaces; otherwise the response fails. A block that
+  contains only "and" quotes the prompt ("inside <answer> and </answer>") and does not count.
 - An expression has whole numbers in ASCII digits, + - * / and parentheses, and nothing else: no sign before a number,
   no ** or //, no "= target" behind it.
 - It uses each given number exactly as often as it is given, written as it is given: no joined digits, no leading zeros.
@@ -56,7 +56,7 @@ def check(response: str, numbers: Sequence[int], target: int) -> None:
 
 
 def find_answer(response: str) -> str:
-    """Return the text of the one answer; raises `Wrong` when there is none, or more than one."""
+    """Return the text of the one answer; raises `Wrong` unless there is exactly one."""
     if len(response) > MAX_RESPONSE:
         raise Wrong("the response is too long")
     texts = _TAG.split(response)  # what is before, tag, block, tag, what is between, tag, block, tag, ...

@@ -15,7 +15,7 @@ from r3_plugin_openai.responses import completion_of, failure_of, faults_as_erro
 from r3_plugin_openai.server import ServerOptions
 from r3core.errors import R3Error
 from r3core.files import digest
-from r3core.generation.engine import Completion, Ended, Sampling, overlong, without_token_ids
+from r3core.generation.generator import Completion, Ended, Sampling, overlong, without_token_ids
 from r3core.task import Message, Prompt
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from r3core.generation.engine import Completion
+from r3core.generation.generator import Completion
 from r3core.runs import Run, values_of
 from r3core.task import Frozen
 

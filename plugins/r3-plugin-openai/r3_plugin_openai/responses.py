@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from r3_plugin_openai.server import KEY, ServerOptions
 from r3core.errors import R3Error, RunError, UsageError
-from r3core.generation.engine import Completion
+from r3core.generation.generator import Completion
 
 if TYPE_CHECKING:
     from openai import OpenAIError

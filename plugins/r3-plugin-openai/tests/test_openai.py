@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from r3_plugin_openai.client import OpenAIGenerator
 from r3core import ConfigError, Prompt, RunError, UsageError
 from r3core.config import Config
-from r3core.generation.engine import Completion, Sampling
+from r3core.generation.generator import Completion, Sampling
 from r3core.generation.transformers import TransformersGenerator
 from r3core.plugins.engines import engine_of
 from r3core.runs import Run
@@ -531,6 +531,7 @@ def test_failures_are_mined_from_a_server(r3: R3, behind: Server) -> None:
     assert "forecast" in said.err
 
 
+@pytest.mark.processes
 def test_after_a_kill_only_missing_requests_are_sent(r3: R3, behind: Server, tmp_path: Path) -> None:
     arguments = asking(behind, "engine_options.concurrency=3")
     assert r3("eval", *asking(behind, "engine_options.concurrency=3", directory="whole")).code == 0

@@ -14,7 +14,7 @@ from r3core.plugins.engines import find_engine
 if TYPE_CHECKING:
     from r3core.config import Config
     from r3core.executor import Executor
-    from r3core.generation.engine import Generator
+    from r3core.generation.generator import Generator
     from r3core.protocol import Protocol
     from r3core.runs import Run
 

@@ -125,6 +125,7 @@ def whole(spec: str, tiny_folder: Path, tmp_path: Path) -> bytes:
     return mined(spec, tiny_folder, tmp_path / "whole")
 
 
+@pytest.mark.ray
 def test_a_command_writes_the_rows_of_a_run_without_ray(
     cluster: Any, node: Any, spec: str, tiny_folder: Path, tmp_path: Path, r3: R3
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_command_writes_the_rows_of_a_run_without_ray(
     assert {who for who, _ in judged(tmp_path)} <= {raylet(cluster.head_node), raylet(node)}
 
 
+@pytest.mark.ray
 def test_only_what_is_missing_is_made_and_the_file_of_the_task_is_sent_along(
     cluster: Any, whole: bytes, spec: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +168,7 @@ def test_only_what_is_missing_is_made_and_the_file_of_the_task_is_sent_along(
     assert {who for _, who in judged(folder)} == {f"n{number}" for number in range(3 * BATCH, MINED)}
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("comes_back", [False, True])
 def test_a_node_that_dies_at_work_costs_no_row_and_doubles_none(
     cluster: Any,
@@ -203,6 +206,7 @@ def test_a_node_that_dies_at_work_costs_no_row_and_doubles_none(
     assert out == ""  # Ray tells of a node's end there
 
 
+@pytest.mark.ray
 def test_errors_on_the_cluster_are_raised_like_those_of_this_process(
     cluster: Any, spec: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +220,7 @@ def test_errors_on_the_cluster_are_raised_like_those_of_this_process(
         mined(spec, tiny_folder, tmp_path / "three", *RAY, "engine_options.cpus=100", address)
 
 
+@pytest.mark.ray
 def test_the_stages_of_the_cross_table_can_be_sent(cluster: Any, spec: str, tiny_folder: Path, tmp_path: Path) -> None:
     task, config = asked(spec, tiny_folder, tmp_path, *RAY, f"engine_options.address={cluster.address}")
     _, alone = asked(spec, tiny_folder, tmp_path)
