@@ -46,12 +46,12 @@ class Sentence(Task):
         answer = response.strip()
         if not SENTENCE.fullmatch(answer):
             return Verdict.failed("it is not one sentence of plain words with its mark at the end")
-        text_words = re.findall(WORD, answer.lower())
-        if missing := [word for word in required if word not in text_words]:
+        answer_words = re.findall(WORD, answer.lower())
+        if missing := [word for word in required if word not in answer_words]:
             return Verdict.failed(f"`{missing[0]}` is missing")
-        if len(words) != length:
-            return Verdict.failed(f"it has {len(words)} words, not {length}")
-        return Verdict.passed() if len(set(words)) == length else Verdict.failed("a word is there twice")
+        if len(answer_words) != length:
+            return Verdict.failed(f"it has {len(answer_words)} words, not {length}")
+        return Verdict.passed() if len(set(answer_words)) == length else Verdict.failed("a word is there twice")
 
     def reference(self, example: Example) -> str:
         words, length = _problem(example)

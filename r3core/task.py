@@ -95,7 +95,7 @@ class Verdict(Frozen):
 
 
 class Wording(Frozen):
-    """The sentences that r3 itself adds to the prompts; a task or a configuration may replace them."""
+    """The sentences that r3 adds to the prompts; a task or a configuration may replace them."""
 
     failed: str = "Your answer is incorrect."
     """Opens the turn after a wrong attempt."""

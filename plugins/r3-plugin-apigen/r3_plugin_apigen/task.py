@@ -39,13 +39,13 @@ class Apigen(Task):
     ordered: bool = False
     """Whether the calls have to be in the order of the gold calls."""
     defaults: bool = True
-    """Whether an argument that is left out equals the default that the schema names."""
+    """Whether an omitted argument has the default value in its schema."""
     template: bool = False
-    """Whether the tools are given through the model's own chat template, and not in the prompt's text."""
+    """Whether the tools go to the model's own chat template, and not into the prompt's text."""
     calls: tuple[Annotated[int, Field(ge=0, le=MOST_CALLS)], ...] = Field(default=Space().calls, min_length=1)
-    """How many calls a generated request needs, one of these; 0: none of the tools fits."""
+    """Numbers of calls that a generated request may need; with 0, none of the tools fits."""
     distractors: int = Field(default=Space().distractors, ge=0, le=MOST_DISTRACTORS)
-    """How many tools are offered that are not needed."""
+    """Number of tools that are offered but not needed."""
     optional: float = Field(default=Space().optional, ge=0, le=1)
     """The share of the optional arguments that a generated request states."""
     nested: bool = Space().nested
@@ -90,36 +90,36 @@ class Apigen(Task):
         return Prompt(messages=[{"role": "user", "content": request}], tools=tools)
 
     def verify(self, example: Example, response: str) -> Verdict:
-        schemas, expected = _schemas(example), calls_of(example.answer)
+        schemas, gold = _schemas(example), calls_of(example.answer)
         try:
-            check(find_calls(response), expected, schemas, ordered=self.ordered, defaults=self.defaults)
+            check(find_calls(response), gold, schemas, ordered=self.ordered, defaults=self.defaults)
         except Wrong as wrong:
             return Verdict.failed(str(wrong), kind=wrong.kind.value)
         return Verdict.passed()
 
     def reference(self, example: Example) -> str:
-        return _written(calls_of(example.answer))
+        return _json_of(calls_of(example.answer))
 
     def variants(self, example: Example) -> Iterable[str]:
-        expected, reference = calls_of(example.answer), self.reference(example)
-        tagged = [f"<tool_call>\n{_written([call])[1:-1]}\n</tool_call>" for call in expected]
+        gold, reference = calls_of(example.answer), self.reference(example)
+        tagged = [f"<tool_call>\n{_json_of([call])[1:-1]}\n</tool_call>" for call in gold]
         yield f"<tool_call>{reference}</tool_call>"
         yield "I look at the tools [and the request] first.\n" + "\n".join(tagged or [reference])
         yield f"These calls are needed:\n```json\n{json.dumps(example.answer, indent=2)}\n```\nThat is all."
         yield f"{reference}\nOnce more:\n{reference}"
-        if not self.ordered and len(expected) > 1:
-            yield _written(expected[::-1])
+        if not self.ordered and len(gold) > 1:
+            yield _json_of(gold[::-1])
         if self.defaults:
             schemas = _schemas(example)
-            stated = _written([Call(name, with_defaults(arguments, schemas[name])) for name, arguments in expected])
+            stated = _json_of([Call(name, with_defaults(arguments, schemas[name])) for name, arguments in gold])
             if stated != reference:
                 yield stated
 
     def leaks(self, example: Example, reflection: str) -> bool:
-        """Tell whether a reflection is an answer, or names every tool to call with every value of its arguments."""
-        expected = calls_of(example.answer)
-        named = all(_names(reflection, text) for call in expected for text in (call.name, *_values(call.arguments)))
-        return super().leaks(example, reflection) or (named and expected != [])
+        """Return whether a reflection is an answer, or names every tool to call with every value of its arguments."""
+        gold = calls_of(example.answer)
+        revealed = all(_names(reflection, text) for call in gold for text in (call.name, *_values(call.arguments)))
+        return super().leaks(example, reflection) or (revealed and gold != [])
 
     def _space(self) -> Space:
         return Space(self.calls, self.distractors, self.optional, self.nested, self.terse)
@@ -134,12 +134,12 @@ def _schemas(example: Example) -> dict[str, Schema]:
     return {tool["name"]: tool["parameters"] for tool in _tools(example)}
 
 
-def _written(calls: list[Call]) -> str:
+def _json_of(calls: list[Call]) -> str:
     return json.dumps([call._asdict() for call in calls], ensure_ascii=False)
 
 
 def _values(value: Any) -> Iterable[str]:
-    """Yield the texts and numbers of a JSON value, as a sentence would have them."""
+    """Yield the strings and numbers of a JSON value, as they would stand in a sentence."""
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _values(item)
@@ -150,11 +150,11 @@ def _values(value: Any) -> Iterable[str]:
 
 
 def _names(text: str, word: str) -> bool:
-    """Tell whether a word stands in a text, and not only as a part of another word or number."""
+    """Return whether a text contains a word, not only as a part of another word or number."""
     return re.search(rf"(?<![\w.]){re.escape(word)}(?!\w|\.[0-9])", text, re.IGNORECASE) is not None
 
 
 @hookimpl
 def r3_tasks() -> list[type[Task]]:
-    """Bring the one task of this plugin."""
+    """Return the task of this plugin."""
     return [Apigen]
