@@ -22,6 +22,8 @@ from r3core.generation.transformers import TransformersGenerator
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny.tiny_tokenizer()
 ENDS = {"bos_token_id": None, "eos_token_id": TOKENIZER.eos_token_id, "pad_token_id": TOKENIZER.pad_token_id}
 VOCABULARY = {"vocab_size": len(TOKENIZER), **ENDS}

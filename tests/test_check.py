@@ -25,6 +25,8 @@ from r3core.check.run_probes import check_probes
 from r3core.config import Limits
 from r3core.verification.judge import Judge
 
+pytestmark = pytest.mark.processes
+
 ALONE = Limits(workers=1, max_errors=1)
 BARE = Frame("", "")
 

@@ -13,6 +13,8 @@ from r3core.config import Limits
 from r3core.task import Limit
 from r3core.verification.judge import Judge
 
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
+
 TAG = Frame("<answer>", "</answer>")
 EXAMPLES = [Example(id="n1", answer="51"), Example(id="n2", answer="59")]
 _seen: set[str] = set()

@@ -20,6 +20,8 @@ from r3core.generation.transformers import TransformersGenerator
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+pytestmark = pytest.mark.slow
+
 GREEDY = Sampling(temperature=0, max_tokens=12)
 LENGTHS = (3, 40, 1, 17, 17, 90, 8, 2)
 CONVERSATIONS = [Prompt(messages=[{"role": "user", "content": "ab" * length}]) for length in LENGTHS]

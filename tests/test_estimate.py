@@ -42,6 +42,8 @@ from r3core.plugins.discovery import get_task
 from r3core.training.lora import check_adapter, lora_config
 from r3core.training.precision import training_dtype
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 TASK = f"{Path(__file__).with_name('support') / 'toy.py'}:Even"
 SMALL = {

@@ -13,6 +13,8 @@ from r3core.check import check_task
 from r3core.check.certificate import Certificate
 from r3core.config import Limits
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(seconds=1, memory_mb=256, workers=2)
 SOUND: list[type[Task]] = [
     gallery.Sound,

@@ -20,6 +20,8 @@ from r3core.task import Limit
 from r3core.verification.judge import Judge, judge, verifier_hash
 from r3core.verification.pool import portable
 
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
+
 LIMITS = Limits(seconds=2, memory_mb=256, workers=2)
 
 

@@ -30,6 +30,8 @@ from r3core.runs import ReadOnlyRun, Run, RunRecord
 from r3core.training.checkpoints import last_checkpoint
 from r3core.training.launch import World, _failure, check_machine, world_of
 
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
+
 EXAMPLES = Path(__file__).parents[1] / "examples" / "accelerate"
 
 

@@ -20,6 +20,8 @@ from r3core.runs import Run
 from r3core.train import train
 from r3core.training.lora import check_adapter, lora_config
 
+pytestmark = pytest.mark.slow
+
 LEARNING: dict[str, Any] = {"steps": 60, "learning_rate": 4e-3, "lora": {"r": 8, "lora_alpha": 16}}
 
 

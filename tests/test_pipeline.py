@@ -30,6 +30,8 @@ from r3core.runs import RunRecord
 from r3core.training.checkpoints import changed_share
 from r3core.verification.pool import workers_of
 
+pytestmark = pytest.mark.slow
+
 TASK = f"{Path(__file__).with_name('support') / 'toy.py'}:Even"
 BATCH, MINED, TESTED, STEPS, REFLECTIONS = 4, 64, 24, 6, 8
 SETTINGS = [

@@ -11,6 +11,8 @@ from programs import finished, program, settings
 from r3core.runs import RunRecord
 from r3core.train import grpo_config
 
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
+
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
 

@@ -13,6 +13,8 @@ from command import R3
 
 from r3core.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 TOY = Path(__file__).with_name("support") / "toy.py"
 TASK = f"{TOY}:Even"
 TINY = [

@@ -213,6 +213,7 @@ def mixed(rates: list[float], group: int, retries: int) -> float:
 
 @pytest.mark.parametrize("retries", [1, 4])
 @pytest.mark.parametrize("group", [2, 8, 16])
+@pytest.mark.slow
 @pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.7), (1.0, 1.0), (2.0, 18.0), (50.0, 50.0)])
 def test_the_expected_signal_is_near_the_true_one(alpha: float, beta: float, group: int, retries: int) -> None:
     rng = random.Random(5)
@@ -222,6 +223,7 @@ def test_the_expected_signal_is_near_the_true_one(alpha: float, beta: float, gro
     assert max(abs(one - truth) for one in results) < 0.3  # 64 problems, four tries each: one forecast is rough
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "retries"), [(8, 1), (8, 4)])
 def test_the_interval_of_the_signal_covers_the_true_one_as_often_as_its_confidence(group: int, retries: int) -> None:
     rng = random.Random(7)

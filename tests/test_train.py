@@ -30,6 +30,8 @@ from r3core.training.policy import Policy
 from r3core.training.trainer import ReflectionTrainer
 from r3core.verification.judge import Judge
 
+pytestmark = pytest.mark.slow
+
 TEMPERATURE = 0.7
 OUTCOMES: dict[str, Outcome] = {"+": "pass", "-": "fail", "?": "error"}
 

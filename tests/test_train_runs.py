@@ -24,6 +24,8 @@ from r3core.train import train
 from r3core.training.checkpoints import last_checkpoint
 from r3core.training.precision import rounding_warning, training_dtype
 
+pytestmark = pytest.mark.slow
+
 LEARNING: dict[str, Any] = {"steps": 60}
 
 

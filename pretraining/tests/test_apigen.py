@@ -20,6 +20,8 @@ from r3core.episode import Answer, Episode
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge
 
+pytestmark = pytest.mark.slow
+
 TASK = Apigen()
 BROAD = replace(corpus.BROAD, drills=0.0)
 MIXTURES = {"broad": BROAD, "final": corpus.FINAL}

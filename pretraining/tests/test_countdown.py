@@ -18,6 +18,8 @@ from r3core.episode import Answer, Episode
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge
 
+pytestmark = pytest.mark.slow
+
 TASK = Countdown()
 PROBLEMS = [problem for problem, _ in zip(TASK.load("train"), range(400), strict=False)]
 MIXTURES = {"broad": corpus.BROAD, "final": corpus.FINAL}

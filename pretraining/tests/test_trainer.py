@@ -28,6 +28,8 @@ from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
 from r3core.task import Prompt
 
+pytestmark = pytest.mark.slow
+
 REQUEST = Prompt(messages=[{"role": "user", "content": "ab"}])
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem for path in (ROOT / "pretraining").glob("*.py")} - {"__init__"}
 

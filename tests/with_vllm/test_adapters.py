@@ -19,6 +19,8 @@ from r3core.generation.transformers import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator
 from r3core.training.lora import lora_config
 
+pytestmark = pytest.mark.vllm
+
 
 def test_vllm_generates_with_an_adapter_on_its_base(tmp_path: Path) -> None:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB

@@ -11,6 +11,8 @@ import pytest
 from r3core.generation.generator import Sampling
 from r3core.generation.models import load_model
 
+pytestmark = pytest.mark.vllm
+
 PROMPTS = [[2, 200, 3, 100 + index, 55] for index in range(8)]
 
 

@@ -11,6 +11,8 @@ from r3core.config import Config
 from r3core.generation.vllm import options_of
 from r3core.plugins.engines import checked_engine
 
+pytestmark = pytest.mark.vllm
+
 
 def test_every_option_of_vllm_goes_to_it() -> None:
     given = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "max_model_len": 4096}

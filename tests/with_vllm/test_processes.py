@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import doors
+import pytest
 import yaml
 
 from r3core.runs import RunRecord
+
+pytestmark = pytest.mark.vllm
 
 
 def test_each_process_generates_with_a_vllm_that_has_the_weights_of_all(tmp_path: Path) -> None:

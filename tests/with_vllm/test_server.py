@@ -18,6 +18,8 @@ from r3core.generation.models import load_model
 from r3core.runs import Run
 from r3core.train import train
 
+pytestmark = pytest.mark.vllm
+
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:

@@ -17,6 +17,8 @@ from r3core.generation.models import load_model
 from r3core.runs import Run
 from r3core.train import train
 
+pytestmark = pytest.mark.vllm
+
 STEPS = 40
 VLLM: dict[str, Any] = {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 64}
 

@@ -12,6 +12,8 @@ from r3_plugin_apigen.schema import check_tool
 from r3_plugin_apigen.values import COUNTED
 from r3_plugin_apigen.words import MONTHS
 
+pytestmark = pytest.mark.slow
+
 SPLITS = ("train", "validation", "test")
 RICH = Space(calls=(1, 2), distractors=2, nested=True, terse=False)
 SPACES = [

@@ -6,6 +6,8 @@ from r3_plugin_apigen.task import Apigen
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge
 
+pytestmark = pytest.mark.slow
+
 TASK = Apigen()
 MODEL = TASK.demo.model
 

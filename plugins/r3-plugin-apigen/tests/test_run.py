@@ -15,6 +15,8 @@ from r3core.generation.models import load_model
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "mine.keep_truncated=true",  # a random model ends no turn
     *("mine.limit=6", "mine.samples=1", "mine.probe=0", "evaluate.limit=3", "evaluate.controls=false"),

@@ -58,6 +58,7 @@ def test_splits_have_their_shares():
     assert 0.06 < splits.count("test") / len(splits) < 0.14
 
 
+@pytest.mark.slow
 def test_a_split_of_a_large_space_is_not_endless():
     problems = list(Countdown(numbers=(4,), largest=50).load("test"))
     assert len(problems) == SIZES["test"] == 5_000

@@ -8,6 +8,8 @@ from r3core.config import Config
 from r3core.protocol import Protocol
 from r3core.verification.judge import Judge
 
+pytestmark = pytest.mark.slow
+
 TASK = Countdown()
 MODEL = TASK.demo.model
 

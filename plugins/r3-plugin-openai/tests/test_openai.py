@@ -34,6 +34,8 @@ from r3core.runs import Run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-a-key-that-nobody-should-see"
 TASK = f"{toy.__file__}:Even"
 SAMPLING = Sampling(max_tokens=5, seed=3)
