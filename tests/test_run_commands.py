@@ -459,7 +459,10 @@ def test_a_directory_is_not_spoilt_by_a_mistyped_model(r3: R3, asked: list[str])
             "def prompt(self, example): return example.info['words']",
             "`prompt` of example 'n0' raised KeyError: 'words'",
         ),
-        ("def prompt(self, example): return 7", "the prompt of example 'n0' is 7; that is neither a text nor"),
+        (
+            "def prompt(self, example): return 7",
+            "the prompt of example 'n0' is 7; it must be a str, a list of chat messages or a Prompt",
+        ),
         ("def prompt(self): return 'Say 1.'", "`Mine` must define `prompt` as `def prompt(self, example)`"),
         ("prompt: str = 'Say 1.'", "`Mine` has an option `prompt`, an attribute of every task"),
     ],
