@@ -1,4 +1,4 @@
-"""The checks one by one; that each fails broken verifiers is tested by the gallery."""
+"""The checks one by one; that each fails broken verifiers is tested in test_check_verifiers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import gallery
-import gallery_odd
 import pytest
-from gallery import Sound
+import unstable_verifiers
+import verifiers
+from verifiers import Sound
 
 from r3core import Example, RunError, Split, Task, TaskError, assert_certified
 from r3core.check import certificate_of, data, require_passed
@@ -155,7 +155,7 @@ def test_a_prompt_that_contains_the_answer_is_noted() -> None:
 
 
 def test_missing_references_are_listed_as_not_checked() -> None:
-    task = gallery.NoReference()
+    task = verifiers.NoReference()
     with checking(task) as one:
         assert check_references(one, {"train": examples(task), "validation": []}) == []
     assert one.findings == []
@@ -175,12 +175,12 @@ def test_a_plugin_error_in_references_is_reported(task: Task, message: str) -> N
 
 
 def test_a_counterexample_can_be_saved_as_a_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = gallery.Substring()
+    task = verifiers.Substring()
     right = [(example, str(example.answer)) for example in examples(task)]
     with checking(task) as one:
         check_probes(one, right, [], frame=BARE)
         shown = by_name(one)["retracted"].counterexamples
-        monkeypatch.setattr(gallery.Substring, "fixtures", tmp_path / "fixtures.jsonl")
+        monkeypatch.setattr(verifiers.Substring, "fixtures", tmp_path / "fixtures.jsonl")
         assert add_fixtures(tmp_path / "fixtures.jsonl", [case.fixture for case in shown if case.fixture]) == 3
         assert check_fixtures(one, []) == []
     found = by_name(one)["what must fail"]
@@ -217,7 +217,7 @@ def test_probes_without_a_wrong_answer_are_listed_as_not_checked() -> None:
 
 
 def test_a_probe_stops_after_a_few_errors() -> None:
-    task = gallery_odd.Exits()
+    task = unstable_verifiers.Exits()
     right = [(example, str(example.answer)) for example in examples(task)]
     with checking(task) as one:
         check_probes(one, right, [], frame=BARE)
@@ -233,7 +233,7 @@ def test_plain_texts_differ_in_more_than_space_and_case() -> None:
 def test_one_call_asserts_that_a_task_is_certified() -> None:
     assert_certified(Sound())
     with pytest.raises(AssertionError, match="the verifier of task `sound` cannot be trusted") as caught:
-        assert_certified(gallery.Prefix())
+        assert_certified(verifiers.Prefix())
     assert "- prefix of the answer does not hold:" in str(caught.value)
 
 
@@ -241,9 +241,9 @@ def test_a_certificate_is_made_once_and_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("R3_CACHE", str(tmp_path))
-    first = certificate_of(gallery.Prefix(), Limits())
+    first = certificate_of(verifiers.Prefix(), Limits())
     assert "checking the verifier of `sound`" in capsys.readouterr().err
-    assert certificate_of(gallery.Prefix(), Limits()) == first
+    assert certificate_of(verifiers.Prefix(), Limits()) == first
     assert capsys.readouterr().err == ""
     with pytest.raises(RunError, match="does not hold: `prefix of the answer`") as caught:
         require_passed(first, first.task)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import doors
 import engines
+import password
 import pytest
 
 from r3core import Example, Prompt, RunError
@@ -171,7 +171,7 @@ def test_a_prompt_longer_than_the_context_is_left_out(generator: Generator, comp
 
 def test_an_example_that_is_too_long_is_neither_right_nor_wrong(generator: Generator) -> None:
     turns = Turns(attempt=Turn(max_tokens=8))
-    protocol = doors.protocol(doors.config(steps=1).model_copy(update={"sampling": turns}))
+    protocol = password.protocol(password.config(steps=1).model_copy(update={"sampling": turns}))
     short = [Example(id=f"short {number}", prompt="Left?") for number in range(19)]
     long = [Example(id=f"the long one {number}", prompt="long " * engines.CONTEXT) for number in range(2)]
     with protocol.judge:
@@ -187,14 +187,14 @@ def test_an_example_that_is_too_long_is_neither_right_nor_wrong(generator: Gener
 
 def test_what_follows_a_request_to_reflect_that_is_too_long(generator: Generator) -> None:
     short = Turn(max_tokens=8)
-    settings = doors.config(steps=1).model_copy(
+    settings = password.config(steps=1).model_copy(
         update={"sampling": Turns(attempt=short, reflection=short, retry=short), "max_overlong": 1.0}
     )
-    protocol = doors.protocol(settings)
-    attempt = doors.failures()[0].attempt.model_copy(update={"text": "long " * engines.CONTEXT, "token_ids": None})
+    protocol = password.protocol(settings)
+    attempt = password.failures()[0].attempt.model_copy(update={"text": "long " * engines.CONTEXT, "token_ids": None})
     with protocol.judge:
         [episode] = protocol.reflect(
-            [doors.failures()[0].episode().model_copy(update={"attempt": attempt})], generator, seed=0
+            [password.failures()[0].episode().model_copy(update={"attempt": attempt})], generator, seed=0
         )
         assert episode.reflection is not None
         assert (episode.reflection.stopped, episode.reflection.leaked) == ("overlong", None)

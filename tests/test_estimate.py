@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import doors
+import password
 import pytest
 import torch
 from command import R3
@@ -142,8 +142,8 @@ def test_weights_gradients_and_states_are_those_of_a_real_step(
 ) -> None:
     from datasets import Dataset
 
-    doors.beginner(steps=0).to(getattr(torch, saved)).save_pretrained(tmp_path / "base")
-    doors.tokenizer().save_pretrained(tmp_path / "base")
+    password.beginner(steps=0).to(getattr(torch, saved)).save_pretrained(tmp_path / "base")
+    password.tokenizer().save_pretrained(tmp_path / "base")
     options: dict[str, Any] = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 3}
     config = settings(train={"dtype": trained}, grpo=options | {"bf16": bf16, "beta": 0.1})
     model, _ = load(config, str(tmp_path / "base"), dtype=training_dtype(config))
@@ -151,7 +151,7 @@ def test_weights_gradients_and_states_are_those_of_a_real_step(
     seen = Seen()
     trainer = GRPOTrainer(
         model=model,
-        processing_class=doors.tokenizer(),
+        processing_class=password.tokenizer(),
         reward_funcs=lambda completion_ids, **_: [float(i % 2) for i in range(len(completion_ids))],
         args=GRPOConfig(
             output_dir=str(tmp_path),

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import doors
+import password
 import psutil
 import pytest
 import torch
@@ -38,8 +38,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "accelerate"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "base"
-    doors.beginner().save_pretrained(folder)
-    doors.tokenizer().save_pretrained(folder)
+    password.beginner().save_pretrained(folder)
+    password.tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -70,7 +70,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, base: Path, how: list[obje
     folder = tmp_path_factory.mktemp("runs")
     verdicts = folder / "verdicts"
     verdicts.mkdir()
-    file = settings(folder, base, task=f"{doors.__file__}:RecordedHalls")
+    file = settings(folder, base, task=f"{password.__file__}:RecordedHalls")
     code, out, err = finished(
         program("run", "--config", file, *how, "--output-dir", folder / "run", "--json", DOORS=str(verdicts))
     )
@@ -153,7 +153,7 @@ def test_each_process_has_its_own_verification_workers(trained: tuple[RunRecord,
 def test_a_group_with_too_many_errors_has_no_reward_in_any_process(
     tmp_path: Path, base: Path, how: list[object]
 ) -> None:
-    file = settings(tmp_path, base, task=f"{doors.__file__}:BrokenVerifierHalls", max_steps=3, save_steps=3)
+    file = settings(tmp_path, base, task=f"{password.__file__}:BrokenVerifierHalls", max_steps=3, save_steps=3)
     limits = ["--set", "judge.max_errors=1", "--set", "judge.max_group_errors=0.3125"]
     code, _, err = finished(program("mine", "--config", file, *limits, "--output-dir", tmp_path / "run"))
     assert code == 0, err
@@ -207,7 +207,7 @@ def outcome_of(run: RunRecord) -> list[tuple[Any, ...]]:
 def test_a_training_resumes_after_one_of_its_processes_was_killed(
     victim: str, tmp_path: Path, base: Path, trained: tuple[RunRecord, str, str], how: list[object]
 ) -> None:
-    file = settings(tmp_path, base, task=f"{doors.__file__}:RecordedHalls")
+    file = settings(tmp_path, base, task=f"{password.__file__}:RecordedHalls")
     command = ["run", "--config", file, *how, "--output-dir", tmp_path / "run"]
     process = program(*command)
     wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-20" / "complete", process)
@@ -320,7 +320,7 @@ def test_weights_of_16_bits_are_saved_in_16_bits(tmp_path: Path, base: Path) -> 
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.from_pretrained(base, dtype="bfloat16").save_pretrained(tmp_path / "half")
-    doors.tokenizer().save_pretrained(tmp_path / "half")
+    password.tokenizer().save_pretrained(tmp_path / "half")
     file = settings(tmp_path, tmp_path / "half", max_steps=2, bf16=True)
     command = ["run", "--config", file, "--set", "evaluate.limit=2", "--processes", 2, "--output-dir", tmp_path / "run"]
     code, _, err = finished(program(*command))
@@ -334,7 +334,7 @@ def test_weights_of_16_bits_are_saved_in_16_bits(tmp_path: Path, base: Path) -> 
 def test_an_error_in_every_process_is_printed_once(tmp_path: Path, base: Path, how: list[object]) -> None:
     file = settings(tmp_path, base, max_steps=5)
     command = ["run", "--config", file, "--set", "judge.max_errors=1", "--output-dir", tmp_path / "run"]
-    raised = f"{doors.__file__}:NoVerdict"
+    raised = f"{password.__file__}:NoVerdict"
     code, _, err = finished(program(*command, "--task", raised, *how))
     assert code == 1
     assert err.count("`verify` returned") == 1

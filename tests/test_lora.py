@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import doors
+import password
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -28,29 +28,29 @@ LEARNING: dict[str, Any] = {"steps": 60, "learning_rate": 4e-3, "lora": {"r": 8,
 @pytest.fixture(scope="module")
 def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "beginner"
-    doors.beginner().save_pretrained(folder)
-    doors.tokenizer().save_pretrained(folder)
+    password.beginner().save_pretrained(folder)
+    password.tokenizer().save_pretrained(folder)
     return folder
 
 
 def trained(path: Path, config: Config, beginner: Path) -> Run:
     model, tokenizer = load_model(beginner)
     with Run.open(path, config.record()) as run:
-        train(run, doors.protocol(config), doors.failures(), model=model, tokenizer=tokenizer)
+        train(run, password.protocol(config), password.failures(), model=model, tokenizer=tokenizer)
     return run
 
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory, beginner: Path) -> Run:
-    return trained(tmp_path_factory.mktemp("runs") / "merged", doors.config(**LEARNING), beginner)
+    return trained(tmp_path_factory.mktemp("runs") / "merged", password.config(**LEARNING), beginner)
 
 
 def named(folder: Path) -> float:
     """Return the share of reflections that name the password."""
     generator = TransformersGenerator(*load_model(folder))
-    protocol = doors.protocol(doors.config(steps=1))
+    protocol = password.protocol(password.config(steps=1))
     with protocol.judge:
-        episodes = protocol.reflect([f.episode() for f in doors.failures() for _ in range(20)], generator, seed=1)
+        episodes = protocol.reflect([f.episode() for f in password.failures() for _ in range(20)], generator, seed=1)
     return sum(e.reflection is not None and e.reflection.text == "red" for e in episodes) / len(episodes)
 
 
@@ -73,13 +73,13 @@ def test_the_merged_model_is_a_plain_one(merged: Run, beginner: Path) -> None:
 
 
 def test_an_adapter_alone_is_small_and_is_loaded_with_its_base(tmp_path: Path, merged: Run, beginner: Path) -> None:
-    config = doors.config(**LEARNING, train={"merge": False})
+    config = password.config(**LEARNING, train={"merge": False})
     run = trained(tmp_path / "apart", config, beginner)
     folder = run.path / "model"
     assert (folder / "adapter_model.safetensors").exists()
     assert not (folder / "model.safetensors").exists()
     apart, whole = (TransformersGenerator(*load_model(path)) for path in (folder, merged.path / "model"))
-    requests = [doors.protocol(config).reflection_request(failure.episode()) for failure in doors.failures()]
+    requests = [password.protocol(config).reflection_request(failure.episode()) for failure in password.failures()]
     prompts = [encode(whole.tokenizer, request) for request in requests]
     with torch.no_grad():
         for prompt in prompts:
@@ -93,12 +93,12 @@ def test_with_a_penalty_the_base_itself_is_the_reference(tmp_path: Path, beginne
     from r3core.train import grpo_config
     from r3core.training.trainer import ReflectionTrainer
 
-    config = doors.config(steps=2, beta=0.1, lora={"r": 4})
+    config = password.config(steps=2, beta=0.1, lora={"r": 4})
     model, tokenizer = load_model(beginner)
-    protocol = doors.protocol(config)
+    protocol = password.protocol(config)
     with Run.open(tmp_path / "run", config.record()) as run:
         args = grpo_config(protocol, tmp_path / "checkpoints", on_cpu=True)
-        trainer = ReflectionTrainer(run, protocol, doors.failures(), model=model, tokenizer=tokenizer, args=args)
+        trainer = ReflectionTrainer(run, protocol, password.failures(), model=model, tokenizer=tokenizer, args=args)
         assert trainer.ref_model is None
         trainer.train()
     assert any("kl" in row for row in trainer.state.log_history)
@@ -108,8 +108,8 @@ def test_with_a_penalty_the_base_itself_is_the_reference(tmp_path: Path, beginne
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model that can be quantized to 4 bits, which is done in blocks of 64."""
     folder = tmp_path_factory.mktemp("models") / "wide"
-    doors.beginner(steps=0, width=64).save_pretrained(folder)
-    doors.tokenizer().save_pretrained(folder)
+    password.beginner(steps=0, width=64).save_pretrained(folder)
+    password.tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -117,8 +117,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wide_beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the same shape that ends its turns, so that its retries are judged."""
     folder = tmp_path_factory.mktemp("models") / "beginner"
-    doors.beginner(width=64).save_pretrained(folder)
-    doors.tokenizer().save_pretrained(folder)
+    password.beginner(width=64).save_pretrained(folder)
+    password.tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -128,13 +128,13 @@ def in_four_bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_only_the_adapter_of_a_base_in_four_bits_is_trained(tmp_path: Path, wide_beginner: Path) -> None:
-    config = doors.config(steps=3, learning_rate=1e-2, lora={"r": 4}, train={"merge": False})
+    config = password.config(steps=3, learning_rate=1e-2, lora={"r": 4}, train={"merge": False})
     model, tokenizer = load_model(wide_beginner, quantization="4bit")
     before = {name: one.clone() for name, one in in_four_bits(model).items()}
     assert len(before) == 2 * 7, "the linear layers of both blocks"
-    protocol = doors.protocol(config, LongResponse())
+    protocol = password.protocol(config, LongResponse())
     with Run.open(tmp_path / "run", config.record()) as run, protocol.judge:
-        train(run, protocol, doors.failures(), model=model, tokenizer=tokenizer)
+        train(run, protocol, password.failures(), model=model, tokenizer=tokenizer)
     assert any(row["grad_norm"] > 0 for row in run.read("train"))
     after = in_four_bits(model)
     assert all(torch.equal(one, after[name]) for name, one in before.items())
@@ -145,7 +145,7 @@ def test_only_the_adapter_of_a_base_in_four_bits_is_trained(tmp_path: Path, wide
     assert any("lora_B" in name and one.abs().max() > 0 for name, one in again.named_parameters())
 
 
-class LongResponse(doors.Doors):
+class LongResponse(password.Doors):
     """Say something long, as the untrained model does now and then."""
 
     def verify(self, example: Example, response: str) -> Verdict | bool:

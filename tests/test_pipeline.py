@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import doors
+import password
 import pytest
 from toy import Even
 
@@ -382,13 +382,13 @@ def test_a_run_trains_a_16_bit_model_in_32_bits_and_saves_it_in_16(
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path / "base"
-    doors.beginner().bfloat16().save_pretrained(folder)
-    doors.tokenizer().save_pretrained(folder)
+    password.beginner().bfloat16().save_pretrained(folder)
+    password.tokenizer().save_pretrained(folder)
     paper = {"learning_rate": 5e-7, "lr_scheduler_type": "cosine", "warmup_steps": 0.03}
-    config = doors.config(steps=3, save_strategy="steps", **paper)
+    config = password.config(steps=3, save_strategy="steps", **paper)
     turns = config.sampling.model_copy(update={"attempt": config.sampling.reflection})  # of 4 tokens
     flags = {"model": str(folder), "output_dir": tmp_path / "run", "uncertified": True, "sampling": turns}
-    with Pipeline.open(doors.Halls(), config.model_copy(update=flags)) as stages:
+    with Pipeline.open(password.Halls(), config.model_copy(update=flags)) as stages:
         stages.mine()
         stages.train()
         facts = stages.run.done("train")

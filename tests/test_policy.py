@@ -6,7 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
-import doors
+import password
 import pytest
 
 from r3core.generation.generator import Continued, Sampling
@@ -31,7 +31,7 @@ class Server:
     def generate(self, prompts: list[list[int]], images: None, num_generations: int) -> tuple[Any, ...]:
         how = (self.temperature, self.top_p, self.top_k, self.max_completion_length)
         self.calls.append((prompts, num_generations, how))
-        end = doors.tokenizer().eos_token_id
+        end = password.tokenizer().eos_token_id
         ids = [prompt[::-1] + [end] * (prompt[0] % 2) for prompt in prompts]
         return prompts, ids, [[[None if token == 1 else -0.5] for token in row] for row in ids], None
 
@@ -46,8 +46,8 @@ def policy(server: Server) -> Policy:
     trainer = SimpleNamespace(
         use_vllm=True,
         vllm_generation=server,
-        processing_class=doors.tokenizer(),
-        model=doors.beginner(steps=0),
+        processing_class=password.tokenizer(),
+        model=password.beginner(steps=0),
         state=SimpleNamespace(global_step=0),
         accelerator=SimpleNamespace(device=SimpleNamespace(type="cuda")),
         _last_loaded_step=-1,
@@ -65,7 +65,7 @@ def test_a_server_receives_the_sampling_of_the_turn_and_its_settings_are_restore
     )
     assert server.calls == [(PROMPTS, 2, (0.7, 0.9, 5, 6))]
     assert (server.temperature, server.top_p, server.top_k, server.max_completion_length) == (0.1, 0.2, 3, 4)
-    end = doors.tokenizer().eos_token_id
+    end = password.tokenizer().eos_token_id
     assert [(one.ids, one.ended) for one in written] == [([2, 1, end], True)] * 2 + [([4, 3, end], True)] * 2
     assert taken == [0, 1, 2, 3]
     assert written[2] == Continued([4, 3, end], True, [-0.5, -0.5, -0.5])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import doors
+import password
 import pytest
 from programs import finished, program, settings
 
@@ -21,8 +21,8 @@ def hub_cache(home: Path) -> None:
     repository = home / "hub" / "models--org--doors"
     for revision, commit in COMMITS.items():
         folder = repository / "snapshots" / commit
-        doors.beginner(steps=0 if revision == "main" else 300).save_pretrained(folder)
-        doors.tokenizer().save_pretrained(folder)
+        password.beginner(steps=0 if revision == "main" else 300).save_pretrained(folder)
+        password.tokenizer().save_pretrained(folder)
         (repository / "refs").mkdir(exist_ok=True)
         (repository / "refs" / revision).write_text(commit)
 
@@ -40,7 +40,7 @@ def test_the_kl_term_is_zero_before_the_first_update_under_a_revision(tmp_path: 
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_the_reference_model_runs_code_of_its_own_only_where_the_user_allows_it(trusted: bool, tmp_path: Path) -> None:
-    config = doors.config(steps=1, beta=0.1).model_copy(update={"trust_remote_code": trusted, "revision": "v1"})
-    args = grpo_config(doors.protocol(config), tmp_path, on_cpu=True)
+    config = password.config(steps=1, beta=0.1).model_copy(update={"trust_remote_code": trusted, "revision": "v1"})
+    args = grpo_config(password.protocol(config), tmp_path, on_cpu=True)
     assert args.trust_remote_code is trusted
     assert args.model_init_kwargs == {"revision": "v1"}

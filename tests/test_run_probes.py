@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from r3core.check.forms import forms_of
 from r3core.check.probes import HOSTILE, NAMES, PROBES, WITHOUT_ANSWER, Frame, Seed, code, frame_of, probes_of
+from r3core.check.references import forms_of
 
 BARE = Frame("", "")
 TAG = Frame("<answer>", "</answer>")

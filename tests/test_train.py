@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import doors
+import password
 import pytest
 import tiny
 import torch
@@ -317,14 +317,14 @@ def test_a_call_in_a_reflection_stays_in_its_text(tmp_path: Path, tiny_model: Ll
 def test_advantages_are_those_computed_by_hand(
     tmp_path: Path, rewards: list[float | None], advantages: list[float]
 ) -> None:
-    protocol = doors.protocol(doors.config(steps=1, per_device_train_batch_size=8, num_generations=4))
+    protocol = password.protocol(password.config(steps=1, per_device_train_batch_size=8, num_generations=4))
     with Run.open(tmp_path / "run", {}) as run:
         trainer = trainer_in(
             run,
             protocol,
-            doors.failures(),
-            model=doors.beginner(steps=0),
-            tokenizer=doors.tokenizer(),
+            password.failures(),
+            model=password.beginner(steps=0),
+            tokenizer=password.tokenizer(),
             kind=ScriptedRewards,
         )
         trainer.script = [*rewards, 0.0, 0.0, 0.0, 1.0]  # the other group's rewards, which must not matter

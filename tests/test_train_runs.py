@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import doors
+import password
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -30,17 +30,23 @@ LEARNING: dict[str, Any] = {"steps": 60}
 
 
 def trained(path: Path, config: Config, *, model: LlamaForCausalLM | None = None, task: Task | None = None) -> Run:
-    model = model or doors.beginner()
+    model = model or password.beginner()
     with Run.open(path, config.record()) as run:
-        train(run, doors.protocol(config, task), doors.failures(), model=model, tokenizer=doors.tokenizer())
+        train(
+            run,
+            password.protocol(config, task),
+            password.failures(),
+            model=model,
+            tokenizer=password.tokenizer(),
+        )
     return run
 
 
 def rates(model: LlamaForCausalLM, config: Config) -> tuple[float, float]:
     """Return the shares of reflections that name the password, and of retries that pass, over 40 per failure."""
-    generator = TransformersGenerator(model, doors.tokenizer())
-    protocol = doors.protocol(config)
-    episodes = [failure.episode() for failure in doors.failures() for _ in range(40)]
+    generator = TransformersGenerator(model, password.tokenizer())
+    protocol = password.protocol(config)
+    episodes = [failure.episode() for failure in password.failures() for _ in range(40)]
     episodes = protocol.reflect(episodes, generator, seed=1)
     episodes = protocol.retry(episodes, generator, seed=2)
     named = sum(episode.reflection is not None and episode.reflection.text == "red" for episode in episodes)
@@ -49,8 +55,8 @@ def rates(model: LlamaForCausalLM, config: Config) -> tuple[float, float]:
 
 
 def test_training_learns_the_reflections_that_make_the_retry_pass(tmp_path: Path) -> None:
-    config = doors.config(**LEARNING)
-    model = doors.beginner()
+    config = password.config(**LEARNING)
+    model = password.beginner()
     named, passed = rates(model, config)
     assert named < 0.2, "the model should begin near chance, which is 1/8"
     assert passed < 0.2, "the model should begin near chance, which is 1/8"
@@ -66,8 +72,8 @@ def test_training_learns_the_reflections_that_make_the_retry_pass(tmp_path: Path
 
 
 def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:
-    config = doors.config(**LEARNING, train={"shuffle_rewards": True})
-    model = doors.beginner()
+    config = password.config(**LEARNING, train={"shuffle_rewards": True})
+    model = password.beginner()
     trained(tmp_path / "run", config, model=model)
     named, passed = rates(model, config)
     assert named < 0.4
@@ -80,8 +86,8 @@ def tolerant(config: Config, *, max_group_errors: float = 1.0) -> Config:
 
 
 def test_an_unjudged_retry_earns_no_reward(tmp_path: Path) -> None:
-    config = tolerant(doors.config(steps=1, per_device_train_batch_size=16))
-    run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.BrokenVerifier())
+    config = tolerant(password.config(steps=1, per_device_train_batch_size=16))
+    run = trained(tmp_path / "run", config, model=password.beginner(), task=password.BrokenVerifier())
     rows = run.read("train-episodes")
     outcomes = [row["retries"][0]["verdict"]["outcome"] for row in rows]
     expected = {"pass": 1.0, "fail": 0.0, "error": None}
@@ -94,8 +100,8 @@ def test_an_unjudged_retry_earns_no_reward(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("max_group_errors", [0.0, 0.375, 1.0])
 def test_a_group_with_too_many_errors_teaches_nothing(tmp_path: Path, max_group_errors: float) -> None:
-    config = tolerant(doors.config(steps=1), max_group_errors=max_group_errors)
-    run = trained(tmp_path / "run", config, model=doors.beginner(), task=doors.BrokenVerifier())
+    config = tolerant(password.config(steps=1), max_group_errors=max_group_errors)
+    run = trained(tmp_path / "run", config, model=password.beginner(), task=password.BrokenVerifier())
     rows = run.read("train-episodes")
     groups = [rows[start : start + 16] for start in range(0, len(rows), 16)]
     shares = [sum(row["retries"][0]["verdict"]["outcome"] == "error" for row in group) / 16 for group in groups]
@@ -109,20 +115,20 @@ def test_a_group_with_too_many_errors_teaches_nothing(tmp_path: Path, max_group_
 
 
 def test_training_stops_when_too_many_retries_cannot_be_judged(tmp_path: Path) -> None:
-    config = doors.config(steps=5, per_device_train_batch_size=16)
+    config = password.config(steps=5, per_device_train_batch_size=16)
     with pytest.raises(RunError, match="the verifier of task `doors` could not judge"):
-        trained(tmp_path / "run", config, model=doors.beginner(), task=doors.BrokenVerifier())
+        trained(tmp_path / "run", config, model=password.beginner(), task=password.BrokenVerifier())
     assert not (tmp_path / "run" / "model").exists()
 
 
 def test_fewer_failures_than_a_generation_uses_are_an_error(tmp_path: Path) -> None:
-    config = doors.config(steps=1, per_device_train_batch_size=512)
+    config = password.config(steps=1, per_device_train_batch_size=512)
     with pytest.raises(RunError, match="14 failures are too few to train on"):
         trained(tmp_path / "run", config)
 
 
 def test_every_step_is_logged_in_full(tmp_path: Path) -> None:
-    run = trained(tmp_path / "run", doors.config(steps=3))
+    run = trained(tmp_path / "run", password.config(steps=3))
     rows = run.read("train")
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
@@ -142,7 +148,7 @@ def test_every_step_is_logged_in_full(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     path = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return trained(path, doors.config(**doors.KILLED), model=doors.beginner())
+    return trained(path, password.config(**password.KILLED), model=password.beginner())
 
 
 def outcome_of(run: Run) -> list[tuple[Any, ...]]:
@@ -162,8 +168,8 @@ def test_killed_training_resumes_with_the_results_of_an_undisturbed_run(
     step: int, tmp_path: Path, undisturbed: Run
 ) -> None:
     path, folder = tmp_path / "run", tmp_path / "base"
-    doors.beginner().save_pretrained(folder)
-    command = [sys.executable, doors.__file__, str(path), str(step), str(folder)]
+    password.beginner().save_pretrained(folder)
+    command = [sys.executable, password.__file__, str(path), str(step), str(folder)]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
     checkpoints = path / "checkpoints"
@@ -172,8 +178,8 @@ def test_killed_training_resumes_with_the_results_of_an_undisturbed_run(
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half a mo")
 
-    config = doors.config(**doors.KILLED)
-    run = trained(path, config, model=doors.beginner())
+    config = password.config(**password.KILLED)
+    run = trained(path, config, model=password.beginner())
     assert [row["step"] for row in run.read("train")] == list(range(1, 11))
     assert len(run.read("sessions")) == 2
     assert any(loss != 0 for _, loss, *_ in outcome_of(run)), "nothing was learned: the test shows nothing"
@@ -197,18 +203,18 @@ REUSED = [
 
 @pytest.mark.parametrize("options", REUSED, ids=["iterations", "steps", "both"])
 def test_training_killed_within_a_generation_resumes_where_one_begins(options: dict[str, Any], tmp_path: Path) -> None:
-    config = doors.config(**(doors.KILLED | options))
-    undisturbed = trained(tmp_path / "undisturbed", config, model=doors.beginner())
+    config = password.config(**(password.KILLED | options))
+    undisturbed = trained(tmp_path / "undisturbed", config, model=password.beginner())
     folder, path = tmp_path / "base", tmp_path / "run"
-    doors.beginner().save_pretrained(folder)
-    command = [sys.executable, doors.__file__, str(path), "6", str(folder), json.dumps(options)]
+    password.beginner().save_pretrained(folder)
+    command = [sys.executable, password.__file__, str(path), "6", str(folder), json.dumps(options)]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert sorted(one.name for one in (path / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert [row["step"] for row in RunRecord(path).read("train")] == [1, 2, 3, 4, 5]
     assert "note: a checkpoint every 2 steps, as a generation serves several steps" in process.stderr
 
-    run = trained(path, config, model=doors.beginner())
+    run = trained(path, config, model=password.beginner())
     assert [row["step"] for row in run.read("train")] == list(range(1, 11))
     assert outcome_of(run) == outcome_of(undisturbed)
     assert run.read("train-episodes") == undisturbed.read("train-episodes")
@@ -227,12 +233,12 @@ def test_the_options_that_trl_resolves_are_recorded(undisturbed: Run) -> None:
     }
     assert (resolved["learning_rate"], resolved["num_generations"]) == (1e-3, 8)
     assert str(undisturbed.path) not in json.dumps(stored)
-    with Run.open(undisturbed.path, doors.config(**doors.KILLED).record()):
+    with Run.open(undisturbed.path, password.config(**password.KILLED).record()):
         assert undisturbed.read_json("config") == stored, "the resolved options are no part of what identifies a run"
 
 
 def bfloat16_model(tmp_path: Path) -> LlamaForCausalLM:
-    doors.beginner().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    password.beginner().to(torch.bfloat16).save_pretrained(tmp_path / "base")
     return AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="float32")
 
 
@@ -242,10 +248,17 @@ PAPER: dict[str, Any] = {"learning_rate": 5e-7, "lr_scheduler_type": "cosine", "
 def test_weights_saved_in_16_bits_are_trained_in_32(tmp_path: Path) -> None:
     base = bfloat16_model(tmp_path)
     before = {name: weight.detach().clone() for name, weight in base.named_parameters()}
-    config = doors.config(steps=3, save_strategy="steps", **PAPER)
+    config = password.config(steps=3, save_strategy="steps", **PAPER)
     with Run.open(tmp_path / "run", config.record()) as run:
-        protocol = doors.protocol(config)
-        train(run, protocol, doors.failures(), model=base, tokenizer=doors.tokenizer(), saved_dtype=torch.bfloat16)
+        protocol = password.protocol(config)
+        train(
+            run,
+            protocol,
+            password.failures(),
+            model=base,
+            tokenizer=password.tokenizer(),
+            saved_dtype=torch.bfloat16,
+        )
     state = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "checkpoint-3", dtype="auto")
     changed = sum(int((weight != before[name]).sum()) for name, weight in state.named_parameters())
     assert state.dtype == torch.float32
@@ -258,10 +271,10 @@ def test_weights_saved_in_16_bits_are_trained_in_32(tmp_path: Path) -> None:
 def test_a_warning_names_the_share_of_updates_that_16_bits_round_away(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = doors.beginner().to(torch.bfloat16)
+    model = password.beginner().to(torch.bfloat16)
     assert rounding_warning(model, 1.0) == ""
     assert rounding_warning(model.float(), 5e-7) == ""
-    config = doors.config(steps=1, **PAPER)
+    config = password.config(steps=1, **PAPER)
     trained(tmp_path / "run", config, model=model.to(torch.bfloat16))
     err = capsys.readouterr().err
     assert re.search(r"warning: (9\d|100)% of the trained weights are in bfloat16, where an update", err)
@@ -271,7 +284,7 @@ def test_a_warning_names_the_share_of_updates_that_16_bits_round_away(
 
 
 def test_the_share_of_rounding_warning_is_known_from_the_distance_of_values() -> None:
-    model = doors.beginner(steps=0).to(torch.bfloat16)
+    model = password.beginner(steps=0).to(torch.bfloat16)
     weights = torch.cat([weight.detach().float().abs().flatten() for weight in model.parameters()])
     half = torch.exp2(weights.log2().floor()) * torch.finfo(torch.bfloat16).eps / 2  # of the distance to the next value
     warning = rounding_warning(model, 1e-4)
@@ -301,9 +314,9 @@ def test_master_weights_of_fsdp_leave_the_saved_dtype(monkeypatch: pytest.Monkey
 
 def test_a_run_killed_after_its_last_step_trains_no_further(tmp_path: Path, undisturbed: Run) -> None:
     path = tmp_path / "run"
-    config = doors.config(**doors.KILLED)
+    config = password.config(**password.KILLED)
     shutil.copytree(undisturbed.path / "checkpoints", path / "checkpoints")
-    run = trained(path, config, model=doors.beginner())
+    run = trained(path, config, model=password.beginner())
     assert run.read("train") == []
     assert run.read("train-episodes") == []
     assert_same_model(run, undisturbed)
@@ -333,7 +346,7 @@ def test_the_model_folder_holds_no_pickle(undisturbed: Run) -> None:
 def test_steps_are_reported_to_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = trained(tmp_path / "run", doors.config(steps=2, report_to="tensorboard"))
+    run = trained(tmp_path / "run", password.config(steps=2, report_to="tensorboard"))
     [events] = (tmp_path / "run").rglob("events.out.tfevents.*")
     written = EventAccumulator(str(events)).Reload()
     rewards = [event.value for event in written.Scalars("train/reward")]
@@ -344,7 +357,7 @@ def test_steps_are_reported_to_tensorboard(tmp_path: Path) -> None:
 def test_steps_are_reported_to_trackio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from trackio.sqlite_storage import SQLiteStorage
 
-    run = trained(tmp_path / "run", doors.config(steps=2, report_to="trackio", project="doors", run_name="one"))
+    run = trained(tmp_path / "run", password.config(steps=2, report_to="trackio", project="doors", run_name="one"))
     written = [row for row in SQLiteStorage.get_logs("doors", "one") if "train/reward" in row]
     assert [row["train/reward"] for row in written] == [row["reward"] for row in run.read("train")]
     assert all("train/groups/mixed" in row for row in written)
@@ -358,7 +371,7 @@ def test_steps_are_reported_to_wandb_offline(
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    trained(tmp_path / "run", doors.config(steps=2, report_to="wandb"))
+    trained(tmp_path / "run", password.config(steps=2, report_to="wandb"))
     wandb.teardown()  # writes what is still in memory
     [record] = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert b"train/groups/mixed" in record.read_bytes()
@@ -368,14 +381,14 @@ def test_steps_are_reported_to_wandb_offline(
 def test_failures_that_leave_no_room_for_a_reflection_are_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failures = doors.failures()
+    failures = password.failures()
     long = failures[3].model_copy(update={"prompt": [{"role": "user", "content": "long " * 20}], "id": "long"})
-    config = doors.config(steps=2, per_device_train_batch_size=16, save_strategy="no")
+    config = password.config(steps=2, per_device_train_batch_size=16, save_strategy="no")
     config = config.model_copy(update={"max_overlong": 0.1})
     with Run.open(tmp_path / "run", config.record()) as run:
-        protocol = doors.protocol(config, PromptDoors())
+        protocol = password.protocol(config, PromptDoors())
         given = [*failures[:3], long, *failures[4:]]
-        train(run, protocol, given, model=doors.beginner(), tokenizer=doors.tokenizer())
+        train(run, protocol, given, model=password.beginner(), tokenizer=password.tokenizer())
     err = capsys.readouterr().err
     assert "warning: 1 of 14 failures leave no room for a reflection in the model's context and are skipped" in err
     assert "failure 'long': a prompt of " in err
@@ -383,10 +396,16 @@ def test_failures_that_leave_no_room_for_a_reflection_are_skipped(
     strict = config.model_copy(update={"max_overlong": 0.05})
     refused = pytest.raises(RunError, match=r"1 of 14 failures leave no room .* the maximum is 5%")
     with Run.open(tmp_path / "strict", strict.record()) as run, refused:
-        train(run, doors.protocol(strict, PromptDoors()), given, model=doors.beginner(), tokenizer=doors.tokenizer())
+        train(
+            run,
+            password.protocol(strict, PromptDoors()),
+            given,
+            model=password.beginner(),
+            tokenizer=password.tokenizer(),
+        )
 
 
-class PromptDoors(doors.Doors):
+class PromptDoors(password.Doors):
     """Doors whose prompt is that of the failure."""
 
     def prompt(self, example: Example) -> Any:
@@ -394,10 +413,10 @@ class PromptDoors(doors.Doors):
 
 
 def test_a_retry_that_does_not_fit_costs_no_step(tmp_path: Path) -> None:
-    config = doors.config(steps=1, per_device_train_batch_size=16)
+    config = password.config(steps=1, per_device_train_batch_size=16)
     turns = config.sampling.model_copy(update={"retry": config.sampling.retry.model_copy(update={"max_tokens": 52})})
     config = config.model_copy(update={"sampling": turns, "max_overlong": 1.0})
-    run = trained(tmp_path / "run", config, model=doors.beginner())
+    run = trained(tmp_path / "run", config, model=password.beginner())
     rows = run.read("train-episodes")
     stopped = [row["retries"][0]["stopped"] for row in rows]
     assert "overlong" in stopped

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import doors
+import password
 import pytest
 import torch
 from accelerate import PartialState
@@ -56,8 +56,8 @@ def grpo(tmp_path: Path, reward: Any, *, rows: int = 2, prompts: Sequence[Any] =
     given: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 8, "num_generations": 4}
     given |= {"max_completion_length": 3, "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False}
     return GRPOTrainer(
-        model=doors.beginner(steps=0),
-        processing_class=doors.tokenizer(),
+        model=password.beginner(steps=0),
+        processing_class=password.tokenizer(),
         reward_funcs=reward,
         args=GRPOConfig(output_dir=str(tmp_path), disable_tqdm=True, dataloader_pin_memory=False, **given | options),
         train_dataset=Dataset.from_dict({"prompt": prompts, "failure": list(range(len(prompts)))}),
@@ -107,7 +107,7 @@ def test_sampling_has_the_signature_of_the_override() -> None:
 
 def test_prompts_are_tokenized_by_the_overridden_method(tmp_path: Path) -> None:
     assert parameters(GRPOTrainer._tokenize_prompts) == parameters(ReflectionTrainer._tokenize_prompts)
-    ids = doors.tokenizer().apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
+    ids = password.tokenizer().apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
     assert grpo(tmp_path, Recorder([]))._tokenize_prompts([PROMPT]) == ([ids], None, {})
 
 
@@ -125,7 +125,7 @@ def test_a_batch_has_the_rows_whose_prompts_are_tokenized_in_the_same_order(tmp_
             batches.append(prompts)
             return super()._tokenize_prompts(prompts)
 
-    prompts = [[{"role": "user", "content": door}] for door in doors.DOORS]
+    prompts = [[{"role": "user", "content": door}] for door in password.DOORS]
     trainer = grpo(tmp_path, Recorder([1.0, 0.0] * 4), prompts=prompts)
     trainer.__class__ = Recording
     trainer.train()
@@ -147,7 +147,7 @@ def test_sampling_is_called_once_per_generation_and_returns_ids_and_log_probabil
     trainer = grpo(tmp_path, reward)
     trainer.__class__ = Fixed
     trainer.train()
-    ids = doors.tokenizer().apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
+    ids = password.tokenizer().apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
     assert calls == [([ids] * 8, None, {}, 4)]
     assert reward.calls[0]["completion_ids"] == [[7, 8, trainer.eos_token_ids[0]]] * 8
 
@@ -199,7 +199,7 @@ def test_a_missing_reward_stays_out_of_the_baseline(tmp_path: Path) -> None:
 
 def test_a_trainer_has_the_attributes_that_are_read(tmp_path: Path) -> None:
     trainer = grpo(tmp_path, Recorder([0.0] * 8))
-    assert set(trainer.eos_token_ids) == {doors.tokenizer().eos_token_id}
+    assert set(trainer.eos_token_ids) == {password.tokenizer().eos_token_id}
     assert isinstance(trainer.model_wrapped, LlamaForCausalLM)
     assert trainer.processing_class.apply_chat_template
     assert trainer.accelerator.process_index == 0
@@ -209,7 +209,7 @@ def test_a_trainer_has_the_attributes_that_are_read(tmp_path: Path) -> None:
 
 def test_a_trainer_loads_the_weights_of_a_checkpoint(tmp_path: Path) -> None:
     trainer = grpo(tmp_path, Recorder([0.0] * 8))
-    saved = doors.beginner(steps=1)
+    saved = password.beginner(steps=1)
     saved.save_pretrained(tmp_path / "checkpoint-1")
     trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
     for name, weight in saved.state_dict().items():
@@ -231,7 +231,7 @@ def test_the_distributed_type_is_in_the_shared_state() -> None:
 def test_weights_that_stay_in_32_bits_are_named_by_their_modules() -> None:
     for name in PRIVATE_NAMES["transformers.PreTrainedModel"]:
         assert getattr(PreTrainedModel, name) is None
-        assert not getattr(doors.beginner(steps=0), name)
+        assert not getattr(password.beginner(steps=0), name)
 
 
 def test_fsdp_modules_can_be_unsharded_for_a_while() -> None:
@@ -289,7 +289,7 @@ def test_a_model_unwrapped_for_generation_is_itself_again_afterwards(tmp_path: P
 
 
 def test_rows_of_a_cache_can_be_dropped_and_reordered() -> None:
-    model = doors.beginner(steps=0)
+    model = password.beginner(steps=0)
     cache = DynamicCache(config=model.config)
     ids = torch.tensor([[1, 2], [3, 4], [5, 6]])
     with torch.no_grad():
@@ -323,8 +323,8 @@ def constants(*expressions: ast.AST) -> Iterator[str]:
 
 
 def test_every_option_that_is_set_or_read_is_one_of_trls(tmp_path: Path) -> None:
-    everything = doors.config(steps=1).model_copy(update={"revision": "v1"})
-    args = grpo_config(doors.protocol(everything), tmp_path, on_cpu=True)  # raises for an option that TRL lacks
+    everything = password.config(steps=1).model_copy(update={"revision": "v1"})
+    args = grpo_config(password.protocol(everything), tmp_path, on_cpu=True)  # raises for an option that TRL lacks
     read = {name for path in SOURCES if path.name != "lora.py" for name in options_read(path)}  # peft's options
     assert {"temperature", "max_completion_length", "optim_args", "save_steps", "num_iterations", "use_vllm"} <= read
     assert [name for name in sorted(read) if not hasattr(args, name)] == []
@@ -342,6 +342,6 @@ def test_the_defaults_that_results_depend_on() -> None:
 
 
 def test_the_number_of_failures_per_generation(tmp_path: Path) -> None:
-    settings = doors.config(steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=8, num_generations=4)
-    args = grpo_config(doors.protocol(settings), tmp_path, on_cpu=True)
+    settings = password.config(steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=8, num_generations=4)
+    args = grpo_config(password.protocol(settings), tmp_path, on_cpu=True)
     assert (args.generation_batch_size, args.num_generations) == (32, 4)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from r3core.check.context import SEEDS, Checking, text_of
 from r3core.check.fixtures import read_fixtures, with_examples
-from r3core.check.forms import forms_of
 from r3core.check.probes import Frame, frame_of
 from r3core.errors import TaskError
 from r3core.plugins.diagnostics import as_task_error
@@ -94,3 +94,42 @@ def _reference(checking: Checking, example: Example) -> str | None:
 
 def _contains_word(text: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+
+
+class Form(NamedTuple):
+    """One way to write an answer."""
+
+    texts: list[str]
+    required: bool
+    """Whether a verifier must accept it; otherwise the finding is a note for the task's author."""
+
+
+def forms_of(right: str, frame: Frame) -> dict[str, Form]:
+    """Return name -> form of a reference, without forms that are equal to it."""
+    forms = {
+        "spaces around": Form([f" {right}", f"{right}\n", f"\n\n{right} \n"], True),
+        "JSON in another layout": Form(_layouts(right, frame), True),
+        "in a code fence": Form([f"```\n{right}\n```"], False),
+        "in capitals": Form([frame.around(frame.core(right).upper())], False),
+        "in small letters": Form([frame.around(frame.core(right).lower())], False),
+    }
+    other = {name: Form([text for text in form.texts if text != right], form.required) for name, form in forms.items()}
+    return {name: form for name, form in other.items() if form.texts}
+
+
+def _layouts(right: str, frame: Frame) -> list[str]:
+    """Return an answer that is a JSON object or array with other whitespace, and once with its keys reversed."""
+    for text, wrap in ((right, str), (frame.core(right), frame.around)):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict | list):
+            return [wrap(json.dumps(_reversed(value), indent=2)), wrap(json.dumps(value, separators=(",", ":")))]
+    return []
+
+
+def _reversed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _reversed(value[key]) for key in reversed(value)}
+    return [_reversed(item) for item in value] if isinstance(value, list) else value

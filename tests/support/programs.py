@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import doors
+import password
 import yaml
 
-TASK = f"{doors.__file__}:Halls"
+TASK = f"{password.__file__}:Halls"
 SETTINGS: dict[str, Any] = {
     "task": TASK,
     "uncertified": True,  # its splits share their problems
@@ -42,7 +42,7 @@ def settings(folder: Path, model: Path, *, task: str = TASK, **grpo: Any) -> Pat
 
 def program(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     """Start `r3` in a subprocess, with further environment variables."""
-    places = os.pathsep.join([str(Path(doors.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    places = os.pathsep.join([str(Path(password.__file__).parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "-m", "r3core", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"} | environment,

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-import doors
+import password
 import tiny
 from toy import Even
 
@@ -31,13 +31,13 @@ def main(path: Path, block: int, *, cached: bool) -> None:
     model.generation_config.eos_token_id = list(range(0, len(saved), 7))  # so that most retries end, and are judged
     model.save_pretrained(path / "base")
     saved.save_pretrained(path / "base")
-    config = doors.config(steps=5, use_vllm=True, vllm_mode="colocate", vllm_max_model_length=1024)
+    config = password.config(steps=5, use_vllm=True, vllm_mode="colocate", vllm_max_model_length=1024)
     options = {"block_size": block, "enable_prefix_caching": cached}
     sampling = config.sampling.model_copy(update={"retry": Turn(max_tokens=16)})
     config = config.model_copy(update={"engine": "vllm", "engine_options": options, "sampling": sampling})
     failures = [
         failure.model_copy(update={"prompt": [{"role": "user", "content": f"{number:02}" + "so it goes " * 25}]})
-        for number, failure in enumerate(doors.failures())
+        for number, failure in enumerate(password.failures())
     ]
     model, tokenizer = load_model(path / "base", dtype="float32")
     with Run.open(path / "run", config.record()) as run, Judge(Even()) as judge:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import doors
+import password
 import pytest
 import torch
 from engines import logprobs_of
@@ -25,18 +25,20 @@ pytestmark = pytest.mark.vllm
 def test_vllm_generates_with_an_adapter_on_its_base(tmp_path: Path) -> None:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
     base, folder = tmp_path / "base", tmp_path / "adapter"
-    model = doors.beginner(heads=64)
+    model = password.beginner(heads=64)
     model.save_pretrained(base)
-    doors.tokenizer().save_pretrained(base)
+    password.tokenizer().save_pretrained(base)
     model.name_or_path = str(base)
     torch.manual_seed(0)
     get_peft_model(model, lora_config({"r": 4, "init_lora_weights": False})).save_pretrained(folder)
-    doors.tokenizer().save_pretrained(folder)
+    password.tokenizer().save_pretrained(folder)
     config = Config.model_validate({"task": "doors", "engine": "vllm", "engine_options": {"max_model_len": 64}})
     sampling = Sampling(temperature=0.0, max_tokens=8, seed=0)
     plain, adapted = (TransformersGenerator(*load_model(place)) for place in (base, folder))
-    protocol = doors.protocol(doors.config(steps=1))
-    prompts = [encode(plain.tokenizer, protocol.reflection_request(failure.episode())) for failure in doors.failures()]
+    protocol = password.protocol(password.config(steps=1))
+    prompts = [
+        encode(plain.tokenizer, protocol.reflection_request(failure.episode())) for failure in password.failures()
+    ]
     served = VllmGenerator.load(str(folder), config)
     try:
         by_vllm = served.continue_ids(prompts, sampling, logprobs=True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import doors
+import password
 import pytest
 import yaml
 
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.vllm
 
 
 def test_each_process_generates_with_a_vllm_that_has_the_weights_of_all(tmp_path: Path) -> None:
-    doors.beginner(heads=64).save_pretrained(tmp_path / "base")
-    doors.tokenizer().save_pretrained(tmp_path / "base")
+    password.beginner(heads=64).save_pretrained(tmp_path / "base")
+    password.tokenizer().save_pretrained(tmp_path / "base")
     settings = {
-        "task": f"{doors.__file__}:Halls",
+        "task": f"{password.__file__}:Halls",
         "model": str(tmp_path / "base"),
         "uncertified": True,  # its splits share their problems
         "sampling": {turn: {"max_tokens": 4} for turn in ("attempt", "reflection", "retry")},
@@ -41,7 +41,7 @@ def test_each_process_generates_with_a_vllm_that_has_the_weights_of_all(tmp_path
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     own = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a training in this process
     environment = {name: value for name, value in os.environ.items() if name not in own}
-    places = os.pathsep.join([str(Path(doors.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    places = os.pathsep.join([str(Path(password.__file__).parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "r3core", "run", "--config", str(tmp_path / "settings.yaml"), "--processes", "2"]
     done = subprocess.run(
         [*command, "--output-dir", str(tmp_path / "run")],

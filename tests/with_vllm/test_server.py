@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import doors
+import password
 import pytest
 import torch
 from engines import vllm_server
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.vllm
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A beginner whose output layer is its own: the server's kernels for the CPU reload no tied one."""
-    model = doors.beginner(heads=64)
+    model = password.beginner(heads=64)
     folder = tmp_path / "base"
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     model.config.tie_word_embeddings = False
     model.save_pretrained(folder)
-    doors.tokenizer().save_pretrained(folder)
+    password.tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -60,10 +60,10 @@ def test_what_is_learnt_is_what_the_server_generates(
     with vllm_server(base, "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1") as url:
         port = urlsplit(url).port
         served = {"use_vllm": True, "vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port}
-        config = doors.config(steps=steps, **served)
-        protocol = doors.protocol(config)
+        config = password.config(steps=steps, **served)
+        protocol = password.protocol(config)
         with Run.open(tmp_path / "run", config.record()) as run, protocol.judge:
-            train(run, protocol, doors.failures(), model=model, tokenizer=tokenizer)
+            train(run, protocol, password.failures(), model=model, tokenizer=tokenizer)
     rows = run.read("train")
     assert len(rows) == len(updates) == steps
     assert updates[0] == {name for name, _ in model.named_parameters()}

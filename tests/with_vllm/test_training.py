@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import doors
+import password
 import pytest
 
 from r3core.config import Config
@@ -27,22 +27,22 @@ VLLM: dict[str, Any] = {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_mod
 def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with heads of a size that vLLM's kernels for the CPU can do."""
     folder = tmp_path_factory.mktemp("models") / "beginner"
-    doors.beginner(heads=64).save_pretrained(folder)
-    doors.tokenizer().save_pretrained(folder)
+    password.beginner(heads=64).save_pretrained(folder)
+    password.tokenizer().save_pretrained(folder)
     return folder
 
 
 def trained(path: Path, config: Config, beginner: Path) -> Run:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
     model, tokenizer = load_model(beginner, dtype="float32")
-    with Run.open(path, config.record()) as run, doors.protocol(config).judge:
-        train(run, doors.protocol(config), doors.failures(), model=model, tokenizer=tokenizer)
+    with Run.open(path, config.record()) as run, password.protocol(config).judge:
+        train(run, password.protocol(config), password.failures(), model=model, tokenizer=tokenizer)
     return run
 
 
 @pytest.fixture(scope="module")
 def by_vllm(tmp_path_factory: pytest.TempPathFactory, beginner: Path) -> Run:
-    return trained(tmp_path_factory.mktemp("runs") / "vllm", doors.config(steps=STEPS, **VLLM), beginner)
+    return trained(tmp_path_factory.mktemp("runs") / "vllm", password.config(steps=STEPS, **VLLM), beginner)
 
 
 def rewards(run: Run) -> tuple[float, float]:
@@ -53,7 +53,7 @@ def rewards(run: Run) -> tuple[float, float]:
 
 
 def test_the_same_is_learnt_as_with_transformers(by_vllm: Run, beginner: Path, tmp_path: Path) -> None:
-    plain = trained(tmp_path / "plain", doors.config(steps=STEPS), beginner)
+    plain = trained(tmp_path / "plain", password.config(steps=STEPS), beginner)
     for run in (by_vllm, plain):
         before, after = rewards(run)
         assert before < 0.35, "the model should begin near chance, which is 1/8"
@@ -72,7 +72,7 @@ BLOCK = 32  # tokens, the smallest that vLLM's cache on the CPU can do
 
 def with_long_prompts(path: Path, cache: str) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).with_name("long_prompts.py")), str(path), str(BLOCK), cache]
-    places = os.pathsep.join([str(Path(doors.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    places = os.pathsep.join([str(Path(password.__file__).parent), os.environ.get("PYTHONPATH", "")])
     own = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the training in this process
     environment = {name: value for name, value in os.environ.items() if name not in own} | {"PYTHONPATH": places}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

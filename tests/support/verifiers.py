@@ -1,4 +1,4 @@
-"""A gallery of tasks: sound ones, which must pass the check, and ones that let one kind of wrong answer pass."""
+"""Verifiers for the check: sound ones, which must pass the check, and ones that let one kind of wrong answer pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second half of the gallery: verdicts that change, verifiers that break, invalid data and fixtures."""
+"""Tasks that the check must reject: verdicts that change, verifiers that break, invalid data and fixtures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from gallery import Json, Sound
+from verifiers import Json, Sound
 
 from r3core import Example, Split
 
@@ -164,7 +164,7 @@ class WrongVariants(Sound):
 
 
 class WrongFixtures(Sound):
-    fixtures = Path(__file__).with_name("gallery.jsonl")
+    fixtures = Path(__file__).with_name("verifiers.jsonl")
 
 
 class SharedProblem(Sound):
