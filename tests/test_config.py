@@ -214,7 +214,7 @@ def test_every_sentence_of_a_task_can_be_replaced() -> None:
     assert Phrases.model_fields.keys() == Wording.model_fields.keys()
 
 
-def test_reflections_are_sampled_alike_in_training_unless_grpo_says_otherwise() -> None:
+def test_reflections_are_sampled_alike_in_training_unless_grpo_overrides_it() -> None:
     overrides = ["sampling.reflection.max_tokens=32", "sampling.reflection.temperature=0.7", "seed=3"]
     options = resolve(Toy(), overrides=[*overrides, "grpo.temperature=0.9"]).grpo_options()
     assert options == {"temperature": 0.9, "top_p": 1.0, "top_k": 0, "max_completion_length": 32, "seed": 3}

@@ -78,6 +78,7 @@ def test_the_engines_of_r3core_and_of_the_plugins_here_are_installed() -> None:
     assert broken == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_wrong_option_is_an_error_before_anything_is_loaded(name: str, r3: R3) -> None:
     option = VALID.get(name, "bogus")
@@ -144,6 +145,7 @@ def test_an_unknown_engine_is_an_error_with_a_hint(name: str, hint: str) -> None
     assert caught.value.hints == (hint,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -196,6 +198,7 @@ def test_a_model_that_is_not_local_must_be_named(name: str, options: dict[str, A
             model_of(config, get_task("countdown"))
 
 
+@pytest.mark.slow
 def test_listing_what_is_installed_imports_no_library_of_an_engine() -> None:
     program = "import sys; from r3core.plugins.engines import engines; engines(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

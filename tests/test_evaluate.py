@@ -304,7 +304,7 @@ def test_both_models_get_the_same_problems_and_seeds(opened: Open) -> None:
     assert len(set(seeds["base"])) == len(seeds["base"])
 
 
-def test_an_evaluation_goes_on_where_it_was_stopped(opened: Open, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_resumes(opened: Open, tmp_path: Path) -> None:
     class Stopped(Exception):
         pass
 

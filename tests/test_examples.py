@@ -44,6 +44,7 @@ def outcome(task: Task, example: Example, response: str | None) -> Outcome:
     return verdict.outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_references_of_examples_pass_and_wrong_answers_fail(name: str) -> None:
     task = example_task(name)

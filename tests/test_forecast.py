@@ -148,7 +148,7 @@ def test_reflections_are_sampled_with_the_options_of_training(told: Told) -> Non
     assert found.tokens == 4.0  # three words of the reflection and one
 
 
-def test_without_options_of_its_own_training_samples_as_the_configuration_says(told: Told) -> None:
+def test_without_options_of_its_own_training_samples_as_configured(told: Told) -> None:
     generator = in_turn("p")
     told("sampling.reflection.temperature=0.4", "sampling.reflection.max_tokens=9", generator=generator)
     assert (generator.samplings[0].temperature, generator.samplings[0].max_tokens) == (0.4, 9)

@@ -96,7 +96,7 @@ def kept(episodes: list[Episode], *overrides: str) -> list[Failure]:
         ("Fp", ["mine.keep_truncated=true", "mine.keep=all-failed"], None),
     ],
 )
-def test_the_rule_says_which_problems_are_kept(
+def test_the_rule_selects_the_problems(
     outcomes: str, overrides: list[str], expected: tuple[str, int, int] | None
 ) -> None:
     found = [(failure.attempt.text, failure.passed, failure.samples) for failure in kept(tried(outcomes), *overrides)]
@@ -135,7 +135,7 @@ def test_every_problem_is_attempted_and_every_episode_recorded(start: Start) -> 
     assert run.seconds()["mine"] > 0
 
 
-def test_the_limit_and_the_split_are_kept_to(start: Start) -> None:
+def test_the_limit_and_the_split_are_respected(start: Start) -> None:
     run, protocol = start("mine.limit=4", "mine.split=validation")
     generator = ScriptedGenerator(odd_fails)
     assert [failure.id for failure in mine(run, protocol, by(protocol, generator), model="any")] == ["n1001", "n1003"]
@@ -175,7 +175,7 @@ def test_attempts_that_were_cut_off_are_counted_and_left_out(start: Start, capsy
     assert "left out: 6 attempts cut off at sampling.attempt.max_tokens=2\n" in said
 
 
-def test_attempts_that_were_cut_off_are_kept_on_request(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_attempts_are_collected_on_request(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     run, protocol = start("sampling.attempt.max_tokens=2", "mine.keep_truncated=true")
     failures = mine(run, protocol, by(protocol, ScriptedGenerator(long_winded)), model="any")
     assert [failure.id for failure in failures] == [f"n{number}" for number in range(1, 24, 2)]
@@ -188,7 +188,7 @@ def test_where_every_failure_was_cut_off_the_limit_is_named(start: Start) -> Non
         mine(run, protocol, by(protocol, ScriptedGenerator(lambda asked, index: "too long")), model="any")
 
 
-def test_mining_goes_on_where_it_was_stopped(start: Start, tmp_path: Path) -> None:
+def test_interrupted_mining_resumes(start: Start, tmp_path: Path) -> None:
     class Stopped(Exception):
         pass
 
@@ -258,7 +258,7 @@ def test_a_set_of_failures_is_read_as_it_was_written(start: Start) -> None:
     assert read_failures(run.path)[0] == failures  # the run directory stands for its set
 
 
-def test_the_card_says_where_failures_come_from(start: Start) -> None:
+def test_the_card_has_the_provenance_of_the_failures(start: Start) -> None:
     overrides = ("mine.samples=2", "seed=5", "sampling.attempt.temperature=0.5", "model=some/model", "revision=abc")
     run, protocol, failures = mined(start, *overrides, task=Toy(problems=10))
     provenance = read_failures(run.path)[1]

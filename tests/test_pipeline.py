@@ -249,7 +249,7 @@ def test_an_evaluation_is_made_again_once_a_model_was_trained(
     assert result.trained is not None
 
 
-def test_the_forecast_is_told_after_mining(stages: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_forecast_is_printed_after_mining(stages: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     stages.mine()
     assert "forecast from " in capsys.readouterr().err
     stages.mine()

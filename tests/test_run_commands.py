@@ -74,7 +74,7 @@ def test_a_run_wants_a_verifier_that_passes_the_check(r3: R3, asked: list[str]) 
     assert json.loads(Path("run/certificate.json").read_text())["outcome"] == "fail"
 
 
-def test_without_certificate_a_run_says_so_wherever_it_is_seen(r3: R3, copied: Path) -> None:
+def test_without_certificate_a_run_is_marked_wherever_it_is_shown(r3: R3, copied: Path) -> None:
     certificate = json.loads((copied / "certificate.json").read_text())
     assert certificate["outcome"] == "fail"
     assert json.loads((copied / "model" / "certificate.json").read_text()) == certificate
@@ -310,13 +310,13 @@ def test_a_text_option_of_a_task_is_not_read_as_yaml(r3: R3, tiny_folder: Path) 
     assert r3("verify", "named.py:Named", "--response", "2000", "--task-option", "label=007").code == 0
 
 
-def test_a_dry_run_tells_what_the_check_has_found(r3: R3, asked: list[str]) -> None:
+def test_a_dry_run_prints_what_the_check_has_found(r3: R3, asked: list[str]) -> None:
     r3("check", TASK)
     said = r3("run", *asked, "--dry-run", "--set", "uncertified=false").out
     assert re.search(r"^check: fail: \d+ checks, .*; training requires a pass$", said, re.MULTILINE)
 
 
-def test_a_run_that_is_interrupted_says_how_it_goes_on(r3: R3, tiny_folder: Path) -> None:
+def test_an_interrupted_run_prints_how_to_resume(r3: R3, tiny_folder: Path) -> None:
     Path("stopped.py").write_text(
         TOY.read_text().replace("def load(self", "def load(self, _): raise KeyboardInterrupt\n    def unused(self")
     )
@@ -390,9 +390,7 @@ MODEL = object()  # stands for the tiny model's folder
         (["rum"], 2, "No such command 'rum'"),
     ],
 )
-def test_a_mistake_is_told_in_words(
-    r3: R3, tiny_folder: Path, arguments: list[object], code: int, message: str
-) -> None:
+def test_a_user_error_is_readable(r3: R3, tiny_folder: Path, arguments: list[object], code: int, message: str) -> None:
     said = r3(*(tiny_folder if argument is MODEL else argument for argument in arguments))
     assert message in said.err
     assert (said.code, said.out) == (code, "")
@@ -467,7 +465,7 @@ def test_a_directory_is_not_spoilt_by_a_mistyped_model(r3: R3, asked: list[str])
         ("prompt: str = 'Say 1.'", "`Mine` has an option `prompt`, an attribute of every task"),
     ],
 )
-def test_a_mistake_in_a_task_is_told_in_words(r3: R3, asked: list[str], method: str, message: str) -> None:
+def test_an_error_in_a_task_is_readable(r3: R3, asked: list[str], method: str, message: str) -> None:
     source = Path("own.py")
     source.write_text(f"{TOY.read_text()}\n\nclass Mine(Even):\n    name = 'mine'\n\n    {method}\n")
     said = r3("mine", *asked, "--task", f"{source}:Mine")
@@ -479,7 +477,7 @@ def test_a_mistake_in_a_task_is_told_in_words(r3: R3, asked: list[str], method: 
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "null", '{"task": 3}', '{"task": "even", "limt": 3}'])
-def test_a_damaged_configuration_is_told_of(r3: R3, copied: Path, text: str) -> None:
+def test_a_damaged_configuration_is_an_error(r3: R3, copied: Path, text: str) -> None:
     (copied / "config.json").write_text(text)
     said = r3("run", "--output-dir", "run")
     assert "config.json` is no" in said.err
@@ -509,7 +507,7 @@ def test_a_damaged_file_of_a_run_is_named(r3: R3, copied: Path, file: str, text:
     assert (said.code, said.out) == ((2 if "failures" in file else 1), "")
 
 
-def test_a_trained_model_with_a_damaged_origin_is_told_of(r3: R3, copied: Path) -> None:
+def test_a_trained_model_with_a_damaged_origin_is_an_error(r3: R3, copied: Path) -> None:
     (copied / "model/r3.json").write_text("{}")
     said = r3("eval", "--model", copied / "model")
     assert (said.code, said.out) == (2, "")

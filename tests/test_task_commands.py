@@ -41,7 +41,7 @@ def odd(tmp_path: Path) -> str:
     return "odd.py:Odd"
 
 
-def test_a_new_package_is_told_with_what_to_do_next(r3: R3) -> None:
+def test_the_hint_for_a_new_package_names_the_next_commands(r3: R3) -> None:
     said = r3("new", "my-task", "--output-dir", "my plugins")
     assert said == (
         0,
@@ -57,7 +57,7 @@ def test_a_new_package_is_told_with_what_to_do_next(r3: R3) -> None:
     assert Path("my plugins/r3-plugin-my-task/pyproject.toml").is_file()
 
 
-def test_a_new_file_is_told_with_what_task_takes(r3: R3) -> None:
+def test_the_hint_for_a_new_file_names_the_value_of_task(r3: R3) -> None:
     said = r3("new", "my-task", "--bare")
     assert said.code == 0
     assert "  r3 check my_task.py:MyTask\n" in said.out
@@ -66,7 +66,7 @@ def test_a_new_file_is_told_with_what_task_takes(r3: R3) -> None:
     assert r3("verify", "my_task.py:MyTask", "--example", "7x12-3", "--response", "81").out.endswith("verdict: pass\n")
 
 
-def test_the_run_that_is_told_of_can_begin(r3: R3) -> None:
+def test_the_run_that_is_planned_can_start(r3: R3) -> None:
     lines = r3("new", "my-task", "--bare").out.splitlines()
     [asked] = [line.split() for line in lines if line.startswith("  r3 run ")]
     assert r3(*asked[1:], "--dry-run").code == 0
@@ -91,7 +91,9 @@ def test_a_name_that_is_taken_is_an_error_for_people(r3: R3) -> None:
         (["--example", "n2003", "--response", ""], "test", "fail: it should be 2003", 0),
     ],
 )
-def test_a_verdict_is_told_with_its_reason(r3: R3, arguments: list[str], split: str, verdict: str, code: int) -> None:
+def test_a_verdict_is_printed_with_its_reason(
+    r3: R3, arguments: list[str], split: str, verdict: str, code: int
+) -> None:
     said = r3("verify", TOY, *arguments)
     assert said.code == code
     number = arguments[1].removeprefix("n") if arguments[0] == "--example" else "2000"
@@ -127,7 +129,7 @@ def test_standard_input_is_judged_as_it_is(r3: R3, stdin: bytes, response: str) 
     assert told["outcome"] == ("pass" if response == "3" else "fail")
 
 
-def test_what_is_told_cannot_steer_a_terminal(r3: R3, odd: str) -> None:
+def test_what_is_printed_cannot_control_a_terminal(r3: R3, odd: str) -> None:
     said = r3("verify", odd, "--response", "a\x1b[31m\nb\u200b\u202e")
     assert said.out == (
         "example: one\\x1b[2J (validation)\n"
@@ -170,7 +172,7 @@ def test_long_texts_are_cut_in_words_and_whole_as_json(r3: R3, odd: str) -> None
         (["countdwn"], "no task is called `countdwn`", "hint: did you mean `countdown`?"),
     ],
 )
-def test_what_cannot_be_judged_is_told(r3: R3, odd: str, arguments: list[str], message: str, hint: str) -> None:
+def test_what_cannot_be_judged_is_reported(r3: R3, odd: str, arguments: list[str], message: str, hint: str) -> None:
     said = r3("verify", *arguments, "--response", "1")
     assert said.code == 2
     assert said.err.startswith(f"error: {message}")

@@ -38,7 +38,7 @@ def test_tools_of_a_conversation_go_to_the_chat_template(tiny_model: LlamaForCau
     assert tokenizer.decode(ids) == f"<|system|>Tools:{shown}<|end|><|user|>Turn it.<|end|><|assistant|>"
 
 
-def test_a_chat_template_without_a_place_for_tools_is_told(
+def test_a_chat_template_without_a_place_for_tools_is_refused(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(UsageError, match="this model's chat template has no place for tools"):
@@ -224,7 +224,7 @@ def test_the_narrowest_sampling_is_greedy(generator: TransformersGenerator, samp
     ("options", "allowed"),
     [({}, {0, 1, 2, 3}), ({"top_k": 2}, {0, 1}), ({"top_p": 0.6}, {0, 1}), ({"top_k": 3, "top_p": 0.1}, {0})],
 )
-def test_only_the_allowed_tokens_are_drawn(
+def test_only_the_allowed_tokens_are_sampled(
     generator: TransformersGenerator, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], allowed: set[int]
 ) -> None:
     drawn, shares = drawn_from(generator, monkeypatch, Sampling(max_tokens=1, **options))
@@ -265,7 +265,7 @@ def test_completions_are_handed_over_once_each_and_before_the_last_has_ended(end
     assert min(lengths) < max(lengths)
 
 
-def test_nothing_is_asked_and_nothing_comes_back(generator: TransformersGenerator) -> None:
+def test_no_conversations_give_no_completions(generator: TransformersGenerator) -> None:
     assert generator.generate([], GREEDY) == []
 
 

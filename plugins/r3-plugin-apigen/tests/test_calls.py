@@ -218,7 +218,7 @@ def test_json_that_is_no_list_of_calls_fails(response):
     assert kind(response) is Kind.NOT_CALLS
 
 
-def test_the_bounds_are_where_they_are_said_to_be():
+def test_the_bounds_are_where_they_are_documented():
     assert find_calls(of_length(MAX_LIST))
     assert kind(of_length(MAX_LIST + 1)) is Kind.TOO_LONG
     assert find_calls(nested(MAX_DEPTH))

@@ -17,7 +17,7 @@ def form_of(name, number, *, terse=False):
     return next(forms[number] for forms in variants if forms[0].tool.name == name)
 
 
-def test_what_is_said_of_a_tool_makes_one():
+def test_a_description_of_a_tool_becomes_a_tool():
     tool = Tool.model_validate(TOLD)
     assert tool.required == ["city", "date"]
 
@@ -40,7 +40,7 @@ def test_forms_of_a_tool_differ_in_names_alone():
     assert schemas[0] == schemas[1] == schemas[2]
 
 
-def test_a_schema_says_what_an_argument_may_be():
+def test_a_schema_describes_what_an_argument_may_be():
     parameters = form_of("search_flights", 0).offer["parameters"]
     assert parameters == {
         "type": "object",
@@ -55,7 +55,7 @@ def test_a_schema_says_what_an_argument_may_be():
     }
 
 
-def test_a_terse_schema_says_less():
+def test_a_terse_schema_has_less_text():
     properties = form_of("search_flights", 0, terse=True).offer["parameters"]["properties"]
     assert properties.keys() == {"origin", "destination", "date", "cabin"}
     assert properties["date"] == {"type": "string", "format": "date"}

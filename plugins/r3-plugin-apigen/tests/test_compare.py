@@ -105,7 +105,7 @@ def test_arguments_are_equal_as_json_values(one, other, same):
     assert (kind([weather(any=other)], [weather(any=one)]) is None) is same
 
 
-def test_the_order_of_calls_counts_only_when_it_is_asked_for():
+def test_the_order_of_calls_counts_only_with_ordered():
     said, asked = [weather(), alarm()], [alarm(), weather()]
     assert kind(said, asked, ordered=True) is Kind.WRONG_ORDER
     assert kind(asked, asked, ordered=True) is None
@@ -148,7 +148,7 @@ def test_an_argument_left_out_equals_its_default_unless_the_option_is_off(said, 
         ([weather(days="3")], [], "schema violation: weather: days: '3' is not of type 'number'"),
     ],
 )
-def test_a_reason_says_what_is_wrong_and_not_what_is_right(said, asked, expected):
+def test_a_reason_names_what_is_wrong_and_not_what_is_right(said, asked, expected):
     assert reason(said, asked) == expected
 
 

@@ -88,7 +88,7 @@ def test_defaults_are_valid_under_their_schemas():
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_every_value_of_a_call_is_said_in_the_query(space):
+def test_every_value_of_a_call_is_stated_in_the_query(space):
     for example in of_all_splits(150, space):
         query = example.info["query"]
         for call in example.answer:
@@ -98,7 +98,7 @@ def test_every_value_of_a_call_is_said_in_the_query(space):
                     assert all(any(text in query for text in writings(one)) for one in scalars(value)), example
 
 
-def test_values_of_an_enum_are_said_in_words_of_their_own():
+def test_values_of_an_enum_are_stated_in_their_own_words():
     kinds = [kind for split in SPLITS for tool in tools(split) for kind in tool.takes.values() if hasattr(kind, "of")]
     assert len(kinds) > 40
     for kind in kinds:
@@ -198,7 +198,7 @@ def test_no_example_offers_two_forms_of_one_tool():
         assert len({bases[name].name for name in offered(example)}) == len(offered(example))
 
 
-def test_where_no_call_is_right_one_tool_at_least_is_offered_and_none_is_asked_for():
+def test_where_no_call_is_right_at_least_one_tool_is_offered():
     bases = base_of()
     starts = {tool.name: [ask.split("{")[0].lower() for ask in tool.asks] for split in SPLITS for tool in tools(split)}
     for example in of_all_splits(100, Space(calls=(0,), distractors=0)):
@@ -251,7 +251,7 @@ def test_terse_schemas_are_small():
         (Space(optional=1.5), "optional=1.5 is not between 0 and 1"),
     ],
 )
-def test_a_space_without_problems_is_told(space, said):
+def test_a_space_without_problems_is_an_error(space, said):
     found = fault(space)
     assert found is None if said is None else found is not None and said in found
 

@@ -81,11 +81,11 @@ def test_the_hub_and_files_are_sources(source):
 
 
 @pytest.mark.parametrize("source", ["", "Hub", "rows.csv", "Salesforce/xlam-function-calling-60k"])
-def test_what_is_no_source_is_told(source):
+def test_what_is_no_source_is_an_error(source):
     assert fault(source) == (f"source={source} is neither `generated` nor `hub` nor a file .json, .jsonl, .parquet")
 
 
-def test_an_unreachable_hub_says_what_to_do(monkeypatch, tmp_path):
+def test_an_unreachable_hub_is_an_error_with_hints(monkeypatch, tmp_path):
     import datasets
     import huggingface_hub.constants
 

@@ -219,7 +219,7 @@ def test_an_id_that_two_rows_have_is_given_up(tmp_path):
     assert "4" in ids
 
 
-def test_rows_that_cannot_be_used_are_counted_by_reason_and_the_others_are_kept(tmp_path):
+def test_rows_that_cannot_be_used_are_counted_by_reason_and_the_others_are_loaded(tmp_path):
     rows = [*many(10), *(xlam(id=name, query=f"Bad {name}", answers="?") for name in "abc"), "no row", "no row"]
     with pytest.warns(UserWarning, match="skipped") as caught:
         examples = load_all(write(tmp_path, rows, ".jsonl"))
@@ -231,7 +231,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason_and_the_others_are_kept(
     assert "the first is row 1" in told
 
 
-def test_what_was_skipped_is_told_also_when_no_more_examples_are_wanted(tmp_path):
+def test_skipped_rows_are_reported_also_when_iteration_stops_early(tmp_path):
     rows = [
         xlam(id="bad", answers="?"),
         *(xlam(id=i, tools=[XLAM_TOOL | {"name": f"t{i}"}, XLAM_TOOL]) for i in range(5)),
@@ -248,7 +248,7 @@ def test_the_same_problem_comes_once(tmp_path):
         assert [example.id for example in load_all(write(tmp_path, rows))] == ["1", "3"]
 
 
-def test_parameters_that_could_not_be_converted_are_told(tmp_path):
+def test_parameters_that_could_not_be_converted_are_warned_of(tmp_path):
     odd = {f"odd{i}": {"description": "", "type": "Frobnicator, optional"} for i in range(7)}
     tool = XLAM_TOOL | {"parameters": XLAM_TOOL["parameters"] | odd}
     rows = [xlam(id=1, tools=[tool]), xlam(id=2, tools=[tool, XLAM_TOOL | {"name": "other"}])]

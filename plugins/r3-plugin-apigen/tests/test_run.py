@@ -108,7 +108,7 @@ def test_a_model_whose_template_has_no_place_for_tools_is_refused_at_once(r3, tm
     assert "Traceback" not in said.err
 
 
-def test_tags_that_are_tokens_of_their_own_stay_in_what_is_said(tmp_path):
+def test_tags_that_are_tokens_of_their_own_stay_in_the_text(tmp_path):
     _, tokenizer = load_model(model_in(tmp_path / "model", tiny.TOOL_TEMPLATE))
     said = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
     ids = tokenizer.encode(said, add_special_tokens=False)

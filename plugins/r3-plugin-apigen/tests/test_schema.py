@@ -67,7 +67,7 @@ def test_a_violation_names_the_place_in_plain_characters(arguments, told):
     assert violation(WEATHER, arguments) == told
 
 
-def test_properties_that_no_schema_names_are_allowed_only_when_it_says_so():
+def test_properties_that_no_schema_names_are_refused_unless_it_allows_them():
     assert violation(of(), {"a": 1}) is not None
     assert violation({"type": "object"}, {"a": 1}) is not None
     assert violation(of() | {"additionalProperties": True}, {"a": 1}) is None
@@ -118,7 +118,7 @@ schemas = st.recursive(
 
 
 @given(schemas, values)
-def test_what_is_valid_is_what_jsonschema_says(schema, value):
+def test_what_is_valid_is_what_jsonschema_accepts(schema, value):
     parameters = of(value=schema) | {"additionalProperties": False}
     assert (violation(parameters, {"value": value}) is None) == Draft202012Validator(schema).is_valid(value)
 
@@ -231,7 +231,7 @@ def test_a_type_that_holds_itself_is_read_as_deep_as_it_goes():
         ),
     ],
 )
-def test_a_tool_that_is_not_usable_says_why(given, why):
+def test_a_tool_that_is_not_usable_has_a_reason(given, why):
     assert why in check_tool(given)
 
 

@@ -117,7 +117,7 @@ def test_tools_are_beside_the_messages_of_the_chat_template():
     assert message["content"].startswith("Request: Weather in Rome for 3 days?\n\n")
 
 
-def test_a_prompt_that_is_said_again_is_no_answer_and_takes_none_away():
+def test_a_repeated_prompt_is_no_answer_and_takes_none_away():
     for one in (ROME, TWO, example()):
         prompt = Apigen().prompt(one)
         assert Apigen().verify(one, prompt).reason.startswith("no calls found")

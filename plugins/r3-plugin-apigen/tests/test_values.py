@@ -27,13 +27,13 @@ def draws(told, count=300):
         ({"yes": "with it"}, {True}),
     ],
 )
-def test_every_value_of_a_range_is_drawn_and_no_other(told, drawn):
+def test_every_value_of_a_range_is_sampled_and_no_other(told, drawn):
     values = [value for value, _ in draws(told)]
     assert set(values) == drawn
     assert all(type(value) is not float or not value.is_integer() for value in values)
 
 
-def test_numbers_are_said_in_figures_and_in_words():
+def test_numbers_are_stated_in_figures_and_written_out():
     assert {text for _, text in draws({"whole": [7, 7]})} == {"7", "seven"}
     assert {text for _, text in draws({"number": [1200, 1200]})} == {"1200", "1,200"}
 
@@ -49,7 +49,7 @@ def test_rising_fields_rise():
     assert all(value["from"] < value["to"] for value, _ in draws(told))
 
 
-def test_too_few_different_values_are_told():
+def test_too_few_different_values_are_an_error():
     with pytest.raises(ValueError, match="there are no 2 different values like 'a'"):
         draw_unlike(lambda: Stated("a", "a"), [Stated("a", "a")])
 

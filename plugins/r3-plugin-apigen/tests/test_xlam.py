@@ -73,7 +73,7 @@ def test_the_page_states_many_types():
 
 
 @pytest.mark.parametrize(("text", "schema"), STATED)
-def test_the_page_says_what_becomes_of_a_type(text, schema):
+def test_the_page_documents_how_a_type_is_converted(text, schema):
     assert argument(type=text)[::2] == ((json.loads(schema), True) if schema else ({}, False))
 
 
@@ -280,7 +280,7 @@ def test_values_are_listed_for_texts_alone():
     assert "enum" not in argument(type="int", description="One of '1', '2'.")[0]
 
 
-def test_a_description_is_kept_on_one_line():
+def test_a_description_is_put_on_one_line():
     converted = parameters_of({"a": {"type": "str", "description": " The\n city. "}, "b": {"type": "str"}})
     assert converted.schema == {
         "type": "object",

@@ -73,7 +73,7 @@ def test_fixtures_hold_both_outcomes_and_no_row_twice():
         ("." * 200_001, "the response is too long"),
     ],
 )
-def test_a_failed_verdict_says_why(response, reason):
+def test_a_failed_verdict_has_a_reason(response, reason):
     assert (judge(response).outcome, judge(response).reason) == ("fail", reason)
 
 

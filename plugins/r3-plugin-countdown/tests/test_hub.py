@@ -109,7 +109,7 @@ def test_a_file_that_is_no_parquet_is_an_error_for_people(tmp_path):
         list(Countdown(source=str(path)).load("train"))
 
 
-def test_an_unreachable_hub_says_what_to_do(monkeypatch, tmp_path):
+def test_an_unreachable_hub_is_an_error_with_hints(monkeypatch, tmp_path):
     import datasets
     import huggingface_hub.constants
 

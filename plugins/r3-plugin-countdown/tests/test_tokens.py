@@ -23,6 +23,7 @@ def loaded():
     return load_model(str(TASK.demo.model), revision=None, dtype="float32", trust_remote_code=False)
 
 
+@pytest.mark.slow
 def test_prompts_begin_with_the_tokens_that_were_sampled(loaded):
     model, tokenizer = loaded
     generator = TransformersGenerator(model, tokenizer, batch_size=256)
