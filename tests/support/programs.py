@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,13 +44,18 @@ def settings(folder: Path, model: Path, *, task: str = TASK, **grpo: Any) -> Pat
 def program(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     """Start `r3` in a subprocess, with further environment variables."""
     places = os.pathsep.join([str(Path(password.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "r3core", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    # A shell starts background jobs with SIGINT ignored, and children inherit that; a handler is reset in the child.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "r3core", *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
