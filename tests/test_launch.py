@@ -247,7 +247,7 @@ def test_a_training_that_is_stopped_leaves_no_process_behind(
     code, out, err = finished(process)
     assert code != 0
     assert out == ""
-    assert err.count("stopped; ") == (number == signal.SIGINT)
+    assert err.count("interrupted; ") == (number == signal.SIGINT)
     assert "Traceback" not in err
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive, "these outlive the run that started them"
