@@ -22,8 +22,9 @@ def print_plan(task: Task, config: Config) -> None:
     from r3core.training.grpo_options import check_grpo, explain_batch, explain_checkpoints
     from r3core.training.launch import world_of
 
-    check_grpo(config.grpo)
+    quiet_libraries()
     checked_engine(config)
+    check_grpo(config.grpo)
     model = model_of(config, task)
     typer.echo(yaml.safe_dump(config.record(), sort_keys=False, allow_unicode=True).rstrip())
     typer.echo(f"\nrun directory: {config.directory}\nmodel: {model}")
@@ -44,7 +45,6 @@ def _estimated(config: Config, model: str) -> list[str]:
     from r3core.estimate.advice import explain
     from r3core.training.launch import world_of
 
-    quiet_libraries()
     world = world_of(config)
     return explain(config, model, processes=world.processes, sharded=world.sharded)
 
