@@ -58,7 +58,7 @@ docs: $(DEVELOP)
 # The package that the verifier is compared with has an environment of its own: nothing else needs it.
 $(RIVALS): constraints.txt
 	$(PYTHON) -m venv .venv-rivals
-	.venv-rivals/bin/python -m pip install -c constraints.txt reasoning-gym==0.1.25 pebble pluggy pydantic
+	.venv-rivals/bin/python -m pip install -c constraints.txt reasoning-gym==0.1.25 pebble pluggy pydantic pyyaml
 	.venv-rivals/bin/python -m pip install --no-deps -e . -e plugins/r3-plugin-countdown
 	touch $@
 

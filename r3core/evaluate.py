@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from r3core.config import Config
 from r3core.console import progress_bar
 from r3core.dataset import Selection
 from r3core.episode import CONTROLS, Answer, Arm, Episode
-from r3core.executor import Batches, Executor, Function
+from r3core.executor import Executor
 from r3core.generation.generator import Generator
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, values_of
@@ -172,13 +172,11 @@ def _episodes(
     have = len(run.read(f"evaluate-{name}")) // samples
     with progress_bar(f"eval {name}", len(examples), done=have) as bar:
 
-        def run_batches(batches: Batches) -> Iterator[list[Episode]]:
-            return executor.map(evaluated, batches, model=model)
-
         def done(count: int) -> None:
             bar(count)
             tick()
 
+        run_batches = partial(executor.map, evaluated, model=model)
         rows = run.extend(f"evaluate-{name}", examples, run_batches, size=size, each=samples, done=done)
     return values_of(Episode, rows, f"evaluate-{name}")
 
@@ -214,11 +212,7 @@ def _cross(
     failed = [episode for episode in base if episode.failed]
 
     def stage(name: str, episodes: Sequence[Episode], *, by: str, function: Callable[..., Any]) -> list[Episode]:
-        named: Function = partial(function, name=name)
-
-        def run_batches(batches: Batches) -> Iterator[list[Episode]]:
-            return executor.map(named, batches, model=models[by])
-
+        run_batches = partial(executor.map, partial(function, name=name), model=models[by])
         size = protocol.config.batch_size
         rows = run.extend(f"cross-{name}", episodes, run_batches, size=size, done=lambda _: tick())
         return values_of(Episode, rows, f"cross-{name}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from r3core.config import Config, Mine
@@ -13,7 +14,7 @@ from r3core.dataset import Selection, problems_to_mine
 from r3core.environment import environment
 from r3core.episode import Episode
 from r3core.errors import ConfigError, RunError, UsageError
-from r3core.executor import Batches, Executor
+from r3core.executor import Executor
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.generation.generator import Generator
 from r3core.protocol import Protocol, seed_of
@@ -49,13 +50,11 @@ def mine(run: Run, protocol: Protocol, executor: Executor, *, model: str) -> lis
     size = max(1, config.batch_size // samples)
     with run.clock("mine") as tick, progress_bar("mine", len(examples), done=len(run.read("mine")) // samples) as bar:
 
-        def run_batches(batches: Batches) -> Iterator[list[Episode]]:
-            return executor.map(attempted, batches, model=model)
-
         def done(count: int) -> None:
             bar(count)
             tick()
 
+        run_batches = partial(executor.map, attempted, model=model)
         rows = run.extend("mine", examples, run_batches, size=size, each=samples, done=done)
     episodes = values_of(Episode, rows, "mine")
     failures = select(protocol, episodes)

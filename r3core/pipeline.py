@@ -118,7 +118,7 @@ class Pipeline:
         if self.run.done("mine") is None:
             raise UsageError(
                 f"there are no failures in `{self.run.path}` yet",
-                "run `r3 mine` first, or name a failure dataset with --failures",
+                "run `r3 mine` first, name a failure dataset with --failures, or name the run with --output-dir",
             )
         name = local_model(self.config, self.task, done="trained")
         self.close()
@@ -171,7 +171,9 @@ class Pipeline:
     def report(self) -> Result:
         """Write the model card and return the result; RunError when the run was not evaluated."""
         if self.run.done("evaluate") is None:
-            raise RunError(f"`{self.run.path}` was not evaluated yet", "run `r3 eval` first")
+            raise RunError(
+                f"`{self.run.path}` was not evaluated yet", "run `r3 eval` first, or name the run with --output-dir"
+            )
         result = self._result()
         if result.trained is not None and (self.run.path / "model").is_dir():
             stored = self.run.read_json("certificate")

@@ -156,6 +156,7 @@ def test_an_unknown_engine_is_an_error_with_a_hint(name: str, hint: str) -> None
         (ENGINE.replace("def open", "def opened"), "`Parrot` does not define `open`"),
         (ENGINE.replace('name = "parrot"', ""), "`Parrot` has no class attribute `name`"),
         (ENGINE.replace("Options = Options", "Options = int"), "`Parrot.Options` is not a subclass of"),
+        (ENGINE.replace("Options = Options", "Options = 'x'"), "`Parrot.Options` is not a subclass of"),
         (ENGINE.replace('{"machine"}', '{"machin"}'), "`Parrot.places` names no options: machin"),
         (ENGINE.replace('"parrot"', '"vllm"'), "its engine `vllm` has the same name as r3core.generation.vllm:Vllm"),
         (ENGINE.replace("r3_engines", "r3_engine"), "there is no hook `r3_engine`"),

@@ -512,3 +512,12 @@ def test_a_trained_model_with_a_damaged_origin_is_an_error(r3: R3, copied: Path)
     said = r3("eval", "--model", copied / "model")
     assert (said.code, said.out) == (2, "")
     assert "r3.json` does not contain the base model and the task" in said.err
+
+
+def test_the_placement_of_a_resumed_run_is_validated(r3: R3, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"task": TASK, "model": MODEL}), encoding="utf-8")
+    result = r3("train", "--output-dir", folder, "--processes", 0)
+    assert result.code == 2
+    assert "`processes` cannot be 0: it should be greater than 0" in result.err

@@ -122,7 +122,7 @@ class Arguments:
         given = self.overrides or self.config or self.flags.keys() - {"output_dir", *PLACEMENT}
         if not given and folder is not None and (folder / "config.json").exists():
             placement = {key: value for key, value in self.flags.items() if key in PLACEMENT}
-            config = _stored_config(folder).model_copy(update=placement)
+            config = _with_placement(_stored_config(folder), placement)
             return get_task(config.task, **config.task_options), config
         settings = read_settings(self.config, self.overrides, flags=self.flags)
         task = _get_task(*chosen_task(settings), preset=chosen_preset(settings))
@@ -228,6 +228,17 @@ def _stored_config(folder: Path) -> Config:
             f"`{folder / 'config.json'}` is not a configuration of this version of r3",
             "give the task and its settings again, and another --output-dir",
         ) from None
+
+
+def _with_placement(config: Config, placement: dict[str, Any]) -> Config:
+    from pydantic import ValidationError
+
+    from r3core.config import Config, explained
+
+    try:
+        return Config.model_validate(config.model_dump() | placement)
+    except ValidationError as error:
+        raise explained(error) from None
 
 
 def _fingerprint(folder: Path) -> str:

@@ -79,8 +79,8 @@ def _fault_of(value: Any) -> str | None:
         return f"`{value.__qualname__}` has no class attribute `name`"
     if inspect.isabstract(value):
         return f"`{value.__qualname__}` does not define {', '.join(f'`{name}`' for name in value.__abstractmethods__)}"
-    if not issubclass(value.Options, EngineOptions):
+    if not (isinstance(value.Options, type) and issubclass(value.Options, EngineOptions)):
         return f"`{value.__qualname__}.Options` is not a subclass of `r3core.engine.EngineOptions`"
-    if unknown := value.places - value.Options.model_fields.keys():
+    if unknown := set(value.places) - value.Options.model_fields.keys():
         return f"`{value.__qualname__}.places` names no options: {', '.join(sorted(unknown))}"
     return None
