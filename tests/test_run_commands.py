@@ -517,7 +517,7 @@ def test_a_trained_model_with_a_damaged_origin_is_an_error(r3: R3, copied: Path)
 def test_the_placement_of_a_resumed_run_is_validated(r3: R3, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"task": TASK, "model": MODEL}), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"task": TASK, "model": "a-model"}), encoding="utf-8")
     result = r3("train", "--output-dir", folder, "--processes", 0)
     assert result.code == 2
     assert "`processes` cannot be 0: it should be greater than 0" in result.err
