@@ -25,7 +25,7 @@ demo: $(INSTALLED)
 test: $(DEVELOP)
 	$(BIN)/python -m pytest
 
-# The inner loop: under a minute, without training, worker processes, Ray and vLLM.
+# The inner loop: about a minute, without training, worker processes, Ray and vLLM.
 test-fast: $(DEVELOP)
 	$(BIN)/python -m pytest -m "not slow and not processes and not ray and not vllm"
 

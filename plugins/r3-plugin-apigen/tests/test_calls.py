@@ -18,6 +18,8 @@ from r3_plugin_apigen.calls import (
     key_of,
 )
 
+pytestmark = pytest.mark.slow
+
 ROME = '[{"name": "get_weather", "arguments": {"city": "Rome", "days": 3}}]'
 OSLO = ROME.replace("Rome", "Oslo")
 ROME_CALL = Call("get_weather", {"city": "Rome", "days": 3})

@@ -6,6 +6,8 @@ from pydantic import TypeAdapter
 from r3_plugin_apigen.values import AnyValue, draw_unlike, listed
 from r3_plugin_apigen.words import Stated
 
+pytestmark = pytest.mark.slow
+
 
 def value_of(told):
     return TypeAdapter(AnyValue).validate_python(told)
