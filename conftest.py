@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -69,3 +72,31 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def r3(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> command.R3:
     """A function that runs a command in the directory of the test."""
     return command.runner(monkeypatch, capfd, tmp_path)
+
+
+@pytest.fixture
+def imports_restored(tmp_path: Path) -> Iterator[None]:
+    """Forget the modules of the test's directory, and what was added to the import path."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imports_restored: None) -> Callable[..., None]:
+    """A function that installs a plugin: its module, and the metadata that pip would write."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install(name: str, source: str, *, version: str = "1.0") -> None:
+        module = f"r3_plugin_{name}"
+        (tmp_path / f"{module}.py").write_text(source)
+        info = tmp_path / f"{module}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: r3-plugin-{name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[r3]\n{name} = {module}\n")
+        importlib.invalidate_caches()
+
+    return install

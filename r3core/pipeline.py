@@ -15,6 +15,7 @@ from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
 from r3core.dataset import load_examples, problems_to_evaluate
 from r3core.distributed import rank, world_size
+from r3core.engine import Engine
 from r3core.episode import Answer, Episode
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
@@ -27,7 +28,7 @@ from r3core.generation.chat import encode
 from r3core.generation.models import folder_of, load, load_tokenizer, saved_dtype
 from r3core.generation.transformers import TransformersGenerator
 from r3core.mine import mine
-from r3core.plugins.engines import checked_engine, engine_of
+from r3core.plugins.engines import checked_engine
 from r3core.protocol import Protocol
 from r3core.runs import ReadOnlyRun, Run, values_of
 from r3core.task import Task, Verdict
@@ -42,12 +43,12 @@ ORIGIN = "r3.json"
 class Pipeline:
     """The stages of one run. Each resumes where it was interrupted, and returns at once when it is finished."""
 
-    def __init__(self, run: Run, judge: Judge, config: Config) -> None:
+    def __init__(self, run: Run, judge: Judge, config: Config, engine: Engine) -> None:
         self.run = run
         self.task = judge.task
         self.config = config
         self.protocol = Protocol(judge.task, judge, config)
-        self.engine = engine_of(config)
+        self.engine = engine
         self.executor = executor_of(self.engine, self.protocol, run)
 
     @classmethod
@@ -67,7 +68,7 @@ class Pipeline:
         record = config.record() | ({"trained": str(trained)} if trained else {})
         opened = ReadOnlyRun(config.directory) if rank() > 0 else Run.open(config.directory, record)
         with opened as run, Judge(task, config.judge) as judge:
-            stages = cls(run, judge, config)
+            stages = cls(run, judge, config, engine)
             try:
                 yield stages
             finally:

@@ -1,15 +1,15 @@
 """Discovery is tried on real distributions: folders with a module and a `dist-info` that the path finder reads."""
 
-import importlib
 import pickle
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from r3core import TaskError, get_task
 from r3core.plugins.discovery import Broken, discover, find_task
+
+pytestmark = pytest.mark.usefixtures("imports_restored")
 
 Install = Callable[..., None]
 
@@ -38,33 +38,6 @@ def r3_tasks():
 
 def plugin(name: str) -> str:
     return TASK.format(name=name) + HOOK.format(name=name)
-
-
-@pytest.fixture(autouse=True)
-def _same_imports_afterwards(tmp_path: Path) -> Iterator[None]:
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Return a function that installs a plugin: its module, and the metadata that pip would write."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def install(name: str, source: str, *, version: str = "1.0") -> None:
-        module = f"r3_plugin_{name}"
-        (tmp_path / f"{module}.py").write_text(source)
-        info = tmp_path / f"{module}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: r3-plugin-{name}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[r3]\n{name} = {module}\n")
-        importlib.invalidate_caches()
-
-    return install
 
 
 def broken(name: str) -> Broken:

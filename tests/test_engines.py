@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from toy import Toy
 from r3core import ConfigError, Prompt, get_task
 from r3core.config import Config, model_of, resolve
 from r3core.plugins.engines import checked_engine, engine_of, engines, find_engine
+
+pytestmark = pytest.mark.usefixtures("imports_restored")
 
 Install = Callable[..., None]
 INSTALLED, _ = engines()
@@ -43,33 +44,6 @@ class Parrot(Engine):
 def r3_engines():
     return [Parrot]
 """
-
-
-@pytest.fixture(autouse=True)
-def _same_imports_afterwards(tmp_path: Path) -> Iterator[None]:
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Return a function that installs a plugin: its module, and the metadata that pip would write."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def install(name: str, source: str) -> None:
-        module = f"r3_plugin_{name}"
-        (tmp_path / f"{module}.py").write_text(source)
-        info = tmp_path / f"{module}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: r3-plugin-{name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[r3]\n{name} = {module}\n")
-        importlib.invalidate_caches()
-
-    return install
 
 
 def test_the_engines_of_r3core_and_of_the_plugins_here_are_installed() -> None:

@@ -122,7 +122,7 @@ class Arguments:
         given = self.overrides or self.config or self.flags.keys() - {"output_dir", *PLACEMENT}
         if not given and folder is not None and (folder / "config.json").exists():
             placement = {key: value for key, value in self.flags.items() if key in PLACEMENT}
-            config = _with_placement(_stored_config(folder), placement)
+            config = _stored_config(folder, placement)
             return get_task(config.task, **config.task_options), config
         settings = read_settings(self.config, self.overrides, flags=self.flags)
         task = _get_task(*chosen_task(settings), preset=chosen_preset(settings))
@@ -212,33 +212,24 @@ def _get_task(name: str, options: dict[str, Any], *, preset: str | None) -> Task
         raise TaskError(error.message, *error.hints, f"the preset `{preset}` sets {listed} for this task") from None
 
 
-def _stored_config(folder: Path) -> Config:
-    """Return the configuration of the run in a directory."""
+def _stored_config(folder: Path, placement: dict[str, Any]) -> Config:
+    """Return the configuration of the run in a directory, with another placement where one is given."""
     from pydantic import ValidationError
 
-    from r3core.config import NOT_SETTINGS, Config
+    from r3core.config import NOT_SETTINGS, Config, explained
     from r3core.runs import RunRecord
 
     stored = RunRecord(folder).read_json("config")
     try:
         settings = {key: value for key, value in stored.items() if key not in NOT_SETTINGS}
-        return Config.model_validate(settings | {"output_dir": folder})
-    except (AttributeError, ValidationError):
+        return Config.model_validate(settings | {"output_dir": folder} | placement)
+    except (AttributeError, ValidationError) as error:
+        if isinstance(error, ValidationError) and error.errors()[0]["loc"][0] in placement:
+            raise explained(error) from None
         raise ConfigError(
             f"`{folder / 'config.json'}` is not a configuration of this version of r3",
             "give the task and its settings again, and another --output-dir",
         ) from None
-
-
-def _with_placement(config: Config, placement: dict[str, Any]) -> Config:
-    from pydantic import ValidationError
-
-    from r3core.config import Config, explained
-
-    try:
-        return Config.model_validate(config.model_dump() | placement)
-    except ValidationError as error:
-        raise explained(error) from None
 
 
 def _fingerprint(folder: Path) -> str:
