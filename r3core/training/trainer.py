@@ -166,7 +166,7 @@ class ReflectionTrainer(GRPOTrainer):
         """
         with attributes_set(self.processing_class, {"response_template": None}):  # TRL's own parsing is not used
             prompt_ids, completion_ids, _, *rest = super()._generate(prompts)
-        self.reflections = [
+        self.completions = [
             completion(
                 self.processing_class, Continued(ids, bool(ids) and ids[-1] in self.eos_token_ids), request=asked
             )
@@ -174,7 +174,7 @@ class ReflectionTrainer(GRPOTrainer):
         ]
         masks = None
         if self.protocol.config.train.tokens == "answer-of-reflection":
-            starts = [reflection.answer_start for reflection in self.reflections]
+            starts = [reflection.answer_start for reflection in self.completions]
             masks = [[0] * start + [1] * (len(ids) - start) for start, ids in zip(starts, completion_ids, strict=True)]
         return prompt_ids, completion_ids, masks, *rest
 
@@ -234,7 +234,7 @@ class ReflectionTrainer(GRPOTrainer):
     def _retry(self, failure: list[int]) -> list[list[Episode]]:
         """Return, for each of B reflections, one episode per retry."""
         per_reflection = self.protocol.config.train.retries
-        reflections = self.reflections
+        reflections = self.completions
         episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], reflections)
         leaks = self.protocol.judge.leaks()  # tested by worker processes while the retries are generated
         for index, (episode, reflection) in enumerate(zip(episodes, reflections, strict=True)):
