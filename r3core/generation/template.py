@@ -1,7 +1,7 @@
 """The chat template of a run: the model's own, behind a prelude that sets its arguments and stops its clock.
 
-The prelude is part of `tokenizer.chat_template`, so everything that uses the tokenizer gets the same text: transformers,
-vLLM, TRL and `r3 show`. Saved models get the original back.
+The prelude is part of `tokenizer.chat_template`, so transformers, vLLM, TRL and `r3 show` get the same text with no
+further options. Saved models get the original back.
 """
 
 from __future__ import annotations
