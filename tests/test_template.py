@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from r3core.errors import ConfigError
 from r3core.generation import template
-from r3core.generation.template import PLAIN, apply, names_read, original, original_template
+from r3core.generation.template import PLAIN, apply, names_read, original, using
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -168,7 +168,7 @@ def test_the_original_template_is_saved(tmp_path: Any) -> None:
     tokenizer = tokenizer_with(templates.trl_template("gptoss"))
     apply(tokenizer, {"reasoning_effort": "low"}, day=DAY)
     changed = tokenizer.chat_template
-    with original_template(tokenizer):
+    with using(tokenizer, original(tokenizer)):
         tokenizer.save_pretrained(tmp_path)
     assert (tmp_path / "chat_template.jinja").read_text() == templates.trl_template("gptoss")
     assert tokenizer.chat_template == changed

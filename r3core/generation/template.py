@@ -64,11 +64,21 @@ def original(tokenizer: PreTrainedTokenizerBase) -> Any:
     return _mapped(tokenizer.chat_template, lambda text: text.rpartition(_END)[2])
 
 
+def on(tokenizer: PreTrainedTokenizerBase, day: date) -> Any:
+    """Return the chat template of a tokenizer, with its arguments, as it is on another day."""
+
+    def moved(text: str) -> str:
+        prelude, _, plain = text.rpartition(_END)
+        return _with_prelude(plain, prelude + _clock(plain, day))
+
+    return _mapped(tokenizer.chat_template, moved)
+
+
 @contextmanager
-def original_template(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Take the prelude off the chat template of a tokenizer for the block, in which the tokenizer is saved."""
+def using(tokenizer: PreTrainedTokenizerBase, template: Any) -> Iterator[None]:
+    """Give a tokenizer another chat template for the block: its `original` one where the tokenizer is saved."""
     before = tokenizer.chat_template
-    tokenizer.chat_template = original(tokenizer)
+    tokenizer.chat_template = template
     try:
         yield
     finally:
