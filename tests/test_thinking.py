@@ -146,9 +146,7 @@ def test_the_thinking_of_a_request_that_opens_it_is_split_off() -> None:
 
 def test_special_tokens_are_marks_but_no_part_of_the_answer() -> None:
     tokenizer = tokenizer_with(trl_template("gptoss"))
-    text = (
-        "<|channel|>analysis<|message|>3 + 4<|end|><|start|>assistant<|channel|>final<|message|>It is<|constrain|> 7."
-    )
+    text = "<|channel|>analysis<|message|>3 + 4<|end|><|start|>assistant<|channel|>final<|message|>It is<|call|> 7."
     made = generated(tokenizer, text)
     assert (made.thinking, made.text, made.raw) == ("3 + 4", "It is 7.", text)
 

@@ -34,6 +34,7 @@ from r3core.failures import Failure
 from r3core.generation.cache import apply_time_step_limit
 from r3core.generation.chat import completion, encode
 from r3core.generation.generator import Continued, Sampling
+from r3core.generation.template import original, using
 from r3core.protocol import Protocol, response, seed_of, with_leak
 from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
 from r3core.runs import Run
@@ -138,6 +139,11 @@ class ReflectionTrainer(GRPOTrainer):
             # also in the state that every PartialState shares: barriers and gathers look there
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
+
+    def save_model(self, *arguments: Any, **options: Any) -> None:
+        """Save as transformers does, in checkpoints too, but with the model's own chat template."""
+        with using(self.processing_class, original(self.processing_class)):
+            super().save_model(*arguments, **options)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         trl: Any = super()._get_train_sampler(dataset)
