@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from r3_plugin_countdown import data, expression, hub, leaks
+from r3_plugin_countdown import answer, data, hub, leaks
 from r3_plugin_countdown.demo import DEMO
+from r3_plugin_countdown.expression import Wrong
 from r3core import Demo, Example, Split, Task, Verdict, hookimpl
 
 
@@ -17,6 +18,7 @@ class Countdown(Task):
     """Combine all given numbers with + - * / into an expression that equals the target."""
 
     name = "countdown"
+    version: ClassVar[str] = "2"  # 1 refused other signs, marks around the expression, and tags mentioned in the text
     fixtures: ClassVar[Path | None] = Path(__file__).with_name("fixtures.jsonl")
     waived: ClassVar[dict[str, str]] = dict.fromkeys(
         ("negated", "retracted", "hidden in a comment"),
@@ -65,8 +67,8 @@ class Countdown(Task):
 
     def verify(self, example: Example, response: str) -> Verdict:
         try:
-            expression.check(response, _numbers(example), _target(example))
-        except expression.Wrong as wrong:
+            answer.check(response, _numbers(example), _target(example))
+        except Wrong as wrong:
             return Verdict.failed(str(wrong), kind=wrong.kind)
         return Verdict.passed()
 
