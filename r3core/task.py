@@ -162,6 +162,8 @@ class Task(Frozen, ABC):
     """A JSONL file of responses that must pass and must fail: rows of `example`, `response`, `outcome` and `why`."""
     waived: ClassVar[dict[str, str]] = {}
     """Probes of `r3 check` that this task's verifier accepts by design, and why; the certificate lists them."""
+    refuses: ClassVar[dict[str, str]] = {}
+    """Formats of right answers that this task's verifier refuses, and the rule of the prompt that rules each out."""
 
     @abstractmethod
     def load(self, split: Split) -> Iterable[Example]:
