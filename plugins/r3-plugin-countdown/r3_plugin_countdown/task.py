@@ -28,7 +28,10 @@ class Countdown(Task):
     presets: ClassVar[dict[str, dict[str, JsonValue]]] = {"paper": {"source": "hub"}}
 
     source: str = "generated"
-    """`generated`, `hub`, or a .parquet, .json or .jsonl file with the columns `nums` and `target`."""
+    """`generated`, `hub`, or a .parquet, .json or .jsonl file with the columns `nums` and `target`.
+
+    A path is made absolute, so that a recorded run finds its file from any folder.
+    """
     numbers: tuple[Annotated[int, Field(ge=1, le=12)], ...] = Field(default=(3,), min_length=1)
     """How many numbers a generated problem has, one of these."""
     smallest: int = Field(default=1, ge=1)
@@ -42,6 +45,11 @@ class Countdown(Task):
     @classmethod
     def _wrap_one_number(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int | str) else value
+
+    @field_validator("source")
+    @classmethod
+    def _same_file_from_anywhere(cls, value: str) -> str:
+        return hub.absolute(value)
 
     @model_validator(mode="after")
     def _agree(self) -> Countdown:
