@@ -83,7 +83,7 @@ def mine(arguments: Arguments) -> None:
         _print_facts({"failures": failures, "counts": facts}, as_json=arguments.as_json)
 
 
-@with_flags(*FIND, *TRAIN, "model", "preset", "engine", "seed", "dry_run", "failures")
+@with_flags(*FIND, *TRAIN, "model", "chat_template", "preset", "engine", "seed", "dry_run", "failures")
 def train(arguments: Arguments) -> None:
     """Train the reflections on the failures of a run.
 

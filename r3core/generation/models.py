@@ -10,6 +10,7 @@ from r3core.config import Config
 from r3core.distributed import world_size
 from r3core.errors import UsageError, one_line
 from r3core.generation.cache import apply_time_step_limit, check_cache
+from r3core.generation.template import PLAIN, apply
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def load(
 
     `dtype` overrides the configured one.
     """
-    return load_model(
+    loaded, tokenizer = load_model(
         model,
         revision=config.revision,
         dtype=dtype or config.dtype,
@@ -84,6 +85,20 @@ def load(
         trust_remote_code=config.trust_remote_code,
         quantization=config.quantization,
     )
+    return loaded, _configured(tokenizer, config)
+
+
+def tokenizer_of(config: Config, model: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model with the chat template of a run: its file, its arguments and its date."""
+    tokenizer = load_tokenizer(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    return _configured(tokenizer, config)
+
+
+def _configured(tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedTokenizerBase:
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
+    apply(tokenizer, config.template, day=config.template_date)
+    return tokenizer
 
 
 def load_model(
@@ -149,10 +164,10 @@ def _four_bits() -> Any:
 def load_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a local folder or a Hub model.
+    """Return the tokenizer of a local folder or a Hub model, with a plain chat template where it has none.
 
     Raises:
-        UsageError: it cannot be loaded, or has no chat template.
+        UsageError: it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -167,10 +182,7 @@ def load_tokenizer(
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from error
     if tokenizer.chat_template is None:
-        raise UsageError(
-            f"the tokenizer of `{name}` has no chat template, so conversations cannot be encoded",
-            "use an instruction-tuned model, or add a chat_template.jinja to the folder",
-        )
+        tokenizer.chat_template = PLAIN
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -16,7 +16,7 @@ from r3core.engine import Engine, EngineOptions
 from r3core.errors import ConfigError, UsageError, did_you_mean, one_line
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
 from r3core.generation.generator import Completion, Continued, Ended, Sampling
-from r3core.generation.models import adapter_in, base_of, load_tokenizer, saved_dtype
+from r3core.generation.models import adapter_in, base_of, saved_dtype, tokenizer_of
 from r3core.task import Prompt
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class VllmGenerator:
                 )
             rank = next(rank for rank in _RANKS if rank >= adapter["r"])
             options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank} | options
-        tokenizer = load_tokenizer(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        tokenizer = tokenizer_of(config, model)
         try:
             llm = vllm.LLM(
                 model=base,
