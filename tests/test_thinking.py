@@ -233,3 +233,12 @@ def test_an_empty_answer_is_shown_as_a_sentence() -> None:
     first = Prompt(messages=[{"role": "user", "content": "Say 7."}])
     request = prompts.reflect(first, Text(text=" ", tokens=1, token_ids=[5]), "No.", Wording(empty="(nothing)"))
     assert request.messages[1] == {"role": "assistant", "content": "(nothing)"}
+
+
+@pytest.mark.parametrize(("name", "merged"), [("gemma", True), ("qwen2_5", False)])
+def test_a_system_message_is_merged_where_the_template_refuses_it(name: str, merged: bool) -> None:
+    tokenizer = tokenizer_with(trl_template(name))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say 7."}]
+    shown = tokenizer.decode(encode(tokenizer, Prompt(messages=messages)))
+    assert ("Be brief.\n\nSay 7." in shown) is merged
+    assert "Be brief." in shown

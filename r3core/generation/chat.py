@@ -18,6 +18,7 @@ from r3core.generation.generator import (
     overlong,
     without_token_ids,
 )
+from r3core.generation.probe import facts, merged_system
 from r3core.generation.thinking import Marks, Parts, answer_start, marks_of, with_thinking
 from r3core.task import Message, Prompt, Tool
 
@@ -49,20 +50,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Return the token ids of a prompt, up to where the assistant's turn begins.
 
     Control tokens come from the chat template alone: one that is spelled out in a message is tokenized as ordinary
-    text. Turns that the model sampled keep their `token_ids`, so a prompt begins with exactly the tokens of the earlier
-    one; except where they are another tokenizer's, or the template changes the earlier turn (trims it, or removes its
-    thinking). A turn with `generated_ids` is continued as it was generated, thinking included.
+    text. A system message that the template has no place for is put before the first turn of the user. Turns that the
+    model sampled keep their `token_ids`, so a prompt begins with exactly the tokens of the earlier one; except where
+    they are another tokenizer's, or the template changes the earlier turn (trims it, or removes its thinking). A turn
+    with `generated_ids` is continued as it was generated, thinking included.
 
     Raises:
         UsageError: The template does not accept these messages, or has no place for the prompt's tools.
     """
-    whole = [index for index, message in enumerate(prompt.messages) if message.get(WHOLE) is not None]
+    messages = prompt.messages
+    if messages[0]["role"] == "system":
+        messages = merged_system(messages, facts(tokenizer))
+    whole = [index for index, message in enumerate(messages) if message.get(WHOLE) is not None]
     if not whole:
-        return _encoded(tokenizer, prompt)
-    before, after = prompt.messages[: whole[-1]], prompt.messages[whole[-1] + 1 :]
+        return _encoded(tokenizer, Prompt(messages=messages, tools=prompt.tools))
+    before, after = messages[: whole[-1]], messages[whole[-1] + 1 :]
     request = encode(tokenizer, Prompt(messages=before, tools=prompt.tools))
     rest = Prompt(messages=[*before, {"role": "assistant", "content": "a"}, *after], tools=prompt.tools)
-    return [*request, *prompt.messages[whole[-1]][WHOLE], *_encoded(tokenizer, rest, after=whole[-1])]
+    return [*request, *messages[whole[-1]][WHOLE], *_encoded(tokenizer, rest, after=whole[-1])]
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, after: int | None = None) -> list[int]:

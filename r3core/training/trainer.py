@@ -34,6 +34,7 @@ from r3core.failures import Failure
 from r3core.generation.cache import apply_time_step_limit
 from r3core.generation.chat import completion, encode
 from r3core.generation.generator import Continued, Sampling
+from r3core.generation.probe import facts
 from r3core.generation.template import original, using
 from r3core.protocol import Protocol, response, seed_of, with_leak
 from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
@@ -297,12 +298,14 @@ class ReflectionTrainer(GRPOTrainer):
     def _read_by_retry(self, reflections: Sequence[Reflection]) -> float:
         """Return the share of the trained tokens that the retries have read; 1 for a model without thinking."""
         config = self.protocol.config
+        only_answer = config.train.tokens == "answer-of-reflection"
+        shown = config.history == "template" and facts(self.processing_class).retry_reads_thought
+        all_read = shown or config.history == "verbatim"
         read = trained = 0
         for reflection in reflections:
             answer = reflection.tokens - reflection.answer_start
-            only_answer = config.train.tokens == "answer-of-reflection"
             trained += answer if only_answer else reflection.tokens
-            read += reflection.tokens if config.history == "verbatim" and not only_answer else answer
+            read += reflection.tokens if all_read and not only_answer else answer
         return read / max(1, trained)
 
     @property
