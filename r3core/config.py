@@ -67,6 +67,8 @@ class Phrases(Section):
     """Request to reflect."""
     retry: str | None = None
     """Request to retry."""
+    empty: str | None = None
+    """Text that stands for an answer without text in later prompts."""
     generic: str | None = None
     """Sentence that takes the place of the reflection in the control `generic`."""
 
@@ -108,6 +110,8 @@ class Train(Section):
 
     retries: int = Field(default=1, gt=0)
     """Retries per reflection; the reward is the share of them that pass."""
+    tokens: Literal["reflection", "answer-of-reflection"] = "reflection"
+    """Which tokens are trained: the whole reflection, or only its answer, without the thinking before it."""
     reward_leaks: bool = True
     """Also reward reflections that contain a passing answer; if false, their reward is 0."""
     merge: bool = True
@@ -193,6 +197,9 @@ class Config(Section):
     """Name of a preset; the file and the command line override its values."""
     feedback: Literal["binary", "reason"] = "binary"
     """What the model sees of a failed verdict: only that it failed, or also the reason."""
+    history: Literal["template", "answer", "verbatim"] = "template"
+    """What later prompts show of a turn with thinking: what the chat template shows, the answer alone, or the generated
+    tokens as they are, thinking included."""
     wording: Phrases = Phrases()
     """Sentences of r3 in the prompts."""
     batch_size: int = Field(default=128, gt=0)

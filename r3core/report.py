@@ -79,6 +79,11 @@ def notes(result: Result, config: Config) -> list[str]:
             lines.append(f"{name}: the verifier could not judge {side.errors} answers; no rate counts them")
         if side.overlong:
             lines.append(f"{name}: {side.overlong} turns do not fit the model's context; no rate counts them")
+        if side.cut_in_thought:
+            lines.append(
+                f"{name}: {side.cut_in_thought} turns were cut off in their thinking, before any answer; "
+                "no rate counts them: raise sampling.*.max_tokens"
+            )
     return lines
 
 

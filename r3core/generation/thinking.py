@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
+from r3core.episode import THINKING
 from r3core.task import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _THOUGHT, _ANSWER, _TASK = "Qthoughtq", "Qanswerq", "Qtaskq"
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+_REASONING = (THINKING, "reasoning", "thinking")
 """The keys under which chat templates read a message's thought."""
 _LAST_MARK = re.compile(r"(?:<[^<>\s]+>|\[[^\[\]\s]+\]|◁[^◁▷\s]+▷)$")
 _LITERALS = (
@@ -30,9 +31,9 @@ _cache: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, Marks | None]] 
 
 
 class Marks(NamedTuple):
-    """What stands around a thought, without white space at the edges.
+    r"""What stands around a thought, without white space at the edges.
 
-    >>> Marks("<think>", "</think>").split("<think>\\nAdd them.\\n</think>\\n\\nIt is 7.")
+    >>> Marks("<think>", "</think>").split("<think>\nAdd them.\n</think>\n\nIt is 7.")
     Parts(thinking='Add them.', answer='It is 7.', closed=True)
     >>> Marks("<think>", "</think>").split("Add them", opened=True)
     Parts(thinking='Add them', answer='', closed=False)
