@@ -10,6 +10,7 @@ from r3core.config import Config
 from r3core.distributed import world_size
 from r3core.errors import UsageError, one_line
 from r3core.generation.cache import apply_time_step_limit, check_cache
+from r3core.generation.chat import end_ids
 from r3core.generation.template import PLAIN, apply
 
 if TYPE_CHECKING:
@@ -94,6 +95,17 @@ def tokenizer_of(config: Config, model: str | Path) -> PreTrainedTokenizerBase:
     return _configured(tokenizer, config)
 
 
+def ends_of(model: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the end-of-turn tokens of a model that is not loaded here."""
+    from transformers import GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(model, revision=config.revision or "main")
+    except OSError:  # the file is optional
+        generation = None
+    return end_ids(tokenizer, generation)
+
+
 def _configured(tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedTokenizerBase:
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
@@ -172,7 +184,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     if Path(name).is_absolute() and not any(Path(name, f"{kind}.json").exists() for kind in ("config", ADAPTER)):
-        raise UsageError(
+        raise Unloadable(
             f"`{name}` contains no model: there is no config.json in it", "name a local folder or a Hub model"
         )
     try:
@@ -188,8 +200,12 @@ def load_tokenizer(
     return tokenizer
 
 
+class Unloadable(UsageError):
+    """A model or a tokenizer cannot be loaded."""
+
+
 def _unloadable(name: str | Path, error: Exception) -> UsageError:
-    return UsageError(
+    return Unloadable(
         f"the model `{name}` cannot be loaded: {one_line(error, first=True)}",
         "check the name, the connection to the Hub, and HF_TOKEN for a gated model; a local folder works too",
     )
