@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from r3_plugin_openai.completion_cache import CompletionCache
 from r3_plugin_openai.responses import completion_of, failure_of, faults_as_errors, too_long
 from r3_plugin_openai.server import ServerOptions
+from r3core.episode import CALLS, THINKING
 from r3core.errors import R3Error
 from r3core.files import digest
 from r3core.generation.generator import Completion, Ended, Sampling, overlong, without_token_ids
@@ -98,7 +99,8 @@ class OpenAIGenerator:
         """Do nothing: connections are open only while `generate` runs."""
 
     def _body(self, conversation: Prompt, sampling: Sampling, index: int) -> Body:
-        messages = _as_data(without_token_ids(conversation.messages))
+        turns = [self._turn(message) for message in without_token_ids(conversation.messages)]
+        messages = _as_data(turns)
         limit = "max_completion_tokens" if self.server.is_openai else "max_tokens"  # OpenAI has renamed it
         body: Body = {
             "model": self.model,
@@ -113,6 +115,16 @@ class OpenAIGenerator:
         if sampling.top_k:
             body["top_k"] = sampling.top_k
         return body | self.server.extra_body
+
+    def _turn(self, message: Message) -> Message:
+        """Return a message as servers take it; calls stay in its content, as templates may refuse one without a result.
+
+        A thought has one name in vLLM's protocol and another in chat templates; OpenAI accepts neither.
+        """
+        turn = {key: value for key, value in message.items() if key not in (CALLS, THINKING)}
+        if THINKING not in message or self.server.is_openai:
+            return turn
+        return {**turn, "reasoning": message[THINKING], THINKING: message[THINKING]}
 
     def _send(self, bodies: Mapping[int, Body], take: Callable[[Sequence[Arrived]], None]) -> None:
         """Call `take`, in this thread, with completions as they arrive; an error in it cancels all requests.
