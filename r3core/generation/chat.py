@@ -176,7 +176,7 @@ def completion(
         end = str(tokenizer.decode(continued.ids[len(ids) :], skip_special_tokens=False))
         try:
             content, calls = read_calls(form, parts.answer + end, tools)
-            text = canonical(content, calls) if calls else text
+            text = canonical(content.strip().removesuffix(end).strip(), calls) if calls else text
         except MalformedCalls as error:
             malformed = str(error)
     return Completion(
