@@ -10,6 +10,8 @@ from r3core.config import Config
 from r3core.distributed import world_size
 from r3core.errors import UsageError, one_line
 from r3core.generation.cache import apply_time_step_limit, check_cache
+from r3core.generation.chat import end_ids
+from r3core.generation.out_of_memory import loading_hints, memory_errors
 from r3core.generation.template import PLAIN, apply
 
 if TYPE_CHECKING:
@@ -94,6 +96,17 @@ def tokenizer_of(config: Config, model: str | Path) -> PreTrainedTokenizerBase:
     return _configured(tokenizer, config)
 
 
+def ends_of(model: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the end-of-turn tokens of a model that is not loaded here."""
+    from transformers import GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(model, revision=config.revision or "main")
+    except OSError:  # the file is optional
+        generation = None
+    return end_ids(tokenizer, generation)
+
+
 def _configured(tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedTokenizerBase:
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
@@ -118,19 +131,27 @@ def load_model(
 
     Raises:
         UsageError: the model or the tokenizer cannot be loaded.
+        RunError: the device has too little memory for the model.
     """
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    with memory_errors(f"loading `{name}`", loading_hints):
+        model = _loaded(
+            name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization
+        )
+        if generates and world_size() == 1:  # training processes load what one process has mined with before
+            check_cache(model, tokenizer, name=str(name))
+    return model, tokenizer
+
+
+def _loaded(name: str | Path, *, quantization: str | None, **options: Any) -> PreTrainedModel:
+    """Return a model on the device of this process; `options` are those of `from_pretrained`."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            **({"quantization_config": _four_bits()} if quantization else {}),
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            name, **options, **({"quantization_config": _four_bits()} if quantization else {})
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _unloadable(name, error) from error
@@ -143,9 +164,7 @@ def load_model(
         # a 4-bit model is on the GPU already; with several processes it is sharded first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
     apply_time_step_limit(model)
-    if generates and world_size() == 1:  # training processes load what one process has mined with before
-        check_cache(model, tokenizer, name=str(name))
-    return model, tokenizer
+    return model
 
 
 def _four_bits() -> Any:
@@ -172,7 +191,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     if Path(name).is_absolute() and not any(Path(name, f"{kind}.json").exists() for kind in ("config", ADAPTER)):
-        raise UsageError(
+        raise Unloadable(
             f"`{name}` contains no model: there is no config.json in it", "name a local folder or a Hub model"
         )
     try:
@@ -188,8 +207,12 @@ def load_tokenizer(
     return tokenizer
 
 
+class Unloadable(UsageError):
+    """A model or a tokenizer cannot be loaded."""
+
+
 def _unloadable(name: str | Path, error: Exception) -> UsageError:
-    return UsageError(
+    return Unloadable(
         f"the model `{name}` cannot be loaded: {one_line(error, first=True)}",
         "check the name, the connection to the Hub, and HF_TOKEN for a gated model; a local folder works too",
     )

@@ -102,7 +102,7 @@ class TemplateFacts(Frozen):
     keeps_thought: tuple[str, ...] = ()
     """Arguments of the template, as `name=value`, each of which puts that thought into the request to retry."""
     end_token: int | None = None
-    """The first token that the template writes behind an answer; None where it is none of the added tokens."""
+    """The first token that the template writes behind an answer; None if that is not one of the added tokens."""
 
 
 def facts(tokenizer: PreTrainedTokenizerBase) -> TemplateFacts:
