@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from r3core.errors import ConfigError, did_you_mean
+from r3core.errors import ConfigError, did_you_mean, one_line
 from r3core.files import digest
 from r3core.plugins.engines import engine_of, find_engine
 from r3core.presets import PRESETS
@@ -19,6 +20,10 @@ from r3core.task import Frozen, Split, Task, Wording
 
 PLACEMENT = ("processes", "accelerate_config")
 """The keys that decide on which processes training runs; a run may be resumed with other values."""
+
+
+_LATER = ("template", "chat_template")
+"""Keys that a run's record has only where they are set: runs of earlier versions do not have them."""
 
 
 class Section(Frozen):
@@ -62,6 +67,8 @@ class Phrases(Section):
     """Request to reflect."""
     retry: str | None = None
     """Request to retry."""
+    empty: str | None = None
+    """Text that stands for an answer without text in later prompts."""
     generic: str | None = None
     """Sentence that takes the place of the reflection in the control `generic`."""
 
@@ -103,6 +110,8 @@ class Train(Section):
 
     retries: int = Field(default=1, gt=0)
     """Retries per reflection; the reward is the share of them that pass."""
+    tokens: Literal["reflection", "answer-of-reflection"] = "reflection"
+    """Which tokens are trained: the whole reflection, or only its answer, without the thinking before it."""
     reward_leaks: bool = True
     """Also reward reflections that contain a passing answer; if false, their reward is 0."""
     merge: bool = True
@@ -172,6 +181,12 @@ class Config(Section):
     """Options of the engine."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the weights; `auto` takes the dtype they were saved in."""
+    template: dict[str, Any] = {}
+    """Arguments of the chat template, for example `enable_thinking: false`."""
+    chat_template: str | None = None
+    """File with the chat template, for a base model without one; the run stores its text. null takes the model's."""
+    template_date: date | None = None
+    """Date that the chat template shows as today; null takes the day on which the run was started."""
     seed: int = Field(default=0, ge=0)
     """Random seed."""
     processes: int | None = Field(default=None, gt=0)
@@ -184,6 +199,9 @@ class Config(Section):
     """Name of a preset; the file and the command line override its values."""
     feedback: Literal["binary", "reason"] = "binary"
     """What the model sees of a failed verdict: only that it failed, or also the reason."""
+    history: Literal["template", "answer", "verbatim"] = "template"
+    """What later prompts show of a turn with thinking: what the chat template shows, the answer alone, or the generated
+    tokens as they are, thinking included."""
     wording: Phrases = Phrases()
     """Sentences of r3 in the prompts."""
     batch_size: int = Field(default=128, gt=0)
@@ -209,6 +227,20 @@ class Config(Section):
     uncertified: bool = False
     """Train even if the verifier does not pass `r3 check`."""
 
+    @field_validator("chat_template")
+    @classmethod
+    def _text_of_file(cls, given: str | None) -> str | None:
+        """Read the file of a chat template: its text is part of the run, which then resumes from any folder."""
+        if given is None or "{" in given:  # a text already
+            return given
+        try:
+            text = Path(given).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the file cannot be read: {one_line(error)}") from None
+        if "{" not in text:
+            raise ValueError("the file should contain a template in Jinja")
+        return text
+
     @field_validator("grpo")
     @classmethod
     def _strategy_as_text(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -229,9 +261,12 @@ class Config(Section):
     def record(self) -> dict[str, Any]:
         """Return everything that decides the outcome of a run, as JSON values: no output directory and no placement.
 
-        The number of training processes is stored with the checkpoints.
+        The number of training processes is stored with the checkpoints, the date of the chat template beside them.
         """
-        record = self.model_dump(mode="json", exclude={"output_dir", *PLACEMENT})
+        record = self.model_dump(mode="json", exclude={"output_dir", "template_date", *PLACEMENT})
+        for name in _LATER:
+            if record[name] == Config.model_fields[name].default:
+                del record[name]
         places, options = find_engine(self.engine).places, record["engine_options"]
         record["engine_options"] = {name: value for name, value in options.items() if name not in places}
         return record

@@ -8,24 +8,53 @@ from pydantic import Field
 
 from r3core.task import Example, Frozen, Verdict
 
-Stopped = Literal["end", "length", "overlong"]
+TOKENS, WHOLE, THINKING = "token_ids", "generated_ids", "reasoning_content"
+"""Keys of a message that the model generated: the tokens of its content, those of the whole turn, and its thought."""
+Stopped = Literal["end", "length", "overlong", "skipped"]
 Arm = Literal["reflect", "none", "generic", "shuffled", "resample"]
 CONTROLS: tuple[Arm, ...] = ("none", "generic", "shuffled", "resample")
 """Second attempts without the model's own reflection on its failure."""
 
 
 class Text(Frozen):
-    """A turn that the model generated."""
+    """A turn that the model generated, split into its thinking and its answer.
+
+    >>> turn = Text(text="It is 7.", thinking="3 + 4", raw="<think>3 + 4</think>It is 7.", tokens=9)
+    >>> turn.unanswered
+    False
+    >>> Text(text="", thinking="3 +", raw="<think>3 +", tokens=3, stopped="length", thought_closed=False).unanswered
+    True
+    """
 
     text: str
-    tokens: int = Field(ge=0)
-    """Number of generated tokens, without the end-of-turn token."""
-    stopped: Stopped = "end"
-    """`end`: the model ended its turn; `length`: it was cut off at the maximum number of tokens; `overlong`: the prompt
-    does not fit the model's context, and nothing was generated."""
+    """The answer: what the verifier reads and what later prompts show. All of the turn for a model without thinking."""
     token_ids: list[int] | None = None
     """The sampled tokens, without the end-of-turn token, for the prompts that continue this turn; None where they are
     unknown, as a server's are."""
+    tokens: int = Field(ge=0)
+    """Number of generated tokens, thinking included, without the end-of-turn token."""
+    stopped: Stopped = "end"
+    """`end`: the model ended its turn; `length`: it was cut off at the maximum number of tokens; `overlong`: the prompt
+    does not fit the model's context, and nothing was generated; `skipped`: nothing was generated, as the turn before
+    has no answer."""
+    thinking: str | None = None
+    """The thought before the answer, without its marks; None where there is none."""
+    thought_closed: bool = True
+    """Whether the thought was closed before the turn stopped; True where there is none."""
+    raw: str | None = None
+    """The generated text with its marks and special tokens; None where it is the same as `text`."""
+    answer_start: int = 0
+    """Index in `token_ids` of the answer's first token; their number where the answer has no tokens of its own."""
+
+    @property
+    def cut_in_thought(self) -> bool:
+        """Whether the token limit cut the turn off inside its thinking."""
+        return self.stopped == "length" and not self.thought_closed
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the turn has no answer that could be judged: it was cut off in its thinking, or not generated."""
+        return self.cut_in_thought or self.stopped in ("overlong", "skipped")
 
 
 class Answer(Text):

@@ -45,6 +45,8 @@ class Scores(Frozen):
     """Answers that the verifier could not judge; they count in no rate."""
     overlong: int = 0
     """Turns that were not generated, as their conversation does not fit the model's context; they count in no rate."""
+    cut_in_thought: int = 0
+    """Turns that the token limit cut off in their thinking: they have no answer, and count in no rate of answers."""
     first_error_categories: dict[str, int] = {}
     """Failed attempts per error category (`Verdict.kind`), the most frequent first; empty for a task without them."""
     second_error_categories: dict[str, int] = {}
@@ -118,6 +120,7 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
     failed = [episode for episode in episodes if episode.failed]
     reflected = [(e, e.reflection) for e in failed if e.reflection]
     answers = [answer for episode in episodes for answer in (episode.attempt, *episode.retries.values())]
+    turns = [*answers, *(reflection for _, reflection in reflected)]
     return Scores(
         first=_rate((e, _passed(e.attempt)) for e in episodes),
         second=_rate((e, solved(e)) for e in episodes),
@@ -128,8 +131,9 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
         attempts_truncated=_rate((e, e.attempt.stopped == "length") for e in episodes),
         truncated=_rate((e, reflection.stopped == "length") for e, reflection in reflected),
         retries_truncated=_rate((e, r.stopped == "length") for e in failed if (r := e.retries.get("reflect"))),
-        errors=sum(one.verdict.outcome == "error" and one.stopped != "overlong" for one in answers),
-        overlong=sum(turn.stopped == "overlong" for turn in [*answers, *(reflection for _, reflection in reflected)]),
+        errors=sum(one.verdict.outcome == "error" and not one.unanswered for one in answers),
+        overlong=sum(turn.stopped == "overlong" for turn in turns),
+        cut_in_thought=sum(turn.cut_in_thought for turn in turns),
         first_error_categories=_error_categories(episode.attempt for episode in failed),
         second_error_categories=_error_categories(e.retries["reflect"] for e in failed if "reflect" in e.retries),
     )

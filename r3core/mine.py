@@ -64,6 +64,8 @@ def mine(run: Run, protocol: Protocol, executor: Executor, *, model: str) -> lis
     write_failures(run.path / "failures", failures, card(protocol, counts))
     if (left_out := counts["left_out"]) and not config.mine.keep_truncated:
         print(f"left out: {left_out:,} attempts cut off at {limit}", file=sys.stderr)
+    if cut := counts["cut_in_thought"]:
+        print(f"left out: {cut:,} attempts cut off in their thinking, at {limit}", file=sys.stderr)
     if overlong := counts["overlong"]:
         print(f"left out: {overlong:,} attempts whose prompt does not fit the model's context", file=sys.stderr)
     if not failures:
@@ -124,13 +126,15 @@ def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
 def _counts(episodes: Sequence[Episode], failures: Sequence[Failure], taken: Selection) -> dict[str, Any]:
     """Return the counts of a mining; an attempt that was cut off and did not pass is both truncated and left out."""
     cut = [episode for episode in episodes if episode.attempt.stopped == "length"]
-    outcomes = [episode.attempt.verdict.outcome for episode in episodes if episode.attempt.stopped != "overlong"]
+    overlong = sum(episode.attempt.stopped == "overlong" for episode in episodes)
+    outcomes = [episode.attempt.verdict.outcome for episode in episodes if not episode.attempt.unanswered]
     return {
         "problems": taken.taken,
         **({"problems_in_split": taken.read} if taken.whole else {}),
         "attempts": len(episodes),
         **{kind: outcomes.count(kind) for kind in ("pass", "fail", "error")},
-        "overlong": len(episodes) - len(outcomes),
+        "overlong": overlong,
+        "cut_in_thought": sum(episode.attempt.cut_in_thought for episode in episodes),
         "truncated": len(cut),
         "left_out": sum(episode.failed for episode in cut),
         "failures": len(failures),

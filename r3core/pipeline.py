@@ -13,10 +13,9 @@ from r3core import report
 from r3core.check import certificate_of, require_passed
 from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
-from r3core.dataset import load_examples, problems_to_evaluate
+from r3core.dataset import problems_to_evaluate
 from r3core.distributed import rank, world_size
 from r3core.engine import Engine
-from r3core.episode import Answer, Episode
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.executor import LocalExecutor, executor_of
@@ -24,20 +23,23 @@ from r3core.failures import Failure, read_failures, write_failures
 from r3core.files import atomic_write
 from r3core.forecast import forecast
 from r3core.generation.cache import check_padding
-from r3core.generation.chat import encode
-from r3core.generation.models import folder_of, load, load_tokenizer, saved_dtype
+from r3core.generation.models import folder_of, load, saved_dtype
 from r3core.generation.transformers import TransformersGenerator
 from r3core.mine import mine
-from r3core.plugins.engines import checked_engine
+from r3core.plugins.engines import checked_engine, engine_of
+from r3core.preflight import check_template, print_notes, template_date
 from r3core.protocol import Protocol
 from r3core.runs import ReadOnlyRun, Run, values_of
-from r3core.task import Task, Verdict
+from r3core.task import Task
 from r3core.training.checkpoints import changed_share
-from r3core.training.launch import launch_training, needs_launcher
+from r3core.training.launch import launch_training, needs_launcher, started_by_run
 from r3core.verification.judge import Judge, verifier_hash
 
 ORIGIN = "r3.json"
 """The file in a trained model's folder with its base model and task."""
+
+
+_ORIGIN = ("model", "revision", "task", "task_options", "template", "chat_template")
 
 
 class Pipeline:
@@ -50,6 +52,7 @@ class Pipeline:
         self.protocol = Protocol(judge.task, judge, config)
         self.engine = engine
         self.executor = executor_of(self.engine, self.protocol, run)
+        self._template_checked = False
 
     @classmethod
     @contextmanager
@@ -68,7 +71,8 @@ class Pipeline:
         record = config.record() | ({"trained": str(trained)} if trained else {})
         opened = ReadOnlyRun(config.directory) if rank() > 0 else Run.open(config.directory, record)
         with opened as run, Judge(task, config.judge) as judge:
-            stages = cls(run, judge, config, engine)
+            dated = config.model_copy(update={"template_date": template_date(run, config, local=engine.local)})
+            stages = cls(run, judge, dated, engine_of(dated))
             try:
                 yield stages
             finally:
@@ -82,6 +86,7 @@ class Pipeline:
         """Write the verifier's certificate into the run; RunError when it does not pass and has to."""
         if self.run.done("train") is not None:
             return
+        self.check_template()
         certificate = certificate_of(self.task, self.config.judge)
         self.run.write_json("certificate", certificate)
         if not self.config.uncertified:
@@ -105,7 +110,7 @@ class Pipeline:
         elif self.config.mine.failures is not None:
             failures = self._adopt(self.config.mine.failures)
         else:
-            self._check_template()
+            self.check_template()
             failures = mine(self.run, self.protocol, self.executor, model=model_of(self.config, self.task))
         if self.config.mine.probe and self.run.read_json("forecast") is None:
             self._forecast(failures)
@@ -122,6 +127,7 @@ class Pipeline:
                 "run `r3 mine` first, name a failure dataset with --failures, or name the run with --output-dir",
             )
         name = local_model(self.config, self.task, done="trained")
+        self.check_template()
         self.close()
         if needs_launcher(self.config):
             self.protocol.judge.close()
@@ -141,7 +147,7 @@ class Pipeline:
         if rank() == 0:
             if self.config.lora is None and (changed := self._changed(name, folder)) is not None:
                 facts["weights_changed"] = changed
-            origin = {key: getattr(self.config, key) for key in ("model", "revision", "task", "task_options")}
+            origin = {key: getattr(self.config, key) for key in _ORIGIN}
             atomic_write(folder / ORIGIN, json.dumps(origin, indent=2) + "\n")
         self.run.finish("train", facts)
         return folder
@@ -185,32 +191,22 @@ class Pipeline:
                 atomic_write(self.run.path / "model" / "certificate.json", certificate.text())
         return result
 
-    def _check_template(self) -> None:
-        """Raise UsageError when the model's chat template rejects the conversations of the run, before mining."""
-        if not self.engine.local:
-            return  # the server has the template
-        tokenizer = load_tokenizer(
-            model_of(self.config, self.task),
-            revision=self.config.revision,
-            trust_remote_code=self.config.trust_remote_code,
-        )
-        example = next(iter(load_examples(self.task, self.config.mine.split)), None)
-        if example is None:
-            return  # mining raises an error
-        failed = Answer(text="1", tokens=1, verdict=Verdict.failed("it is wrong"))
-        episode = Episode(example=example, attempt=failed)
-        for request in (
-            self.protocol.attempt_request(example),
-            self.protocol.reflection_request(episode),
-            self.protocol.retry_request(episode, None),
-            self.protocol.retry_request(episode, "1"),
-        ):
-            encode(tokenizer, request)
+    def check_template(self) -> None:
+        """Check the model's chat template and print notes about it, once per session and before any work.
+
+        A training process that a run has started does not: the run has done it.
+        """
+        if not self._template_checked and not started_by_run():
+            lines = check_template(self.task, self.config)
+            if rank() == 0:
+                print_notes(lines)
+        self._template_checked = True
 
     def _result(self) -> Result:
         return values_of(Result, [self.run.read_json("result")], "result")[0]
 
     def _compare(self, trained: Path | None) -> Result:
+        self.check_template()
         examples, taken = problems_to_evaluate(self.task, self.config)
         result = evaluate(
             self.run,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from r3core.episode import Text
+from r3core.episode import THINKING, TOKENS, WHOLE, Text
 from r3core.errors import TaskError
 from r3core.plugins.diagnostics import as_task_error
 from r3core.task import Example, Message, Prompt, Task, Verdict, Wording
 
 Feedback = Literal["binary", "reason"]
+History = Literal["template", "answer", "verbatim"]
+"""What later prompts show of a turn: what the chat template shows, the answer alone, or the tokens as generated."""
 
 
 def attempt(task: Task, example: Example) -> Prompt:
@@ -38,16 +40,26 @@ def failure(wording: Wording, verdict: Verdict, feedback: Feedback) -> str:
     return wording.failed
 
 
-def reflect(first: Prompt, attempted: Text | str, failed: str, wording: Wording) -> Prompt:
+def reflect(
+    first: Prompt, attempted: Text | str, failed: str, wording: Wording, history: History = "template"
+) -> Prompt:
     """Return the prompt of a reflection; `failed` is the sentence of `failure`."""
-    return first.then(_assistant(attempted), _user(f"{failed} {wording.reflect}"))
+    return first.then(_assistant(attempted, wording, history), _user(f"{failed} {wording.reflect}"))
 
 
-def retry(first: Prompt, attempted: Text | str, failed: str, reflection: Text | str | None, wording: Wording) -> Prompt:
+def retry(
+    first: Prompt,
+    attempted: Text | str,
+    failed: str,
+    reflection: Text | str | None,
+    wording: Wording,
+    history: History = "template",
+) -> Prompt:
     """Return the prompt of a retry; without a reflection, the retry is requested right after the failure."""
     if reflection is None:
-        return first.then(_assistant(attempted), _user(f"{failed} {wording.retry}"))
-    return reflect(first, attempted, failed, wording).then(_assistant(reflection), _user(wording.retry))
+        return first.then(_assistant(attempted, wording, history), _user(f"{failed} {wording.retry}"))
+    reflected = reflect(first, attempted, failed, wording, history)
+    return reflected.then(_assistant(reflection, wording, history), _user(wording.retry))
 
 
 def _fault(prompt: object) -> str | None:
@@ -74,8 +86,16 @@ def _user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def _assistant(turn: Text | str) -> Message:
+def _assistant(turn: Text | str, wording: Wording, history: History) -> Message:
+    """Return an earlier turn of the model; some chat templates do not accept an empty one."""
+    text = turn if isinstance(turn, str) else turn.text
+    message: Message = {"role": "assistant", "content": text if text.strip() else wording.empty}
     if isinstance(turn, str):
-        return {"role": "assistant", "content": turn}
-    message: Message = {"role": "assistant", "content": turn.text}
-    return message if turn.token_ids is None else {**message, "token_ids": turn.token_ids}
+        return message
+    if turn.thinking and history == "template":
+        message[THINKING] = turn.thinking
+    if turn.token_ids is not None and text.strip():
+        message[TOKENS] = turn.token_ids[turn.answer_start :]
+    if turn.token_ids is not None and history == "verbatim":
+        message[WHOLE] = turn.token_ids
+    return message

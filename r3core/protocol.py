@@ -112,14 +112,14 @@ class Protocol:
         """Return the episodes with a judged retry after every failure; `arm` is what precedes the retry.
 
         A failure for which the arm has nothing (no other problem's reflection exists) gets no retry. One whose
-        reflection is overlong gets a retry that is overlong too.
+        reflection has no answer gets a retry that is skipped.
         """
         requests = [self._retry_request(e, arm, other) for e, other in zip(episodes, _others(episodes), strict=True)]
         pairs = [(e.example, request) for e, request in zip(episodes, requests, strict=True) if request is not None]
         turn = "attempt" if arm == "resample" else "retry"  # a resampled answer is a new attempt
         answers = iter(self._answers([e for e, _ in pairs], [r for _, r in pairs], generator, turn, seed=seed))
         retried = [
-            _overlong_retry(episode) if request is None and arm == "reflect" else next(answers) if request else None
+            _skipped_retry(episode) if request is None and arm == "reflect" else next(answers) if request else None
             for episode, request in zip(episodes, requests, strict=True)
         ]
         return [
@@ -134,13 +134,14 @@ class Protocol:
     def reflection_request(self, episode: Episode) -> Prompt:
         """Return the prompt of a reflection on a failed attempt."""
         failed = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
-        return prompts.reflect(self.attempt_request(episode.example), episode.attempt, failed, self.wording)
+        first = self.attempt_request(episode.example)
+        return prompts.reflect(first, episode.attempt, failed, self.wording, self.config.history)
 
     def retry_request(self, episode: Episode, reflection: Text | str | None) -> Prompt:
         """Return the prompt of a retry; without a reflection, the retry is requested right after the failure."""
         failed = prompts.failure(self.wording, episode.attempt.verdict, self.feedback)
         first = self.attempt_request(episode.example)
-        return prompts.retry(first, episode.attempt, failed, reflection, self.wording)
+        return prompts.retry(first, episode.attempt, failed, reflection, self.wording, self.config.history)
 
     def _retry_request(self, episode: Episode, arm: Arm, other: Episode | None) -> Prompt | None:
         if not episode.failed:
@@ -153,7 +154,7 @@ class Protocol:
             return self.retry_request(episode, self.wording.generic)
         source = episode if arm == "reflect" else other
         reflection = source.reflection if source else None
-        return self.retry_request(episode, reflection) if reflection and reflection.stopped != "overlong" else None
+        return self.retry_request(episode, reflection) if reflection and not reflection.unanswered else None
 
     def _answers(
         self,
@@ -166,9 +167,7 @@ class Protocol:
     ) -> list[Answer]:
         sampling = _sampling(getattr(self.config.sampling, turn), seed)
         verdicts = self.judge.verdicts()
-        completions = self._generate(
-            examples, requests, generator, sampling, into=verdicts, unjudged=lambda one: Verdict.error(one.fault)
-        )
+        completions = self._generate(examples, requests, generator, sampling, into=verdicts, unjudged=_no_verdict)
         judged = zip(completions, verdicts.result(), strict=True)
         answers = [Answer(**_text(completion), verdict=verdict) for completion, verdict in judged]
         self.judge.check_errors()
@@ -186,20 +185,25 @@ class Protocol:
     ) -> list[Completion]:
         """Return one completion per prompt; each is judged, into `into`, while others are still being generated.
 
-        `unjudged` returns the result for a prompt that does not fit the model's context, where there is nothing to
-        judge. Raises RunError when too many of the prompts do not.
+        `unjudged` returns the result of a completion without an answer: its prompt does not fit the model's context, or
+        it was cut off in its thinking. Raises RunError when too many of the prompts do not fit.
         """
 
         def ended(new: Sequence[tuple[int, Completion]]) -> None:
-            fitting = [(index, completion) for index, completion in new if completion.stopped != "overlong"]
-            into.add((index, examples[index], completion.text) for index, completion in fitting)
+            answered = [(index, completion) for index, completion in new if not completion.unanswered]
+            into.add((index, examples[index], response(self.task, completion)) for index, completion in answered)
             for index, completion in new:
-                if completion.stopped == "overlong":
+                if completion.unanswered:
                     into.set_result(index, unjudged(completion))
 
         completions = generator.generate(requests, sampling, ended=ended) if requests else []
         self.lengths.count(examples, completions, limit=self.config.max_overlong)
         return completions
+
+
+def response(task: Task, turn: Text) -> str:
+    """Return what a task's verifier reads of a turn; see `Task.reads`."""
+    return turn.raw if task.reads == "everything" and turn.raw is not None else turn.text
 
 
 def with_leak(episode: Episode, leaked: bool | None) -> Episode:
@@ -212,12 +216,16 @@ def _no_leak(_: Completion) -> bool | None:
     return None
 
 
-def _overlong_retry(episode: Episode) -> Answer | None:
-    """Return an overlong retry if the episode's reflection is overlong, else None."""
-    if episode.reflection is None or episode.reflection.stopped != "overlong":
+def _no_verdict(completion: Completion) -> Verdict:
+    return Verdict.error(completion.fault or "the token limit cut it off in its thinking")
+
+
+def _skipped_retry(episode: Episode) -> Answer | None:
+    """Return a retry that was not generated, if the episode's reflection has no answer, else None."""
+    if episode.reflection is None or not episode.reflection.unanswered:
         return None
-    verdict = Verdict.error("the request to reflect exceeds the model's context")
-    return Answer(text="", tokens=0, stopped="overlong", verdict=verdict)
+    verdict = Verdict.error("the reflection has no answer: it does not fit the context, or was cut off in its thinking")
+    return Answer(text="", tokens=0, stopped="skipped", verdict=verdict)
 
 
 def _sampling(turn: Turn, seed: int) -> Sampling:
@@ -225,7 +233,7 @@ def _sampling(turn: Turn, seed: int) -> Sampling:
 
 
 def _text(completion: Completion) -> dict[str, Any]:
-    return completion.model_dump(include={"text", "tokens", "stopped", "token_ids"})
+    return completion.model_dump(exclude={"fault"})
 
 
 def _others(episodes: Sequence[Episode]) -> list[Episode | None]:

@@ -79,6 +79,11 @@ def notes(result: Result, config: Config) -> list[str]:
             lines.append(f"{name}: the verifier could not judge {side.errors} answers; no rate counts them")
         if side.overlong:
             lines.append(f"{name}: {side.overlong} turns do not fit the model's context; no rate counts them")
+        if side.cut_in_thought:
+            lines.append(
+                f"{name}: {side.cut_in_thought} turns were cut off in their thinking, before any answer; "
+                "no rate counts them: raise sampling.*.max_tokens"
+            )
     return lines
 
 
@@ -221,7 +226,11 @@ def _error_categories_card(result: Result) -> list[str]:
 
 
 def _certified(certificate: Certificate) -> list[str]:
-    waived = [f"- waived: {one.name} ({one.why})" for one in certificate.findings if one.status == "waived"]
+    waived = [
+        f"- {one.status}: {one.name} ({one.why})"
+        for one in certificate.findings
+        if one.status in ("waived", "refused") or (one.status == "noted" and one.group == "formats")
+    ]
     return [
         f"`r3 check`, {certificate.summary()}. Verifier {certificate.verifier_hash}, seed {certificate.seed}; "
         "`certificate.json` has every count with its interval.\n",

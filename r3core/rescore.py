@@ -13,12 +13,12 @@ from pydantic import ConfigDict, ValidationError
 
 from r3core.config import Limits
 from r3core.console import progress_bar
-from r3core.episode import Answer, Episode, Reflection
+from r3core.episode import Answer, Episode, Reflection, Text
 from r3core.errors import RunError, TaskError, UsageError
 from r3core.evaluate import Scores, scores
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.plugins.discovery import get_task
-from r3core.protocol import with_leak
+from r3core.protocol import response, with_leak
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Frozen, Task, Verdict
 from r3core.verification.judge import Judge, verifier_hash
@@ -116,7 +116,7 @@ class _Recorded(NamedTuple):
 
     kind: str
     example: Example
-    text: str
+    turn: Text
     verdict: Verdict | bool | None
 
 
@@ -142,7 +142,7 @@ class _File:
         self.changed[kind][f"{before} -> {after}"] += 1
         if len(self.examples[kind]) < _MAX_EXAMPLES:
             reason = now.reason if isinstance(now, Verdict) else ""
-            changed = Changed(id=recorded.example.id, before=before, now=after, reason=reason, text=recorded.text)
+            changed = Changed(id=recorded.example.id, before=before, now=after, reason=reason, text=recorded.turn.text)
             self.examples[kind].append(changed)
 
     def tallies(self) -> Iterator[Tally]:
@@ -284,16 +284,24 @@ def _of_training(row: _Trained, examples: dict[str, Example]) -> list[_Recorded]
 def _recorded(
     example: Example, answers: Sequence[tuple[str, Answer]], reflection: Reflection | None
 ) -> list[_Recorded]:
-    verdicts = [_Recorded(kind, example, answer.text, answer.verdict) for kind, answer in answers]
-    return [*verdicts, _Recorded("leak", example, reflection.text, reflection.leaked)] if reflection else verdicts
+    verdicts = [_Recorded(kind, example, answer, answer.verdict) for kind, answer in answers]
+    return [*verdicts, _Recorded("leak", example, reflection, reflection.leaked)] if reflection else verdicts
 
 
 def _judge_again(judge: Judge, recorded: Sequence[_Recorded]) -> list[Verdict | bool | None]:
+    """Return new verdicts; what has no answer was not judged before, and is not judged now."""
     verdicts, leaks = judge.verdicts(), judge.leaks()
-    verdicts.add((index, one.example, one.text) for index, one in enumerate(recorded) if one.kind != "leak")
-    leaks.add((index, one.example, one.text) for index, one in enumerate(recorded) if one.kind == "leak")
+    rows = [
+        (index, one.example, response(judge.task, one.turn))
+        for index, one in enumerate(recorded)
+        if not one.turn.unanswered
+    ]
+    verdicts.add(row for row in rows if recorded[row[0]].kind != "leak")
+    leaks.add(row for row in rows if recorded[row[0]].kind == "leak")
     answers, tests = iter(verdicts.result()), iter(leaks.result())
-    return [next(tests) if one.kind == "leak" else next(answers) for one in recorded]
+    return [
+        one.verdict if one.turn.unanswered else next(tests) if one.kind == "leak" else next(answers) for one in recorded
+    ]
 
 
 def _with_verdicts(episode: Episode, verdicts: Sequence[Any]) -> Episode:

@@ -35,9 +35,9 @@ def reward_of(retried: Sequence[Episode], *, reward_leaks: bool = True) -> float
 
 
 def is_broken(retried: Sequence[Episode]) -> bool:
-    """Return whether the verifier failed on a retry of a reflection; an overlong one never reached the verifier."""
+    """Return whether the verifier failed on a retry of a reflection; one without an answer never reached it."""
     retries = [episode.retries["reflect"] for episode in retried]
-    return any(retry.stopped != "overlong" and retry.verdict.outcome == "error" for retry in retries)
+    return any(not retry.unanswered and retry.verdict.outcome == "error" for retry in retries)
 
 
 def without_broken_groups(
@@ -80,7 +80,9 @@ def batch_metrics(
         "groups/unjudged": _share(not group for group in groups),  # of all groups; the other three of the judged ones
         "reflections/leak_rate": _share(tested),
         "reflections/truncated": _share(reflection.stopped == "length" for reflection in reflections),
+        "reflections/cut_in_thought": _share(reflection.cut_in_thought for reflection in reflections),
         "retries/truncated": _share(retry.stopped == "length" for retry in retries),
+        "retries/cut_in_thought": _share(retry.cut_in_thought for retry in retries),
         "retries/unjudged": _share(judged(retry) is None for retry in retries),
     }
 

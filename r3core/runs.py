@@ -29,7 +29,7 @@ from r3core.files import atomic_write, cut_off_torn_row
 T = TypeVar("T")
 Value = TypeVar("Value", bound=BaseModel)
 
-_NOT_RESULTS = ("config.json", "environment.json", "sessions.jsonl", "clock.jsonl", "certificate.json")
+_NOT_RESULTS = ("config.json", "environment.json", "sessions.jsonl", "clock.jsonl", "certificate.json", "template.json")
 _RESOLVED = "grpo_resolved"
 _PATIENCE = 30.0  # seconds in which processes that were killed must free the lock
 _MAX_DIFFERENCES = 8  # listed in an error message; more are counted
@@ -215,7 +215,7 @@ class Run(RunRecord):
         before = self.read_json("config")
         if isinstance(before, dict) and _RESOLVED in before:
             config = config | {_RESOLVED: before[_RESOLVED]}
-        if before is not None and before != config and self._has_results():
+        if before is not None and before != config and self.has_results():
             raise UsageError(
                 f"`{self.path}` holds a run with another configuration: {_differences(before, config)}",
                 "use another --output-dir, or the configuration in its config.json",
@@ -226,7 +226,7 @@ class Run(RunRecord):
         self.write_json("environment", current)
         self.append("sessions", [{"pid": os.getpid(), **current}])
 
-    def _has_results(self) -> bool:
+    def has_results(self) -> bool:
         """Return whether the run has results; it has none when, for example, its model could not be loaded."""
         return any(path.name not in _NOT_RESULTS and path.name[0] != "." for path in self.path.iterdir())
 

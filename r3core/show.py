@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from typing import TYPE_CHECKING
 
 from r3core.config import Config, local_model
 from r3core.console import visible
 from r3core.dataset import problems_to_mine
 from r3core.episode import Episode
+from r3core.episode import Text as Turn
 from r3core.errors import RunError
-from r3core.generation.chat import templated
+from r3core.generation.chat import encode
 from r3core.generation.models import load
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol, seed_of
 from r3core.task import Prompt, Task
 from r3core.verification.judge import Judge
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _visible = partial(visible, keep="\n")
 OPEN, CLOSE = "⟦", "⟧"
@@ -34,26 +39,36 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
         failures = _failures(protocol, generator, count=count)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
-    def rendered(request: Prompt, response: str | None = None) -> str:
-        whole = request if response is None else request.then({"role": "assistant", "content": response})
-        return str(templated(tokenizer, whole, tokenize=False, add_generation_prompt=response is None))
+    def decoded(ids: list[int]) -> Text:
+        return Text(_visible(str(tokenizer.decode(ids, skip_special_tokens=False))))
+
+    def conversation(request: Prompt, turn: Turn) -> Text:
+        return decoded([*encode(tokenizer, request), *_ids(turn, tokenizer)])
 
     for number, episode in enumerate(failures, start=1):
         assert episode.reflection is not None  # `_failures` reflected on every one
         reflection, retried = episode.reflection, episode.retries["reflect"]
-        attempt = rendered(protocol.attempt_request(episode.example), episode.attempt.text)
-        request = protocol.reflection_request(episode)
-        before = rendered(request)
-        ended = reflection.stopped == "end"
-        trained, after = _split(rendered(request, reflection.text)[len(before) :], tokenizer.eos_token, ended=ended)
-        retry = rendered(protocol.retry_request(episode, reflection), retried.text)
-        end = "and the end-of-turn token" if ended else "cut off at the limit"
-        marked = Text(f"{OPEN}{_visible(trained)}{CLOSE}", style="bold green")
+        request, ids = protocol.reflection_request(episode), _ids(reflection, tokenizer)
+        first = reflection.answer_start if config.train.tokens == "answer-of-reflection" else 0
+        marked_are = "its answer is trained" if first else "the trained tokens"
+        end = "and the end-of-turn token" if reflection.stopped == "end" else "cut off at the limit"
+        marked = Text.assemble(OPEN, decoded(ids[first:]), CLOSE, style="bold green")
         console.rule(Text(f"{number}. {episode.example.id}"), align="left")
-        console.print(f"-- attempt: {episode.attempt.verdict.outcome}", Text(_visible(attempt)), sep="\n")
-        console.print(f"-- reflection ({reflection.tokens} tokens, {end}: the trained tokens)")
-        console.print(Text(_visible(before)) + marked + Text(_visible(after)))
-        console.print(f"-- retry: {retried.verdict.outcome}", Text(_visible(retry)), sep="\n")
+        attempt = conversation(protocol.attempt_request(episode.example), episode.attempt)
+        console.print(f"-- attempt: {episode.attempt.verdict.outcome}", attempt, sep="\n")
+        console.print(f"-- reflection ({reflection.tokens} tokens, {end}: {marked_are})")
+        console.print(decoded([*encode(tokenizer, request), *ids[:first]]) + marked)
+        if reflection.unanswered:
+            console.print("-- no retry: the reflection was cut off in its thinking, and has no answer")
+            continue
+        retry = conversation(protocol.retry_request(episode, reflection), retried)
+        console.print(f"-- retry: {retried.verdict.outcome}", retry, sep="\n")
+
+
+def _ids(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens of a generated turn, with the end-of-turn token if the model wrote one."""
+    end = [tokenizer.eos_token_id] if turn.stopped == "end" else []
+    return [*(turn.token_ids or ()), *end]
 
 
 def _failures(protocol: Protocol, generator: TransformersGenerator, *, count: int) -> list[Episode]:
@@ -71,11 +86,3 @@ def _failures(protocol: Protocol, generator: TransformersGenerator, *, count: in
         raise RunError(f"none of {len(examples)} attempts failed, so there is no failure to reflect on")
     reflected = protocol.reflect(failed[:count], generator, seed=seed_of(config.seed, "show", "reflect"))
     return protocol.retry(reflected, generator, seed=seed_of(config.seed, "show", "retry"))
-
-
-def _split(turn: str, end: str, *, ended: bool) -> tuple[str, str]:
-    """Split a rendered turn after the trained tokens; the end-of-turn token `end` is one if the model generated it."""
-    text, separator, after = turn.rpartition(end)
-    if not separator:
-        return turn, ""
-    return (text + separator, after) if ended else (text, separator + after)

@@ -105,6 +105,8 @@ class Wording(Frozen):
     """Asks for the reflection."""
     retry: str = "Now solve the task again."
     """Asks for the second attempt."""
+    empty: str = "(no answer)"
+    """Stands for an answer without text in later prompts, as some chat templates do not accept an empty turn."""
     generic: str = "I made a mistake. I will read the task again and check every step."
     """The reflection of the control that puts a generic sentence in its place."""
 
@@ -160,8 +162,12 @@ class Task(Frozen, ABC):
     """Options that a preset sets for this task: preset -> option -> value; explicit options take precedence."""
     fixtures: ClassVar[Path | None] = None
     """A JSONL file of responses that must pass and must fail: rows of `example`, `response`, `outcome` and `why`."""
+    reads: ClassVar[Literal["answer", "everything"]] = "answer"
+    """What `verify` and `leaks` receive: the answer, or all that was generated, with the thinking and its marks."""
     waived: ClassVar[dict[str, str]] = {}
     """Probes of `r3 check` that this task's verifier accepts by design, and why; the certificate lists them."""
+    refuses: ClassVar[dict[str, str]] = {}
+    """Formats of right answers that this task's verifier refuses, and the rule of the prompt that rules each out."""
 
     @abstractmethod
     def load(self, split: Split) -> Iterable[Example]:

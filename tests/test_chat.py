@@ -12,7 +12,7 @@ import tiny
 from chats import FAMILIES, tokenizer_of
 
 from r3core.generation import chat
-from r3core.generation.chat import completion, templated
+from r3core.generation.chat import completion
 from r3core.generation.control_tokens import control_tokens
 from r3core.generation.generator import Continued
 from r3core.task import Message, Prompt, Tool
@@ -271,7 +271,7 @@ def test_a_text_is_cut_by_a_character_that_it_does_not_contain() -> None:
         "".join(map(chr, range(0xE000, 0xF900))) + "<|im_end|>",
     ):
         messages = [*conversation(text), sampled(tokenizer, [7, 7]), *conversation("No.")]
-        plain = templated(tokenizer, Prompt(messages=messages), tokenize=False, add_generation_prompt=True)
+        plain = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert tokenizer.decode(encode(tokenizer, messages)) == plain
 
 

@@ -329,7 +329,7 @@ def test_a_chat_template_that_raises_is_found_before_mining(tiny_folder: Path, t
     template.write_text(raising + template.read_text(encoding="utf-8"), encoding="utf-8")
     config = Config(task="even", model=str(folder), output_dir=tmp_path / "run")
     with Pipeline.open(Even(), config) as stages:
-        with pytest.raises(UsageError, match="does not accept messages of the roles user, assistant, user") as error:
+        with pytest.raises(UsageError, match="does not accept the turns of a run: only one turn, please") as error:
             stages.mine()
         assert str(folder) in error.value.message
         assert stages.run.read("mine") == []

@@ -1,5 +1,5 @@
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ from r3core import Example, Message, Prompt, RunError, TaskError
 from r3core.config import Config, resolve
 from r3core.episode import Arm, Episode
 from r3core.generation.chat import encode
+from r3core.generation.generator import Completion, Ended, Sampling
 from r3core.generation.scripted import ScriptedGenerator
+from r3core.generation.thinking import Marks
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol, seed_of
+from r3core.reward import reward_of
 from r3core.verification.judge import Judge
 
 WITHOUT_IDS: Any = {"attempt": {"token_ids"}, "reflection": {"token_ids"}}
@@ -377,3 +380,91 @@ def test_recorded_episodes_give_exactly_the_prompts_of_the_sampled_ones() -> Non
     assert encoded(read) == encoded(reflected)
     assert encoded(older) != encoded(reflected), "the text alone gives the same tokens: the test proves nothing"
     assert [one.attempt.text for one in older] == [one.attempt.text for one in reflected]
+
+
+THOUGHT = "<think>I count.</think>"
+
+
+class ThinkingScript(ScriptedGenerator):
+    """A script whose replies may begin with a thought; one without its end is cut off at the token limit."""
+
+    def generate(
+        self, conversations: Sequence[Prompt], sampling: Sampling, *, ended: Ended | None = None
+    ) -> list[Completion]:
+        made = []
+        for one in super().generate(conversations, sampling):
+            parts = Marks("<think>", "</think>").split(one.text)
+            stopped = "end" if parts.closed else "length"
+            split = {"text": parts.answer, "thinking": parts.thinking, "thought_closed": parts.closed}
+            made.append(one.model_copy(update={**split, "raw": one.text, "stopped": stopped}))
+        if ended:
+            ended(list(enumerate(made)))
+        return made
+
+
+def thinking(**replies: str) -> ThinkingScript:
+    return ThinkingScript(lambda prompt, index: replies[turn(prompt)])
+
+
+def test_the_verifier_and_the_leak_test_read_the_answer_without_the_thinking() -> None:
+    protocol = protocol_of()
+    generator = thinking(
+        attempt=f"{THOUGHT}8", reflection="<think>It is 3.</think>Too many.", retry="<think>8</think>3"
+    )
+    episodes = protocol.attempt(examples(3), generator, seed=0)
+    assert episodes[0].attempt.verdict.outcome == "fail"
+    [episode] = protocol.retry(protocol.reflect(episodes, generator, seed=0), generator, seed=0)
+    assert episode.reflection is not None
+    assert episode.reflection.leaked is False
+    assert episode.retries["reflect"].verdict.outcome == "pass"
+    assert episode.retries["reflect"].raw == "<think>8</think>3"
+
+
+class ReadsEverything(Toy):
+    """A task whose verifier reads the thinking too."""
+
+    reads = "everything"
+
+    def verify(self, example: Example, response: str) -> bool:
+        return "I count" in response
+
+
+def test_a_task_may_read_everything() -> None:
+    [episode] = protocol_of(task=ReadsEverything()).attempt(examples(3), thinking(attempt=f"{THOUGHT}8"), seed=0)
+    assert episode.attempt.verdict.outcome == "pass"
+
+
+def test_an_attempt_that_was_cut_off_in_its_thinking_is_never_judged() -> None:
+    class Counting(Toy):
+        def verify(self, example: Example, response: str) -> bool:
+            raise AssertionError("there is no answer to judge")
+
+    [episode] = protocol_of(task=Counting()).attempt(examples(3), thinking(attempt="<think>It is 3"), seed=0)
+    assert episode.attempt.cut_in_thought
+    assert (episode.attempt.verdict.outcome, episode.attempt.verdict.reason) == (
+        "error",
+        "the token limit cut it off in its thinking",
+    )
+    assert not episode.failed
+
+
+def test_no_retry_follows_a_reflection_that_was_cut_off_in_its_thinking() -> None:
+    protocol = protocol_of()
+    generator = thinking(attempt="8", reflection="<think>It was", retry="3")
+    episodes = protocol.reflect(protocol.attempt(examples(3), generator, seed=0), generator, seed=0)
+    [episode] = protocol.retry(episodes, generator, seed=0)
+    assert episode.reflection is not None
+    assert episode.reflection.leaked is None
+    assert episode.retries["reflect"].stopped == "skipped"
+    assert [turn(prompt) for prompt in generator.conversations] == ["attempt", "reflection"]
+    assert reward_of([episode]) is None
+
+
+@pytest.mark.parametrize("history", ["template", "answer", "verbatim"])
+def test_later_prompts_show_what_the_history_is_set_to(history: str) -> None:
+    protocol = protocol_of(f"history={history}")
+    generator = thinking(attempt=f"{THOUGHT}8", reflection="Hm.", retry="3")
+    [episode] = protocol.attempt(examples(3), generator, seed=0)
+    shown = protocol.reflection_request(episode).messages[1]
+    assert shown["content"] == "8"
+    assert shown.get("reasoning_content") == ("I count." if history == "template" else None)

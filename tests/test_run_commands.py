@@ -260,13 +260,13 @@ def test_a_dry_run_leaves_a_finished_run_as_it_is(r3: R3, copied: Path) -> None:
 
 
 NAMES = {"--task", "--task-option", "--config", "--set", "--output-dir", "--json"}
-GENERATES = NAMES | {"--model", "--preset", "--engine", "--limit", "--seed", "--dry-run"}
+GENERATES = NAMES | {"--model", "--chat-template", "--preset", "--engine", "--limit", "--seed", "--dry-run"}
 MINES = {"--samples", "--keep", "--failures"}
 TRAINS = {"--lora", "--processes", "--accelerate-config", "--uncertified"}
 OPTIONS = {
     "run": GENERATES | MINES | TRAINS,
     "mine": GENERATES | MINES,
-    "train": NAMES | TRAINS | {"--model", "--preset", "--engine", "--seed", "--dry-run", "--failures"},
+    "train": NAMES | TRAINS | (GENERATES - {"--limit"}) | {"--failures"},
     "eval": GENERATES,
     "report": NAMES,
     "show": {"--task", "--task-option", "--model", "--set", "--seed", "-n"},

@@ -30,14 +30,15 @@ def test_the_three_conversations_are_shown_as_the_model_sees_them(
     attempt, reflection, retry = first.split("\n-- ")[1:]
     opening = attempt.partition("\n")[2]
     assert opening.startswith("<|user|>Say 0.<|end|><|assistant|>")
-    request = (
-        opening + "<|user|>Your answer is incorrect. Write a short reflection: what went wrong, and what will you do "
+    request = (  # the template ends a turn that was cut off
+        opening.strip().removesuffix("<|end|>")
+        + "<|end|><|user|>Your answer is incorrect. Write a short reflection: what went wrong, and what will you do "
     )
     before, _, marked = reflection.partition("\n")[2].partition(OPEN)
     assert before == request + "differently?<|end|><|assistant|>"
-    trained, _, after = marked.partition(CLOSE)
+    trained = marked.partition(CLOSE)[0].removesuffix("<|end|>")
     again = retry.partition("\n")[2]
-    assert again.startswith(f"{before}{trained}{after.strip()}<|user|>Now solve the task again.<|end|><|assistant|>")
+    assert again.startswith(f"{before}{trained}<|end|><|user|>Now solve the task again.<|end|><|assistant|>")
 
 
 def test_a_reflection_that_was_cut_off_has_no_trained_end(
@@ -45,7 +46,7 @@ def test_a_reflection_that_was_cut_off_has_no_trained_end(
 ) -> None:
     printed = shown(capsys, tiny_folder, "sampling.reflection.temperature=0", count=1)
     assert "-- reflection (4 tokens, cut off at the limit: the trained tokens)" in printed
-    assert f"{CLOSE}<|end|>" in printed
+    assert f"<|end|>{CLOSE}" not in printed
 
 
 def test_the_end_of_a_finished_reflection_is_trained(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ import tiny
 from r3core import Prompt, UsageError
 from r3core.generation.chat import encode
 from r3core.generation.generator import Completion, Sampling, TooLong
-from r3core.generation.models import load_model
+from r3core.generation.models import load_model, load_tokenizer
+from r3core.generation.template import PLAIN
 from r3core.generation.transformers import TransformersGenerator
 
 if TYPE_CHECKING:
@@ -316,8 +317,11 @@ def test_a_model_that_cannot_be_had_is_a_users_mistake(tiny_folder: Path, tmp_pa
         load_model(without(tiny_folder, tmp_path / "weightless", "model.safetensors"))
     with pytest.raises(UsageError, match="cannot be loaded"):
         load_model(without(tiny_folder, tmp_path / "wordless", "tokenizer.json", "tokenizer_config.json"))
-    with pytest.raises(UsageError, match="has no chat template"):
-        load_model(without(tiny_folder, tmp_path / "speechless", "chat_template.jinja"))
+
+
+def test_a_model_without_a_chat_template_gets_a_plain_one(tiny_folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(without(tiny_folder, tmp_path / "base", "chat_template.jinja"))
+    assert tokenizer.chat_template == PLAIN
 
 
 def test_a_damaged_model_is_a_users_mistake(tiny_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,6 +57,9 @@ FLAGS: dict[str, Flag] = {
     "task": Flag(TaskName, ("task",)),
     "task_option": Flag(TaskOptions),
     "model": Flag(ModelName, ("model",)),
+    "chat_template": _flag(
+        str, "File with the chat template, for a base model without one.", "chat_template", metavar="FILE"
+    ),
     "preset": _flag(str, "Preset of configuration values: paper.", "preset"),
     "config": _flag(Path, "YAML configuration file."),
     "overrides": Flag(Overrides),
@@ -80,7 +84,7 @@ FLAGS: dict[str, Flag] = {
 """Every option of the commands on runs, in the order of their help."""
 FIND = ("task", "task_option", "config", "overrides", "output_dir", "as_json")
 """The options that find an existing run."""
-GENERATE = (*FIND, "model", "preset", "engine", "limit", "seed", "dry_run")
+GENERATE = (*FIND, "model", "chat_template", "preset", "engine", "limit", "seed", "dry_run")
 """The options of commands that generate text."""
 MINE = ("samples", "keep", "failures")
 """The options of mining alone."""
@@ -173,7 +177,11 @@ def trained_from(arguments: Arguments, folder: Path) -> tuple[Task, Config] | No
     flags.setdefault("task", origin["task"])
     if flags["task"] == origin["task"] and not any(key.startswith("task_options.") for key in flags):
         flags["task_options"] = origin["task_options"]
-    task, config = replace(arguments, flags=flags).resolve()
+    # below what is given: the model is compared under the chat template that it was trained with
+    trained = [f"template.{name}={json.dumps(value)}" for name, value in origin.get("template", {}).items()]
+    if origin.get("chat_template"):
+        trained.append(f"chat_template={origin['chat_template']}")
+    task, config = replace(arguments, flags=flags, overrides=[*trained, *arguments.overrides]).resolve()
     if config.output_dir is None:
         name = f"eval-{config.directory.name}-{_fingerprint(folder)}"
         config = config.model_copy(update={"output_dir": Path("runs") / name})

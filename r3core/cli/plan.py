@@ -36,8 +36,24 @@ def print_plan(task: Task, config: Config) -> None:
         typer.echo(f"train: {line}")
     controls = "with" if config.evaluate.controls else "without"
     typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
+    for line in _template_notes(task, config):
+        typer.echo(f"chat template: {line}")
     for line in _estimated(config, model):
         typer.echo(line)
+
+
+def _template_notes(task: Task, config: Config) -> list[str]:
+    """Return what is to know about the chat template; an unknown model leaves the rest of the plan as it is."""
+    from r3core.generation.models import Unloadable
+    from r3core.plugins.engines import engine_of
+    from r3core.preflight import check_template
+
+    if not engine_of(config).local:
+        return ["that of the server, which is not checked"]
+    try:
+        return check_template(task, config) or ["nothing to note"]
+    except Unloadable as error:
+        return [f"not checked: {error.message}"]
 
 
 def _estimated(config: Config, model: str) -> list[str]:

@@ -83,7 +83,7 @@ def mine(arguments: Arguments) -> None:
         _print_facts({"failures": failures, "counts": facts}, as_json=arguments.as_json)
 
 
-@with_flags(*FIND, *TRAIN, "model", "preset", "engine", "seed", "dry_run", "failures")
+@with_flags(*FIND, *TRAIN, "model", "chat_template", "preset", "engine", "seed", "dry_run", "failures")
 def train(arguments: Arguments) -> None:
     """Train the reflections on the failures of a run.
 
@@ -149,11 +149,14 @@ def show(
 
     The tokens that are trained are marked.
     """
+    from r3core.preflight import check_template, print_notes
     from r3core.show import print_conversations
 
     arguments = Arguments.of(task=task, task_option=task_option, model=model, overrides=overrides, seed=seed)
     quiet_libraries()
-    print_conversations(*arguments.resolve(), count=count)
+    resolved, config = arguments.resolve()
+    print_notes(check_template(resolved, config))
+    print_conversations(resolved, config, count=count)
 
 
 def rescore(

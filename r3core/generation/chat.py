@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from r3core.episode import THINKING, TOKENS, WHOLE
 from r3core.errors import UsageError
 from r3core.generation.control_tokens import control_tokens, mapped, texts, unused_character
 from r3core.generation.generator import (
@@ -17,10 +18,14 @@ from r3core.generation.generator import (
     overlong,
     without_token_ids,
 )
+from r3core.generation.probe import facts, merged_system
+from r3core.generation.thinking import Marks, Parts, answer_start, marks_of, with_thinking
 from r3core.task import Message, Prompt, Tool
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+_TAIL = 32  # tokens; more than any opening mark has
 
 Take = Callable[[Sequence[tuple[int, Continued]]], None]
 """Called with completions that have just ended, each with the index of its prompt."""
@@ -45,20 +50,35 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Return the token ids of a prompt, up to where the assistant's turn begins.
 
     Control tokens come from the chat template alone: one that is spelled out in a message is tokenized as ordinary
-    text. Turns that the model sampled keep their `token_ids`, so a prompt begins with exactly the tokens of the earlier
-    one; except where they are another tokenizer's, or the template changes the earlier turn (trims it, or removes its
-    thinking).
+    text. A system message that the template has no place for is put before the first turn of the user. Turns that the
+    model sampled keep their `token_ids`, so a prompt begins with exactly the tokens of the earlier one; except where
+    they are another tokenizer's, or the template changes the earlier turn (trims it, or removes its thinking). A turn
+    with `generated_ids` is continued as it was generated, thinking included.
 
     Raises:
         UsageError: The template does not accept these messages, or has no place for the prompt's tools.
     """
+    messages = prompt.messages
+    if messages[0]["role"] == "system":
+        messages = merged_system(messages, facts(tokenizer))
+    whole = [index for index, message in enumerate(messages) if message.get(WHOLE) is not None]
+    if not whole:
+        return _encoded(tokenizer, Prompt(messages=messages, tools=prompt.tools))
+    before, after = messages[: whole[-1]], messages[whole[-1] + 1 :]
+    request = encode(tokenizer, Prompt(messages=before, tools=prompt.tools))
+    rest = Prompt(messages=[*before, {"role": "assistant", "content": "a"}, *after], tools=prompt.tools)
+    return [*request, *messages[whole[-1]][WHOLE], *_encoded(tokenizer, rest, after=whole[-1])]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, after: int | None = None) -> list[int]:
+    """Return the token ids of a prompt, or only those behind the content of the message with index `after`."""
     control = control_tokens(tokenizer)
-    messages, tools = without_token_ids(prompt.messages), prompt.tools
+    messages, tools = _as_template_reads(tokenizer, prompt.messages), prompt.tools
     _check_tools(tokenizer, messages, tools)
     sampled = {
-        index: turn["token_ids"]
+        index: turn[TOKENS]
         for index, turn in enumerate(prompt.messages)
-        if index and turn["role"] == "assistant" and control.usable(turn.get("token_ids"), turn["content"])
+        if index and turn["role"] == "assistant" and control.usable(turn.get(TOKENS), turn["content"])
     }
     contents = list(texts([messages, tools]))
     # A mark inside every spelled control token; the rendered text is cut at the marks, so none is tokenized as one.
@@ -73,14 +93,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         return text.replace(ascii(mark)[1:-1], mark) if mark else text
 
     rendered = render(messages)
+    if after is not None:  # what stands behind an answer does not depend on the answer
+        place = unused_character([*contents, mark or ""])
+        answer = {**messages[after], "content": place}
+        behind = render([*messages[:after], answer, *messages[after + 1 :]]).partition(place)[2]
+        return control.tokenize(behind, mark, inside=True)
     ids: list[int] = []
     done = 0  # `ids` are the tokens of rendered[:done]
     for index, turn in sampled.items():
-        before = render(messages[:index])
-        after = len(before) + len(messages[index]["content"])
-        if done <= len(before) and rendered[:after] == before + messages[index]["content"]:
+        before, content = render(messages[:index]), messages[index]["content"]
+        end = len(before) + len(content)
+        if done <= len(before) and rendered[:end] == before + content:
             ids += control.tokenize(rendered[done : len(before)], mark, inside=done > 0) + turn
-            done = after
+            done = end
     return ids + control.tokenize(rendered[done:], mark, inside=done > 0)
 
 
@@ -109,32 +134,65 @@ def converse(
     fitting = [index for index, fault in enumerate(faults) if not fault]
 
     def take(rows: Sequence[tuple[int, Continued]]) -> None:
-        finish([(fitting[place], completion(tokenizer, continued)) for place, continued in rows])
+        finish(
+            [
+                (fitting[place], completion(tokenizer, continued, request=prompts[fitting[place]]))
+                for place, continued in rows
+            ]
+        )
 
     engine.continue_ids([prompts[index] for index in fitting], sampling, take=take)
     return [completions[index] for index in range(len(conversations))]
 
 
-def completion(tokenizer: PreTrainedTokenizerBase, continued: Continued) -> Completion:
-    """Return the completion of generated token ids: their text, without the end-of-turn token."""
-    count = len(continued.ids) - continued.ended
-    ids = continued.ids[:count]
+def completion(tokenizer: PreTrainedTokenizerBase, continued: Continued, *, request: Sequence[int] = ()) -> Completion:
+    """Return the completion of token ids that were generated after a request: its thinking and its answer.
+
+    The answer is without special tokens, and both are without the end-of-turn token.
+    """
+    ids = continued.ids[: len(continued.ids) - continued.ended]
+    raw = str(tokenizer.decode(ids, skip_special_tokens=False))
+    marks = marks_of(tokenizer)
+    parts, start = Parts(None, raw, closed=True), 0
+    if marks is not None:
+        parts = marks.split(raw, opened=_opened(tokenizer, marks, request))
+        if parts.answer != raw:
+            start = answer_start(tokenizer, ids, parts.answer)
+    text = parts.answer
+    if start < len(ids) and not control_tokens(tokenizer).special.isdisjoint(ids[start:]):
+        text = str(tokenizer.decode(ids[start:], skip_special_tokens=True))
     return Completion(
-        text=str(tokenizer.decode(ids, skip_special_tokens=True)),
+        text=text,
+        thinking=parts.thinking,
+        thought_closed=parts.closed,
+        raw=None if raw == text else raw,
         token_ids=ids,
+        answer_start=start,
         stopped="end" if continued.ended else "length",
     )
 
 
-def templated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, **options: Any) -> Any:
-    """Return a prompt in the model's chat template, as `apply_chat_template` does with these options.
+def _opened(tokenizer: PreTrainedTokenizerBase, marks: Marks, request: Sequence[int]) -> bool:
+    """Return whether a request ends inside a thought that the template has opened; its last tokens show it."""
+    return bool(request) and marks.opened_by(str(tokenizer.decode(list(request[-_TAIL:]), skip_special_tokens=False)))
 
-    Raises:
-        UsageError: The template does not accept these messages, or has no place for the prompt's tools.
+
+def _as_template_reads(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Message]:
+    """Return messages with the keys that chat templates read.
+
+    An answer that names the closing mark of a thought gets an empty thought: without one, templates take what stands
+    before the mark for the thought, and drop it.
     """
-    messages = without_token_ids(prompt.messages)
-    _check_tools(tokenizer, messages, prompt.tools)
-    return _rendered(tokenizer, messages, prompt.tools, **options)
+    marks = marks_of(tokenizer)
+    read = []
+    for message in without_token_ids(messages):
+        if message["role"] == "assistant":
+            thinking = message.get(THINKING)
+            if thinking is None and marks is not None and marks.close in message["content"]:
+                thinking = ""
+            message = message if thinking is None else with_thinking(message, thinking)
+        read.append(message)
+    return read
 
 
 def _check_tools(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: list[Tool]) -> None:

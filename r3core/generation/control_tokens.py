@@ -39,6 +39,7 @@ class ControlTokens:
             "PreTrainedTokenizerBase", proxy(tokenizer)
         )  # else `_cache` would keep its own keys alive
         self.ids = frozenset(added)
+        self.special = frozenset(index for index, token in added.items() if token.special)
         self.pattern = re.compile(
             _first_character_of({token.content for token in added.values() if len(token.content) > 1})
         )

@@ -7,14 +7,14 @@ from typing import NamedTuple, Protocol
 
 from pydantic import Field
 
-from r3core.episode import Stopped
+from r3core.episode import TOKENS, WHOLE, Stopped, Text
 from r3core.errors import UsageError
 from r3core.task import Frozen, Message, Prompt
 
 
 def without_token_ids(messages: Sequence[Message]) -> list[Message]:
     """Return messages as a chat template or a server takes them."""
-    return [{key: value for key, value in message.items() if key != "token_ids"} for message in messages]
+    return [{key: value for key, value in message.items() if key not in (TOKENS, WHOLE)} for message in messages]
 
 
 class Sampling(Frozen):
@@ -31,7 +31,7 @@ class Sampling(Frozen):
     """Random seed of the call; equal conversations in one call are continued differently."""
 
 
-class Completion(Frozen):
+class Completion(Text):
     """One generated turn.
 
     >>> Completion(text="It is 7.", token_ids=[412, 318, 22, 13], stopped="end").tokens
@@ -39,11 +39,8 @@ class Completion(Frozen):
     >>> cut_off = Completion(text="It is", token_ids=None, tokens=2, stopped="length")  # from a server
     """
 
-    text: str
     token_ids: list[int] | None
-    """The generated tokens, without the end-of-turn token; None where a server does not return them."""
-    tokens: int = Field(default_factory=lambda given: len(given["token_ids"] or ()), ge=0)
-    """Number of generated tokens, without the end-of-turn token."""
+    tokens: int = Field(default_factory=lambda given: len(given.get("token_ids") or ()), ge=0)
     stopped: Stopped
     fault: str = ""
     """Why nothing was generated, where `stopped` is `overlong`."""

@@ -10,7 +10,9 @@ from r3core.config import Config
 from r3core.distributed import world_size
 from r3core.errors import UsageError, one_line
 from r3core.generation.cache import apply_time_step_limit, check_cache
+from r3core.generation.chat import end_ids
 from r3core.generation.out_of_memory import loading_hints, memory_errors
+from r3core.generation.template import PLAIN, apply
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +79,7 @@ def load(
 
     `dtype` overrides the configured one.
     """
-    return load_model(
+    loaded, tokenizer = load_model(
         model,
         revision=config.revision,
         dtype=dtype or config.dtype,
@@ -85,6 +87,31 @@ def load(
         trust_remote_code=config.trust_remote_code,
         quantization=config.quantization,
     )
+    return loaded, _configured(tokenizer, config)
+
+
+def tokenizer_of(config: Config, model: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model with the chat template of a run: its file, its arguments and its date."""
+    tokenizer = load_tokenizer(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    return _configured(tokenizer, config)
+
+
+def ends_of(model: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the end-of-turn tokens of a model that is not loaded here."""
+    from transformers import GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(model, revision=config.revision or "main")
+    except OSError:  # the file is optional
+        generation = None
+    return end_ids(tokenizer, generation)
+
+
+def _configured(tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedTokenizerBase:
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
+    apply(tokenizer, config.template, day=config.template_date)
+    return tokenizer
 
 
 def load_model(
@@ -156,15 +183,15 @@ def _four_bits() -> Any:
 def load_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a local folder or a Hub model.
+    """Return the tokenizer of a local folder or a Hub model, with a plain chat template where it has none.
 
     Raises:
-        UsageError: it cannot be loaded, or has no chat template.
+        UsageError: it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
     if Path(name).is_absolute() and not any(Path(name, f"{kind}.json").exists() for kind in ("config", ADAPTER)):
-        raise UsageError(
+        raise Unloadable(
             f"`{name}` contains no model: there is no config.json in it", "name a local folder or a Hub model"
         )
     try:
@@ -174,17 +201,18 @@ def load_tokenizer(
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from error
     if tokenizer.chat_template is None:
-        raise UsageError(
-            f"the tokenizer of `{name}` has no chat template, so conversations cannot be encoded",
-            "use an instruction-tuned model, or add a chat_template.jinja to the folder",
-        )
+        tokenizer.chat_template = PLAIN
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
+class Unloadable(UsageError):
+    """A model or a tokenizer cannot be loaded."""
+
+
 def _unloadable(name: str | Path, error: Exception) -> UsageError:
-    return UsageError(
+    return Unloadable(
         f"the model `{name}` cannot be loaded: {one_line(error, first=True)}",
         "check the name, the connection to the Hub, and HF_TOKEN for a gated model; a local folder works too",
     )

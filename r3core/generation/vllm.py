@@ -14,9 +14,9 @@ from pydantic import ConfigDict
 from r3core.config import Config
 from r3core.engine import Engine, EngineOptions
 from r3core.errors import ConfigError, UsageError, did_you_mean, one_line
-from r3core.generation.chat import Take, check_lengths, converse, end_ids
+from r3core.generation.chat import Take, check_lengths, converse
 from r3core.generation.generator import Completion, Continued, Ended, Sampling
-from r3core.generation.models import adapter_in, base_of, load_tokenizer, saved_dtype
+from r3core.generation.models import adapter_in, base_of, ends_of, saved_dtype, tokenizer_of
 from r3core.task import Prompt
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class VllmGenerator:
                 )
             rank = next(rank for rank in _RANKS if rank >= adapter["r"])
             options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank} | options
-        tokenizer = load_tokenizer(model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        tokenizer = tokenizer_of(config, model)
         try:
             llm = vllm.LLM(
                 model=base,
@@ -120,7 +120,7 @@ class VllmGenerator:
                 "lower engine_options.gpu_memory_utilization or engine_options.max_model_len when memory is short",
                 "set VLLM_LOGGING_LEVEL=INFO to see vLLM's log",
             ) from error
-        return cls(llm, tokenizer, ends=_ends_of(base, config, tokenizer), adapter=model if adapter else None)
+        return cls(llm, tokenizer, ends=ends_of(base, config, tokenizer), adapter=model if adapter else None)
 
     @property
     def context(self) -> int | None:
@@ -248,14 +248,3 @@ def _refuse_owned(given: Mapping[str, Any]) -> None:
     for name in given:
         if name in OWNED:
             raise ConfigError(f"`engine_options.{name}` cannot be set here", OWNED[name])
-
-
-def _ends_of(model: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the end-of-turn tokens of a model whose weights are in vLLM."""
-    from transformers import GenerationConfig
-
-    try:
-        generation = GenerationConfig.from_pretrained(model, revision=config.revision or "main")
-    except OSError:  # the file is optional
-        generation = None
-    return end_ids(tokenizer, generation)

@@ -12,6 +12,7 @@ from r3core.config import Config
 from r3core.distributed import rank
 from r3core.errors import UsageError
 from r3core.files import atomic_write
+from r3core.generation.template import original, using
 from r3core.training.lora import merge_adapter
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any) -> Non
     if config.lora is None:
         model.config.dtype = dtype
         model.config.save_pretrained(partial)
-    trainer.processing_class.save_pretrained(partial)
+    with using(trainer.processing_class, original(trainer.processing_class)):
+        trainer.processing_class.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -23,7 +23,7 @@ OWNED = {
     "resume_from_checkpoint": "leave it out: run the same command to resume",
     "remove_unused_columns": "leave it out: the reward requires every column",
     "reward_weights": "leave it out: there is one reward, the verdict of the retry",
-    "chat_template_kwargs": "leave it out: put the chat template into the model's folder, as chat_template.jinja",
+    "chat_template_kwargs": "set the arguments under `template`, for example template.enable_thinking=false",
     "do_eval": "see `evaluate`",
     "eval_on_start": "see `evaluate`",
     "eval_strategy": "see `evaluate`",

@@ -120,7 +120,7 @@ class Policy:
             "top_k": sampling.top_k,
             "max_completion_length": sampling.max_tokens,
         }
-        with _attributes_set(engine, settings):
+        with attributes_set(engine, settings):
             _, ids, logprobs, _ = engine.generate(padded, None, group)
         # logprobs: (rows, tokens, 1); TRL leaves a token without one out of its importance ratio, as NaN
         rows = zip(ids, logprobs, strict=True)
@@ -195,12 +195,12 @@ def vllm_started_for(args: Any, config: Config, model: Any) -> Iterator[None]:
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).removeprefix("torch.")
     options = options_of(config.engine_options if find_engine(config.engine).training.get("use_vllm") else {})
     module: Any = import_module("trl.generation.vllm_generation")  # `LLM` is not among its exports
-    with _attributes_set(module, {"LLM": partial(module.LLM, **options, dtype=dtype, revision=config.revision)}):
+    with attributes_set(module, {"LLM": partial(module.LLM, **options, dtype=dtype, revision=config.revision)}):
         yield
 
 
 @contextmanager
-def _attributes_set(target: Any, values: Mapping[str, Any]) -> Iterator[None]:
+def attributes_set(target: Any, values: Mapping[str, Any]) -> Iterator[None]:
     """Set attributes for the duration of the block."""
     before = {name: getattr(target, name) for name in values}
     try:

@@ -29,18 +29,20 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from r3core.distributed import rank
-from r3core.episode import Episode
+from r3core.episode import Episode, Reflection
 from r3core.failures import Failure
 from r3core.generation.cache import apply_time_step_limit
 from r3core.generation.chat import completion, encode
 from r3core.generation.generator import Continued, Sampling
-from r3core.protocol import Protocol, seed_of, with_leak
+from r3core.generation.probe import facts
+from r3core.generation.template import original, using
+from r3core.protocol import Protocol, response, seed_of, with_leak
 from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
 from r3core.runs import Run
 from r3core.task import Message
 from r3core.training.checkpoints import ONE_PROCESS
 from r3core.training.lora import lora_config
-from r3core.training.policy import Policy, context_in_training, vllm_started_for
+from r3core.training.policy import Policy, attributes_set, context_in_training, vllm_started_for
 from r3core.training.precision import has_master_weights, rounding_warning
 from r3core.training.prompt_dataset import failures_that_fit, prompt_dataset
 from r3core.training.signal_mask import with_signal, without_equal_groups
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "trl.trainer.grpo_trainer.GRPOTrainer": (
+        "_generate",  # overridden: splits the reflections, and masks tokens that are not trained
         "_generate_single_turn",  # overridden: samples the reflections
         "_generate_and_score_completions",  # overridden: records the failures of the batch
         "_tokenize_prompts",  # overridden: encodes the requests to reflect
@@ -139,6 +142,11 @@ class ReflectionTrainer(GRPOTrainer):
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
 
+    def save_model(self, *arguments: Any, **options: Any) -> None:
+        """Save as transformers does, in checkpoints too, but with the model's own chat template."""
+        with using(self.processing_class, original(self.processing_class)):
+            super().save_model(*arguments, **options)
+
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         trl: Any = super()._get_train_sampler(dataset)
         return EpochSampler(
@@ -158,6 +166,25 @@ class ReflectionTrainer(GRPOTrainer):
         """
         requests = [self.protocol.reflection_request(self.failures[index].episode()) for index in self.batch]
         return [encode(self.processing_class, request) for request in requests], None, {}
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """Sample B reflections, split them into thinking and answer, and mask the tokens that are not trained.
+
+        The mask is TRL's `tool_mask`: for each reflection 1 per trained token, 0 per other token, shape (B, T).
+        """
+        with attributes_set(self.processing_class, {"response_template": None}):  # TRL's own parsing is not used
+            prompt_ids, completion_ids, _, *rest = super()._generate(prompts)
+        self.completions = [
+            completion(
+                self.processing_class, Continued(ids, bool(ids) and ids[-1] in self.eos_token_ids), request=asked
+            )
+            for ids, asked in zip(completion_ids, prompt_ids, strict=True)
+        ]
+        masks = None
+        if self.protocol.config.train.tokens == "answer-of-reflection":
+            starts = [reflection.answer_start for reflection in self.completions]
+            masks = [[0] * start + [1] * (len(ids) - start) for start, ids in zip(starts, completion_ids, strict=True)]
+        return prompt_ids, completion_ids, masks, *rest
 
     def _generate_single_turn(
         self,
@@ -201,7 +228,7 @@ class ReflectionTrainer(GRPOTrainer):
         `failure` has the index of each row's failure. A reward is None when none of its retries could be judged.
         """
         started, verifying = perf_counter(), self.protocol.judge.seconds
-        retried = self._retry(completion_ids, failure)
+        retried = self._retry(failure)
         # Groups may span processes, so each process computes the rewards of all P * G rows, in order of rank, and
         # returns its own B of them.
         rows: list[tuple[int, list[Episode]]] = gather_object(list(zip(failure, retried, strict=True)))
@@ -214,19 +241,17 @@ class ReflectionTrainer(GRPOTrainer):
         self.signal = with_signal(rewards, [index for index, _ in rows])[own]
         return rewards[own]
 
-    def _retry(self, completion_ids: list[list[int]], failure: list[int]) -> list[list[Episode]]:
+    def _retry(self, failure: list[int]) -> list[list[Episode]]:
         """Return, for each of B reflections, one episode per retry."""
         per_reflection = self.protocol.config.train.retries
-        # from the token ids: the texts that TRL passes may lack tool calls and thinking
-        ends = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids]
-        reflections = [
-            completion(self.processing_class, Continued(ids, ended))
-            for ids, ended in zip(completion_ids, ends, strict=True)
-        ]
+        reflections = self.completions
         episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], reflections)
         leaks = self.protocol.judge.leaks()  # tested by worker processes while the retries are generated
-        indexed = enumerate(zip(episodes, reflections, strict=True))
-        leaks.add((index, episode.example, reflection.text) for index, (episode, reflection) in indexed)
+        for index, (episode, reflection) in enumerate(zip(episodes, reflections, strict=True)):
+            if reflection.unanswered:
+                leaks.set_result(index, None)
+            else:
+                leaks.add([(index, episode.example, response(self.protocol.task, reflection))])
         repeated = [episode for episode in episodes for _ in range(per_reflection)]
         seed = self._seed("retry", self.accelerator.process_index)
         retried = self.protocol.retry(repeated, self.policy, seed=seed)
@@ -252,8 +277,9 @@ class ReflectionTrainer(GRPOTrainer):
         retried = [retries for _, retries in rows]
         for name, value in batch_metrics(rewards, [index for index, _ in rows], retried).items():
             log_metric(name, value)
+        reflections = [retries[0].reflection for retries in retried if retries[0].reflection]
+        log_metric("reflections/read_by_retry", self._read_by_retry(reflections))
         if self.accelerator.is_main_process:
-            reflections = [retries[0].reflection for retries in retried if retries[0].reflection]
             cut_off = sum(reflection.stopped == "length" for reflection in reflections)
             self.truncation.add("reflection", cut_off, total=len(reflections))
             answers = [episode.retries["reflect"] for retries in retried for episode in retries]
@@ -271,6 +297,19 @@ class ReflectionTrainer(GRPOTrainer):
                 for (index, retries), reward in zip(rows, rewards, strict=True)
             ],
         )
+
+    def _read_by_retry(self, reflections: Sequence[Reflection]) -> float:
+        """Return the share of the trained tokens that the retries have read; 1 for a model without thinking."""
+        config = self.protocol.config
+        only_answer = config.train.tokens == "answer-of-reflection"
+        shown = config.history == "template" and facts(self.processing_class).retry_reads_thought
+        all_read = shown or config.history == "verbatim"
+        read = trained = 0
+        for reflection in reflections:
+            answer = reflection.tokens - reflection.answer_start
+            trained += answer if only_answer else reflection.tokens
+            read += reflection.tokens if all_read and not only_answer else answer
+        return read / max(1, trained)
 
     @property
     def world(self) -> str:
