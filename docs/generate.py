@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `pretraining`, which is never installed
 
+import call_tables
 import memory_tables
 import published
 import typer.main
@@ -226,6 +227,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "apigen phases": partial(_phases, apigen.PHASES, APIGEN),
     **published.BLOCKS,
     **memory_tables.BLOCKS,
+    **call_tables.BLOCKS,
 }
 
 

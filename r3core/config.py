@@ -117,6 +117,8 @@ class Train(Section):
     """With `lora`, save the merged weights in `model/`; if false, save only the LoRA adapter."""
     shuffle_rewards: bool = False
     """Control: permute the rewards within the batch, so that they carry no information."""
+    drop_equal_groups: bool = False
+    """Leave groups whose rewards are all equal out of the loss, also out of the KL term of `grpo.beta`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype of the weights in full training (no `lora`); bfloat16 halves the memory, but loses most small updates."""
 

@@ -226,7 +226,11 @@ def _error_categories_card(result: Result) -> list[str]:
 
 
 def _certified(certificate: Certificate) -> list[str]:
-    waived = [f"- waived: {one.name} ({one.why})" for one in certificate.findings if one.status == "waived"]
+    waived = [
+        f"- {one.status}: {one.name} ({one.why})"
+        for one in certificate.findings
+        if one.status in ("waived", "refused") or (one.status == "noted" and one.group == "formats")
+    ]
     return [
         f"`r3 check`, {certificate.summary()}. Verifier {certificate.verifier_hash}, seed {certificate.seed}; "
         "`certificate.json` has every count with its interval.\n",

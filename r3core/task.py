@@ -166,6 +166,8 @@ class Task(Frozen, ABC):
     """What `verify` and `leaks` receive: the answer, or all that was generated, with the thinking and its marks."""
     waived: ClassVar[dict[str, str]] = {}
     """Probes of `r3 check` that this task's verifier accepts by design, and why; the certificate lists them."""
+    refuses: ClassVar[dict[str, str]] = {}
+    """Formats of right answers that this task's verifier refuses, and the rule of the prompt that rules each out."""
 
     @abstractmethod
     def load(self, split: Split) -> Iterable[Example]:

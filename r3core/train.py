@@ -26,6 +26,7 @@ from r3core.training.callback import StepCallback
 from r3core.training.checkpoints import last_checkpoint, save_model
 from r3core.training.grpo_options import check_training, checkpoint_steps
 from r3core.training.launch import current_world
+from r3core.training.memory import training_memory_errors
 from r3core.training.trainer import ReflectionTrainer
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def train(
 
     Raises:
         UsageError: TRL rejects the options, or other processes than these wrote the last checkpoint.
-        RunError: too few failures, too many that exceed the context, too many verifier errors, or a lost process.
+        RunError: too few failures, too many that exceed the context, too many verifier errors, a lost process, or too
+            little memory.
     """
     args = grpo_config(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
     run.record_resolved(resolved_options(args))
@@ -62,9 +64,10 @@ def train(
         print(
             f"note: a checkpoint every {args.save_steps:g} steps, as a generation serves several steps", file=sys.stderr
         )
-    trainer = ReflectionTrainer(
-        run, protocol, failures, model=model, tokenizer=tokenizer, args=args, saved_dtype=saved_dtype
-    )
+    with training_memory_errors(protocol.config, args):
+        trainer = ReflectionTrainer(
+            run, protocol, failures, model=model, tokenizer=tokenizer, args=args, saved_dtype=saved_dtype
+        )
     with main_process_first():
         checkpoint = last_checkpoint(run.path / "checkpoints", world=trainer.world)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
@@ -79,6 +82,7 @@ def train(
         redirect_stdout(sys.stderr),  # some trackers print
         closing(trainer.policy),
         lost_process_errors(),
+        training_memory_errors(protocol.config, args),
     ):
         trainer.add_callback(StepCallback(trainer, advance=advance, save_clock=save_clock))
         if done < args.max_steps:

@@ -80,10 +80,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "certificates"
 
 
-@pytest.mark.parametrize("changed", ["version", "name", "waived", "fixtures"])
+@pytest.mark.parametrize("changed", ["version", "name", "waived", "refuses", "fixtures"])
 def test_the_state_follows_the_class(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "fixtures.jsonl").write_text("{}", encoding="utf-8")
-    values = {"version": "2", "name": "other", "waived": {"empty": "so"}, "fixtures": tmp_path / "fixtures.jsonl"}
+    rules = {"waived": {"empty": "so"}, "refuses": {"bold": "so"}}
+    values = {"version": "2", "name": "other", "fixtures": tmp_path / "fixtures.jsonl", **rules}
     before = state_of(Toy(), LIMITS)
     monkeypatch.setattr(Toy, changed, values[changed])
     assert state_of(Toy(), LIMITS) != before
@@ -152,6 +153,9 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 def test_the_summary_is_one_line() -> None:
     assert certified(Toy(), finding()).summary() == "pass: 1 checks, 4 tries, all hold"
     assert certified(Toy(), finding(), WAIVED).summary() == "pass: 2 checks, 8 tries, all hold, 1 waived"
+    refused, noted = (WAIVED.model_copy(update={"status": status}) for status in ("refused", "noted"))
+    counted = "pass: 3 checks, 12 tries, all hold, 1 waived, 1 refused, 1 noted"
+    assert certified(Toy(), refused, WAIVED, noted).summary() == counted
     assert certified(Toy(), WAIVED, BROKEN).summary() == "fail: 2 checks, 8 tries, does not hold: `negated`"
 
 
@@ -163,6 +167,18 @@ def test_the_table_shows_counts_intervals_and_what_was_not_checked() -> None:
     assert "- negated does not hold:" in text
     assert "- not checked: fixtures: the task has none" in text
     assert text.endswith("fail: 3 checks, 12 tries, does not hold: `negated` in 2 s\n")
+
+
+def test_refused_formats_are_listed_together_each_with_a_response() -> None:
+    one, other, unseen = (Counterexample(example="n1", response=text, verdict="fail") for text in ("a", "b", "unseen"))
+    noted = {"group": "formats", "status": "noted", "why": "accept it", "held": wilson(0, 2)}
+    bold, boxed = finding(name="bold", **noted), finding(name="boxed", **noted)
+    text = printed(
+        bold.model_copy(update={"counterexamples": [one, unseen]}),
+        boxed.model_copy(update={"counterexamples": [other]}),
+    )
+    assert "- bold, boxed (noted): accept it\n    n1: 'a' -> fail\n    n1: 'b' -> fail\n" in text
+    assert "unseen" not in text
 
 
 @pytest.mark.parametrize("bad", ["\x1b[2J", "\x07", "\r", "\u202e", "[bold]x[/]", "[/]"])

@@ -534,6 +534,21 @@ def test_a_run_that_does_not_fit_gets_a_hint(folder: Callable[..., str]) -> None
     )
 
 
+def test_of_several_gpus_the_smallest_decides(folder: Callable[..., str]) -> None:
+    mixed = Machine.of([("NVIDIA A100-SXM4-80GB", 79.3 * GIB), ("NVIDIA L4", 22.0 * GIB)], memory=None)
+    assert (mixed.gpu, mixed.gpus) == ("NVIDIA L4", 2)
+    lines = explain(settings(grpo={"beta": 0.1}), folder(**SMALL), machine=mixed)
+    expected = "memory: it does not fit the smallest of 2 GPUs here, the NVIDIA L4 with 22.0 GiB; the largest has 79.3"
+    assert any(line.startswith(expected) for line in lines)
+    assert any(re.match(r"hint: .* which fits 22.0 GiB", line) for line in lines)
+    alike = Machine.of([("NVIDIA L4", 22.0 * GIB)] * 2, memory=None)
+    assert any(
+        "fit the NVIDIA L4 here, which has 22.0 GiB" in line
+        for line in explain(settings(), folder(**SMALL), machine=alike)
+    )
+    assert Machine.of([], memory=1.0) == Machine(memory=1.0)
+
+
 def test_a_machine_without_a_gpu_is_compared_with_common_cards(folder: Callable[..., str]) -> None:
     lines = explain(settings(), folder(**SMALL), machine=Machine(memory=8 * GIB))
     assert any(re.match(r"memory: it fits a GPU of \d+ GB.*; this machine has none", line) for line in lines)

@@ -52,8 +52,8 @@ def test_a_type_is_written_as_in_source_code(annotation: object, text: str) -> N
 
 
 def test_options_are_set() -> None:
-    task = set_options(Apples, {"basket": "here", "numbers": [3, 4]})
-    assert task.options() == {"basket": "here", "numbers": [3, 4], "kind": "red", "largest": 20, "seeds": [1, 2]}
+    task = set_options(Apples, {"basket": "/here", "numbers": [3, 4]})
+    assert task.options() == {"basket": "/here", "numbers": [3, 4], "kind": "red", "largest": 20, "seeds": [1, 2]}
 
 
 def test_an_error_distinguishes_a_wrong_default_from_a_wrong_value() -> None:
@@ -127,3 +127,13 @@ def test_a_wrong_option_is_named_with_its_value_and_what_is_allowed(
     with pytest.raises(TaskError) as error:
         set_options(Apples, options)
     assert (error.value.message, error.value.hints) == (message, hints)
+
+
+def test_a_path_means_the_same_file_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    options = set_options(Apples, {"basket": "here/basket.json"}).options()
+    assert options["basket"] == str(tmp_path / "here/basket.json")
+    monkeypatch.chdir("/")
+    assert set_options(Apples, options).options() == options
+    assert set_options(Apples, {"basket": "~/b"}).options()["basket"] == str(tmp_path / "home/b")

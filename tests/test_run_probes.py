@@ -122,27 +122,19 @@ def test_each_code_response_would_write_a_file_of_its_own(tmp_path: Path) -> Non
     assert sum(text.startswith(TAG.before) for text in texts) == len(texts) // 2
 
 
-def test_an_answer_has_other_forms() -> None:
-    forms = forms_of(TAG.around("Fifty-one"), TAG)
-    assert {name for name, form in forms.items() if form.required} == {"spaces around"}
-    assert forms["in capitals"].texts == ["<answer>FIFTY-ONE</answer>"]
-    assert forms["in small letters"].texts == ["<answer>fifty-one</answer>"]
-    assert forms["in a code fence"].texts == ["```\n<answer>Fifty-one</answer>\n```"]
-
-
 def test_forms_equal_to_the_reference_are_left_out() -> None:
-    assert set(forms_of("51", BARE)) == {"spaces around", "in a code fence"}
+    assert set(forms_of("51", BARE)) == {"spaces around"}
+    assert "51" not in forms_of("51", BARE)["spaces around"]
 
 
 @pytest.mark.parametrize("frame", [BARE, TAG])
 def test_json_has_other_layouts_with_the_same_value(frame: Frame) -> None:
     value = {"b": [1, {"c": 2, "d": 3}], "a": "ä"}
-    form = forms_of(frame.around(json.dumps(value)), frame)["JSON in another layout"]
-    assert form.required
-    assert len(form.texts) == 2
-    for text in form.texts:
+    texts = forms_of(frame.around(json.dumps(value)), frame)["JSON in another layout"]
+    assert len(texts) == 2
+    for text in texts:
         assert json.loads(frame.core(text)) == value
-    assert form.texts[0].index('"a"') < form.texts[0].index('"b"')
+    assert texts[0].index('"a"') < texts[0].index('"b"')
 
 
 @pytest.mark.parametrize("text", ["51", '"text"', "{", "[" * 50_000])

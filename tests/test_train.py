@@ -201,6 +201,69 @@ def test_only_the_reflections_tokens_have_a_gradient(tmp_path: Path, tiny_tokeni
     assert trained == lengths[mixed[:, None] & known].sum()
 
 
+THINKING_TEMPLATE = tiny.CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
+WRITTEN = ["hm</think>aa<|end|>", "well</think>b<|end|>", "aa bb</think><|end|>", "still thinking"]
+"""Four reflections of a model whose chat template opens the thought; the last one is cut off in it."""
+
+
+class ThinkingTrainer(RecordingTrainer):
+    """A trainer whose reflections follow a script; those about one failure get the rewards 1, 0, 0 and none."""
+
+    def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
+        tokenizer = self.processing_class
+        self.prompts = prompt_ids
+        ids = [tokenizer.encode(text, add_special_tokens=False) for text in WRITTEN]
+        self.reflections = [ids[row % len(ids)] for row in range(len(prompt_ids))]
+        return self.reflections, None
+
+    def reward_retries(self, completion_ids: Any, *args: Any, **named: Any) -> list[float | None]:
+        self.rewards = super().reward_retries(completion_ids, *args, **named)
+        return [(1.0, 0.0, 0.0, None)[row % 4] for row in range(len(completion_ids))]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "history", "read"),
+    [
+        ("reflection", "template", (2 + 1) / (12 + 13 + 13 + 14)),
+        ("answer-of-reflection", "template", 1.0),
+        ("reflection", "verbatim", 1.0),
+    ],
+)
+def test_thinking_is_trained_or_not_and_what_the_retry_reads_is_reported(
+    tmp_path: Path, tokens: str, history: str, read: float
+) -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.chat_template = THINKING_TEMPLATE
+    model = bare_model(tokenizer)
+    forward = ForwardPasses(model)
+    protocol, failures = even_protocol(num_generations=4)
+    config = protocol.config.model_copy(
+        update={"history": history, "train": protocol.config.train.model_copy(update={"tokens": tokens})}
+    )
+    with Run.open(tmp_path / "run", {}) as run:
+        protocol = replace(protocol, config=config)
+        trainer = trainer_in(run, protocol, failures, model=model, tokenizer=tokenizer, kind=ThinkingTrainer)
+        trainer.train()
+    for inputs, ids, logits in zip(trainer.losses, forward.inputs, forward.outputs, strict=True):
+        width = inputs["prompt_ids"].shape[1]
+        trained = torch.zeros_like(ids, dtype=torch.bool)
+        for row, text in enumerate(map(tokenizer.decode, ids[:, width:])):
+            written = next(one for one in WRITTEN if text.startswith(one))
+            thought = written.partition("</think>")[0] + "</think>"
+            start = len(thought) if tokens == "answer-of-reflection" else 0
+            trained[row, width - 1 + start : width - 1 + len(tokenizer.encode(written, add_special_tokens=False))] = 1
+        moved = logits.grad.abs().sum(-1) > 0
+        assert torch.equal(moved, trained & (inputs["advantages"][:, None] != 0))
+        assert moved.any()
+    rows = run.read("train-episodes")
+    assert [row["reflection"]["text"] for row in rows[:4]] == ["aa", "b", "", ""]
+    assert {row["retries"][0]["stopped"] == "skipped" for row in rows[3::4]} == {True}
+    assert set(trainer.rewards[3::4]) == {None}
+    logged = trainer.state.log_history[0]
+    assert logged["reflections/read_by_retry"] == pytest.approx(read)
+    assert logged["reflections/cut_in_thought"] == 0.25
+
+
 def test_tools_are_part_of_the_training_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: LlamaForCausalLM
 ) -> None:

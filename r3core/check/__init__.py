@@ -7,6 +7,7 @@ import sys
 from io import StringIO
 from time import perf_counter
 
+from r3core.check import formats, probes
 from r3core.check.certificate import (
     GROUPS,
     Certificate,
@@ -19,7 +20,8 @@ from r3core.check.certificate import (
 from r3core.check.context import Checking
 from r3core.check.data import check_data
 from r3core.check.fixtures import fixtures_hash
-from r3core.check.probes import NAMES, frame_of
+from r3core.check.formats import check_formats
+from r3core.check.probes import frame_of
 from r3core.check.references import check_fixtures, check_references
 from r3core.check.run_probes import check_probes
 from r3core.check.stability import check_every_text
@@ -38,10 +40,7 @@ def check_task(task: Task, *, seed: int = 0, limits: Limits | None = None) -> Ce
     """
     started_at = perf_counter()
     limits = limits or Limits()
-    for name in task.waived:
-        if name not in NAMES:
-            message = f"task `{task.name}` waives `{name}`, which is not a probe"
-            raise TaskError(message, *did_you_mean(name, [*NAMES]), f"the probes: {', '.join(NAMES)}")
+    _check_names(task)
     tolerant = limits.model_copy(update={"max_errors": 1.0})
     with Judge(task, tolerant) as judge, Judge(task, tolerant.alone(), fresh=True) as fresh:
         checking = Checking(task, judge, fresh=fresh, random=random.Random(seed))
@@ -65,6 +64,18 @@ def check_task(task: Task, *, seed: int = 0, limits: Limits | None = None) -> Ce
     )
 
 
+def _check_names(task: Task) -> None:
+    """Raise TaskError when the task waives an unknown probe, or refuses an unknown format."""
+    for listed, verb, kind, names in (
+        (task.waived, "waives", "probe", probes.NAMES),
+        (task.refuses, "refuses", "format", formats.NAMES),
+    ):
+        for name in listed:
+            if name not in names:
+                message = f"task `{task.name}` {verb} `{name}`, which is not a {kind}"
+                raise TaskError(message, *did_you_mean(name, [*names]), f"the {kind}s: {', '.join(names)}")
+
+
 def _run_checks(checking: Checking, seed: int) -> None:
     """Run all checks in order: the probes are derived from the references and fixtures that passed."""
     splits = check_data(checking)
@@ -78,6 +89,7 @@ def _run_checks(checking: Checking, seed: int) -> None:
         )
     frame = frame_of([response for _, response in right])
     check_probes(checking, right, known, frame=frame)
+    check_formats(checking, right, frame=frame)
     check_every_text(checking, right, known, frame=frame, seed=seed)
 
 

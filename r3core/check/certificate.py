@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
@@ -21,8 +23,16 @@ from r3core.verification.judge import verifier_hash
 if TYPE_CHECKING:
     from r3core.config import Limits
 
-Group = Literal["data", "references", "fixtures", "probes", "every text"]
+Group = Literal["data", "references", "formats", "fixtures", "probes", "every text"]
 GROUPS: tuple[Group, ...] = get_args(Group)
+Status = Literal["ok", "broken", "waived", "refused", "noted"]
+_COLOURS: dict[Status, str] = {
+    "ok": "green",
+    "broken": "bold red",
+    "waived": "yellow",
+    "refused": "yellow",
+    "noted": "yellow",
+}
 _SHOWN = 160  # maximum number of characters of a response in the printed table
 
 
@@ -45,8 +55,9 @@ class Finding(Frozen):
     name: str
     held: Rate
     """How many of the tries had the expected result."""
-    status: Literal["ok", "broken", "waived", "noted"]
-    """`noted`: information for the author, no reason to distrust the verifier."""
+    status: Status
+    """`waived`: a probe passes by design. `refused`: a format of right answers fails by a rule that the prompt states.
+    `noted`: information for the author, no reason to distrust the verifier."""
     why: str = ""
     """The reason for a waiver, the meaning of a note, or advice."""
     counterexamples: list[Counterexample] = []
@@ -86,9 +97,10 @@ class Certificate(Frozen):
     def summary(self) -> str:
         """Return the outcome in one line."""
         tried = sum(finding.held.total for finding in self.findings)
-        waived = sum(finding.status == "waived" for finding in self.findings)
+        counts = Counter(finding.status for finding in self.findings)
+        excused = [f", {counts[status]} {status}" for status in ("waived", "refused", "noted") if counts[status]]
         broken = ", ".join(f"`{finding.name}`" for finding in self.broken)
-        result = f"does not hold: {broken}" if broken else "all hold" + (f", {waived} waived" if waived else "")
+        result = f"does not hold: {broken}" if broken else "all hold" + "".join(excused)
         return f"{self.outcome}: {len(self.findings)} checks, {tried:,} tries, {result}"
 
 
@@ -104,6 +116,7 @@ def state_of(task: Task, limits: Limits) -> str:
         "verifier": verifier_hash(task),
         "fixtures": fixtures_hash(task),
         "waived": task.waived,
+        "refuses": task.refuses,
         "limits": limits.model_dump(exclude={"workers", "max_errors", "max_group_errors"}),
         "r3core": __version__,
         "python": environment()["python"],
@@ -163,22 +176,12 @@ def print_certificate(certificate: Certificate, to: TextIO) -> None:
         held = finding.held
         interval = f"{100 * held.low:.1f} to {100 * held.high:.1f}%" if held.total else ""
         count = f"{held.passed:,} of {held.total:,}"
-        colour = {"broken": "bold red", "waived": "yellow", "noted": "yellow", "ok": "green"}[finding.status]
-        status = Text(finding.status, style=colour)
+        status = Text(finding.status, style=_COLOURS[finding.status])
         table.add_row(finding.group if finding.group != group else "", Text(finding.name), count, interval, status)
         group = finding.group
     console.print(table)
-    for finding in certificate.findings:
-        if finding.why:
-            console.print(Text(f"- {finding.name} ({finding.status}): {visible(finding.why)}"))
-        elif finding.status == "broken":
-            console.print(Text(f"- {finding.name} does not hold:"))
-        if finding.status == "broken":
-            for one in finding.counterexamples:
-                response = visible(repr(one.response[:_SHOWN]))
-                more = "... (shortened)" if len(one.response) > _SHOWN else ""
-                verdict = f" -> {visible(one.verdict)}" if one.verdict else ""
-                console.print(Text(f"    {visible(one.example)}: {response}{more}{verdict}"))
+    for line in _explained(certificate):
+        console.print(Text(line))
     for gap in certificate.not_checked:
         console.print(Text(f"- not checked: {visible(gap)}"))
     if certificate.broken:
@@ -188,3 +191,26 @@ def print_certificate(certificate: Certificate, to: TextIO) -> None:
             markup=False,
         )
     console.print(Text(f"{certificate.summary()} in {certificate.seconds:.0f} s"))
+
+
+def _explained(certificate: Certificate) -> Iterator[str]:
+    """Yield the lines below the table: findings with their reasons, those with the same one together, and examples."""
+    together: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in certificate.findings:
+        if finding.why or finding.status == "broken":
+            one = finding.name if finding.status == "broken" else ""
+            together.setdefault((finding.status, finding.why, one), []).append(finding)
+    for (status, why, _), findings in together.items():
+        names = ", ".join(finding.name for finding in findings)
+        yield f"- {names} ({status}): {visible(why)}" if why else f"- {names} does not hold:"
+        for finding in findings:
+            if status == "broken":
+                yield from map(_shown, finding.counterexamples)
+            elif status == "noted" and finding.group == "formats":
+                yield from map(_shown, finding.counterexamples[:1])
+
+
+def _shown(one: Counterexample) -> str:
+    response = visible(repr(one.response[:_SHOWN]))
+    more = "... (shortened)" if len(one.response) > _SHOWN else ""
+    return f"    {visible(one.example)}: {response}{more}{f' -> {visible(one.verdict)}' if one.verdict else ''}"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from pydantic import JsonValue
 
 from r3core import prompts
-from r3core.check.certificate import Counterexample, Finding, Group
+from r3core.check.certificate import Counterexample, Finding, Group, Status
 from r3core.check.fixtures import Fixture
 from r3core.stats import wilson
 from r3core.task import Example, Task, Verdict
@@ -20,6 +20,7 @@ T = TypeVar("T")
 SEEDS = 24
 """Number of examples whose references the other responses are derived from."""
 _WITH_PATHS = ("code", "code in a response is not run")  # their responses contain paths that exist in this check only
+_UNSTATED = "let the verifier accept this format, or state the rule in the prompt and list the format in `refuses`"
 SHOWN = 3
 """Maximum number of counterexamples per finding."""
 
@@ -55,6 +56,11 @@ class Checking:
         waiver = self.task.waived.get(name)
         self.add_judged("probes", name, judged, expected="fail", note=note, waiver=waiver)
 
+    def add_format(self, name: str, judged: Sequence[Judged]) -> None:
+        """Add a finding about a format of right answers, which a task may refuse if its prompt rules the format out."""
+        rule = self.task.refuses.get(name)
+        self.add_judged("formats", name, judged, expected="pass", note=_UNSTATED, waiver=rule, waived="refused")
+
     def add_judged(
         self,
         group: Group,
@@ -64,18 +70,21 @@ class Checking:
         expected: str,
         note: str = "",
         waiver: str | None = None,
+        waived: Status = "waived",
     ) -> None:
-        """Add a finding about verdicts; neither a note nor a waiver excuses a verdict that is an error."""
+        """Add a finding about verdicts; neither a note nor a waiver excuses a verdict that is an error.
+
+        A finding that does not hold has the status `waived` if there is a waiver, and else `noted` if there is a note.
+        """
         wrong = [one for one in judged if one.verdict.outcome != expected]
         errors = [one for one in wrong if one.verdict.outcome == "error"]
-        status, why = "broken" if wrong else "ok", ""
+        status: Status = "broken" if wrong else "ok"
+        why = ""
         if wrong and not errors and (waiver or note):
-            status, why = ("waived", waiver) if waiver else ("noted", note)
+            status, why = (waived, waiver) if waiver else ("noted", note)
         shown = [counterexample(one, expected, name=name) for one in [*errors, *wrong][:SHOWN]]
         rate = wilson(len(judged) - len(wrong), len(judged))
-        self.findings.append(
-            Finding(group=group, name=name, held=rate, status=cast(Any, status), why=why or "", counterexamples=shown)
-        )
+        self.findings.append(Finding(group=group, name=name, held=rate, status=status, why=why, counterexamples=shown))
 
     def add(
         self,

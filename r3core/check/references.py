@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from r3core.check.context import SEEDS, Checking, text_of
 from r3core.check.fixtures import read_fixtures, with_examples
@@ -45,11 +45,9 @@ def check_references(checking: Checking, splits: dict[Split, list[Example]]) -> 
 
 def _check_forms(checking: Checking, right: Sequence[tuple[Example, str]], frame: Frame) -> None:
     tries: dict[str, list[tuple[Example, str]]] = {}
-    required = {"the task's variants": True}
     for example, response in right:
-        for name, form in forms_of(response, frame).items():
-            required[name] = form.required
-            tries.setdefault(name, []).extend((example, text) for text in form.texts)
+        for name, texts in forms_of(response, frame).items():
+            tries.setdefault(name, []).extend((example, text) for text in texts)
         with as_task_error(checking.task, f"`variants` of example {example.id!r}"):
             variants: Any = checking.task.variants(example)
             variants = variants if isinstance(variants, str) else list(islice(variants, 50))
@@ -61,8 +59,7 @@ def _check_forms(checking: Checking, right: Sequence[tuple[Example, str]], frame
         tries.setdefault("the task's variants", []).extend((example, text) for text in variants)
     for name, pairs in tries.items():
         if pairs:
-            note = "" if required[name] else "the task decides whether this passes; the prompt should state it"
-            checking.add_judged("references", name, checking.judged(pairs), expected="pass", note=note)
+            checking.add_judged("references", name, checking.judged(pairs), expected="pass")
 
 
 def check_fixtures(checking: Checking, known: Sequence[Example]) -> list[tuple[Example, str]]:
@@ -96,25 +93,14 @@ def _contains_word(text: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
 
 
-class Form(NamedTuple):
-    """One way to write an answer."""
-
-    texts: list[str]
-    required: bool
-    """Whether a verifier must accept it; otherwise the finding is a note for the task's author."""
-
-
-def forms_of(right: str, frame: Frame) -> dict[str, Form]:
-    """Return name -> form of a reference, without forms that are equal to it."""
+def forms_of(right: str, frame: Frame) -> dict[str, list[str]]:
+    """Return name -> other texts of a reference that every verifier must accept."""
     forms = {
-        "spaces around": Form([f" {right}", f"{right}\n", f"\n\n{right} \n"], True),
-        "JSON in another layout": Form(_layouts(right, frame), True),
-        "in a code fence": Form([f"```\n{right}\n```"], False),
-        "in capitals": Form([frame.around(frame.core(right).upper())], False),
-        "in small letters": Form([frame.around(frame.core(right).lower())], False),
+        "spaces around": [f" {right}", f"{right}\n", f"\n\n{right} \n"],
+        "JSON in another layout": _layouts(right, frame),
     }
-    other = {name: Form([text for text in form.texts if text != right], form.required) for name, form in forms.items()}
-    return {name: form for name, form in other.items() if form.texts}
+    other = {name: [text for text in texts if text != right] for name, texts in forms.items()}
+    return {name: texts for name, texts in other.items() if texts}
 
 
 def _layouts(right: str, frame: Frame) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from math import erf, floor, log2, sqrt
 from typing import TYPE_CHECKING, Any
@@ -37,9 +37,13 @@ class Machine(Frozen):
     """The machine that a run is estimated for; memory in bytes."""
 
     gpu: str | None = None
-    """Name of the first GPU."""
+    """Name of the visible GPU with the least memory: every process of a training needs as much as the others."""
     gpu_memory: float = 0.0
+    """Memory of that GPU."""
+    largest_gpu_memory: float = 0.0
+    """Memory of the visible GPU with the most; 0 stands for the same."""
     gpus: int = 0
+    """Number of visible GPUs."""
     memory: float | None = None
     """Main memory; None where the system does not report it."""
 
@@ -52,10 +56,17 @@ class Machine(Frozen):
             memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         except (AttributeError, ValueError, OSError):  # Windows has no such call
             memory = None
-        if not torch.cuda.is_available():
+        visible = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return cls.of([(gpu.name, gpu.total_memory) for gpu in visible], memory=memory)
+
+    @classmethod
+    def of(cls, gpus: Sequence[tuple[str, float]], *, memory: float | None) -> Machine:
+        """Return a machine with these GPUs, each a name and its memory in bytes."""
+        if not gpus:
             return cls(memory=memory)
-        gpu = torch.cuda.get_device_properties(0)
-        return cls(gpu=gpu.name, gpu_memory=gpu.total_memory, gpus=torch.cuda.device_count(), memory=memory)
+        name, least = min(gpus, key=lambda gpu: gpu[1])
+        most = max(bytes_ for _, bytes_ in gpus)
+        return cls(gpu=name, gpu_memory=least, largest_gpu_memory=most, gpus=len(gpus), memory=memory)
 
 
 def explain(
@@ -228,7 +239,11 @@ def _needs(memory: Memory, *, each: str) -> Iterator[str]:
 def _fitting(memory: Memory, machine: Machine) -> str:
     if machine.gpu:
         fits = "fits" if memory.fits(machine.gpu_memory) else "does not fit"
-        return f"memory: it {fits} the {machine.gpu} here, which has {_gib(machine.gpu_memory)}"
+        least, most = _gib(machine.gpu_memory), _gib(machine.largest_gpu_memory)
+        if machine.largest_gpu_memory > machine.gpu_memory:
+            smallest = f"the smallest of {machine.gpus} GPUs here, the {machine.gpu} with {least}"
+            return f"memory: it {fits} {smallest}; the largest has {most}"
+        return f"memory: it {fits} the {machine.gpu} here, which has {least}"
     small = [str(size) for size in SIZES if not memory.fits(size * GIB)]
     if len(small) == len(SIZES):
         return f"memory: it fits no GPU of {', '.join(small)} GB; this machine has none"

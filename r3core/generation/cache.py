@@ -16,6 +16,7 @@ from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from r3core.errors import UsageError
+from r3core.generation.out_of_memory import is_out_of_memory, loading_hints, memory_errors
 
 if TYPE_CHECKING:
     import torch
@@ -123,9 +124,9 @@ def check_cache(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     try:
         with torch.no_grad():
             distance = _distance_with_cache(model, ids, pad=tokenizer.pad_token_id or 0)
-    except torch.OutOfMemoryError:  # a RuntimeError, but not the architecture's fault
-        raise
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):  # a RuntimeError, but not the architecture's fault
+            raise
         raise _not_generated_from(name, model, f"fails with {type(error).__name__}: {error}") from error
     if isnan(distance):
         raise UsageError(
@@ -142,7 +143,7 @@ def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
 
     TRL pads prompts on the left and completions on the right, and passes a mask but no positions. A recurrent model
     that ignores the mask, or one with absolute positions that count padding (GPT-2), would be trained on probabilities
-    that it never generates with.
+    that it never generates with. RunError when the device has too little memory for it.
     """
     import torch
 
@@ -150,7 +151,7 @@ def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
     was_training = model.training
     model.train(not _has_dropout(model))  # some layers have kernels of their own for training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), memory_errors(f"running `{name}` on a few tokens", loading_hints):
             distance = _distance_in_training(model, ids, pad=tokenizer.pad_token_id or 0)
     finally:
         model.train(was_training)

@@ -11,6 +11,7 @@ from r3core.distributed import world_size
 from r3core.errors import UsageError, one_line
 from r3core.generation.cache import apply_time_step_limit, check_cache
 from r3core.generation.chat import end_ids
+from r3core.generation.out_of_memory import loading_hints, memory_errors
 from r3core.generation.template import PLAIN, apply
 
 if TYPE_CHECKING:
@@ -130,19 +131,27 @@ def load_model(
 
     Raises:
         UsageError: the model or the tokenizer cannot be loaded.
+        RunError: the device has too little memory for the model.
     """
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    with memory_errors(f"loading `{name}`", loading_hints):
+        model = _loaded(
+            name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization
+        )
+        if generates and world_size() == 1:  # training processes load what one process has mined with before
+            check_cache(model, tokenizer, name=str(name))
+    return model, tokenizer
+
+
+def _loaded(name: str | Path, *, quantization: str | None, **options: Any) -> PreTrainedModel:
+    """Return a model on the device of this process; `options` are those of `from_pretrained`."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            **({"quantization_config": _four_bits()} if quantization else {}),
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            name, **options, **({"quantization_config": _four_bits()} if quantization else {})
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _unloadable(name, error) from error
@@ -155,9 +164,7 @@ def load_model(
         # a 4-bit model is on the GPU already; with several processes it is sharded first
         torch.nn.Module.cuda(model)  # transformers' own signature of it is wrong
     apply_time_step_limit(model)
-    if generates and world_size() == 1:  # training processes load what one process has mined with before
-        check_cache(model, tokenizer, name=str(name))
-    return model, tokenizer
+    return model
 
 
 def _four_bits() -> Any:

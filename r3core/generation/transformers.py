@@ -6,6 +6,8 @@ Shapes in comments: B rows of the batch, T tokens of a row, V tokens of the voca
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from r3core.engine import Engine
@@ -13,6 +15,7 @@ from r3core.generation.cache import CachedRows
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
 from r3core.generation.generator import Completion, Continued, Ended, Sampling
 from r3core.generation.models import context_of, load
+from r3core.generation.out_of_memory import generating, generating_hints, memory_errors
 from r3core.task import Prompt
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ class TransformersGenerator:
 
         Raises:
             TooLong: a prompt and `max_tokens` together exceed the model's context.
+            RunError: the device has too little memory for a batch.
         """
         import torch
 
@@ -78,8 +82,9 @@ class TransformersGenerator:
         self.model.eval()
         try:
             for batch in self._batches(prompts):
-                with torch.no_grad():
-                    for rows in self._continue([prompts[index] for index in batch], sampling, random):
+                together = [prompts[index] for index in batch]
+                with torch.no_grad(), self._memory_errors(together, sampling):
+                    for rows in self._continue(together, sampling, random):
                         new = [(batch[row], continued) for row, continued in rows]
                         for index, continued in new:
                             results[index] = continued
@@ -96,6 +101,10 @@ class TransformersGenerator:
         del self.model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _memory_errors(self, prompts: Sequence[list[int]], sampling: Sampling) -> AbstractContextManager[None]:
+        doing = generating(prompts, max_tokens=sampling.max_tokens, batch_size=self.batch_size)
+        return memory_errors(doing, partial(generating_hints, self.batch_size))
 
     def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
         """Yield the indices of prompts that go through the model together: long ones first, equal ones in a row."""

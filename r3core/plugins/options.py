@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -38,7 +39,7 @@ def options_of(task: type[Task]) -> list[Option]:
 
 
 def set_options(task: type[Task], options: Mapping[str, Any]) -> Task:
-    """Return a task with these options.
+    """Return a task with these options; a path is made absolute, so that a recorded run finds it from any folder.
 
     Raises:
         TaskError: it names every option that is unknown, missing or has a wrong value.
@@ -46,7 +47,7 @@ def set_options(task: type[Task], options: Mapping[str, Any]) -> Task:
     options = typed(dict(options), task)
     with as_task_error(task, f"`{task.__qualname__}(...)`"):
         try:
-            return task(**options)
+            return _with_absolute_paths(task(**options), options)
         except ValidationError as error:
             details = error.errors(include_url=False)
             if error.title != task.__name__ or any(detail["type"].startswith("frozen") for detail in details):
@@ -54,6 +55,12 @@ def set_options(task: type[Task], options: Mapping[str, Any]) -> Task:
     faults = [_fault(task, options, detail) for detail in details]
     hints = [hint for _, near in faults for hint in near]
     raise TaskError("; ".join(message for message, _ in faults), *dict.fromkeys(hints))
+
+
+def _with_absolute_paths(task: Task, options: Mapping[str, Any]) -> Task:
+    paths = {name: value for name in options if isinstance(value := getattr(task, name), Path)}
+    absolute = {name: path.expanduser().absolute() for name, path in paths.items()}
+    return task if absolute == paths else task.model_copy(update=absolute)
 
 
 def type_text(annotation: Any) -> str:

@@ -45,6 +45,7 @@ from r3core.training.lora import lora_config
 from r3core.training.policy import Policy, attributes_set, context_in_training, vllm_started_for
 from r3core.training.precision import has_master_weights, rounding_warning
 from r3core.training.prompt_dataset import failures_that_fit, prompt_dataset
+from r3core.training.signal_mask import with_signal, without_equal_groups
 from r3core.truncation import TruncationCounter
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class ReflectionTrainer(GRPOTrainer):
         """Record the failures of this batch for `_tokenize_prompts`, to which TRL passes messages alone."""
         self.batch = [row["failure"] for row in inputs]
         scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        return scored
+        return without_equal_groups(scored, self.signal) if self.protocol.config.train.drop_equal_groups else scored
 
     def _tokenize_prompts(self, prompts: list[list[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Return the token ids of B requests to reflect, encoded as in mining and evaluation; no images, no fields.
@@ -236,7 +237,9 @@ class ReflectionTrainer(GRPOTrainer):
         self.generation_index += 1
         self._record(rows, rewards, log_metric=log_metric)
         first = self.accelerator.process_index * len(completion_ids)
-        return rewards[first : first + len(completion_ids)]
+        own = slice(first, first + len(completion_ids))
+        self.signal = with_signal(rewards, [index for index, _ in rows])[own]
+        return rewards[own]
 
     def _retry(self, failure: list[int]) -> list[list[Episode]]:
         """Return, for each of B reflections, one episode per retry."""

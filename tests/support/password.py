@@ -75,6 +75,20 @@ class RecordedHalls(Halls):
         return super().verify(example, response)
 
 
+class FullHalls(Halls):
+    """Halls that exhaust the memory of the training processes whose ranks are listed in FULL."""
+
+    def model_post_init(self, context: Any) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ["RANK"] in os.environ.get("FULL", "").split(","):
+            import torch
+
+            def full(module: Any, *_: Any) -> None:
+                if torch.is_grad_enabled() and type(module).__name__.endswith("LlamaForCausalLM"):
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+            torch.nn.modules.module.register_module_forward_pre_hook(full)
+
+
 class NoVerdict(Halls):
     """Halls whose verifier returns no verdict when several processes train."""
 

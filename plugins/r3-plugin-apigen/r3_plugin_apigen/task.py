@@ -31,6 +31,10 @@ class Apigen(Task):
         ("negated", "retracted", "hidden in a comment"),
         "the answer is the one list of calls in the response; text around it is the model's thinking, and is not read",
     )
+    refuses: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("in capitals", "in small letters"),
+        "the prompt asks for JSON, where other letters make other names and values",
+    )
     demo: ClassVar[Demo | None] = DEMO
     presets: ClassVar[dict[str, dict[str, JsonValue]]] = {"paper": {"source": "hub"}}
 

@@ -1,15 +1,13 @@
-"""The grammar of Countdown answers: found, bounded, parsed and computed exactly, and never executed.
+r"""The grammar of Countdown's expressions: bounded, parsed and computed exactly, and never executed.
 
 The rules, for people:
 
-- The answer stands between `<answer>` and `</answer>`. Every tag has its partner, and none stands inside another.
-- Several blocks are one answer when they differ in nothing but spaces; otherwise the response fails. A block that
-  contains only "and" quotes the prompt ("inside <answer> and </answer>") and does not count.
-- An expression has whole numbers in ASCII digits, + - * / and parentheses, and nothing else: no sign before a number,
-  no ** or //, no "= target" behind it.
+- An expression has whole numbers in ASCII digits, + - * / and parentheses, and nothing else: no ** or //. A minus may
+  stand before its first term, and before the first one in parentheses.
 - It uses each given number exactly as often as it is given, written as it is given: no joined digits, no leading zeros.
 - It equals the target in exact rational arithmetic; nothing is rounded, and a division by zero fails.
 
+Other ways to write the signs, such as 9 x 5, typographic ones and LaTeX's \times, are read as + - * / by `plain`.
 The parser is our own: for such short texts it is twice as fast as `ast.parse` with a walk over the tree.
 """
 
@@ -22,15 +20,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sympy import Rational
 
-MAX_RESPONSE = 200_000
-"""Characters of a response: some 50,000 tokens, more than a model writes in one turn."""
 MAX_EXPRESSION = 200
 """Characters of an expression: twelve numbers of nine digits, spaces and all the parentheses they need take 161."""
 MAX_DEPTH = 24
 """Pairs of parentheses, which also bounds the parser's recursion: twice what twelve numbers need."""
 
-_TAG = re.compile(r"(</?answer>)")
-_QUOTED_FROM_PROMPT = "and"
+_SIGNS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "−": "-", "–": "-"})  # noqa: RUF001
+_LATEX = re.compile(r"\\(times|cdot|ast|div|left|right|quad|[,;:! ])")
+_LATEX_SIGNS = {"times": "*", "cdot": "*", "ast": "*", "div": "/"}
+_X = re.compile(r"(?<=[0-9)])( ?)[xX](?= ?[0-9(])")
 _WORD = re.compile(r"\*\*|//|[0-9]+|\S")
 _ALLOWED = re.compile(r"[0-9+\-*/() \t\r\n]*")
 _END = ""
@@ -44,33 +42,15 @@ class Wrong(Exception):
         self.kind = kind or reason
 
 
-def check(response: str, numbers: Sequence[int], target: int) -> None:
-    """Raise `Wrong` unless the response's answer makes the target from the numbers."""
-    tokens = tokenize(find_answer(response))
-    if sorted(filter(str.isdecimal, tokens)) != sorted(map(str, numbers)):
-        raise Wrong("it does not use every given number exactly once")
-    value = compute(tokens)
-    if value != target:
-        number = f"{value.p if value.q == 1 else f'{value.p}/{value.q}'}"
-        raise Wrong(f"it equals {number}, not {target}", kind="it equals another number")
+def plain(text: str) -> str:
+    """Return a text with + - * / ( ) for the other ways to write these signs: ×, ·, ÷, −, 9 x 5, and LaTeX's."""  # noqa: RUF002
+    text = _LATEX.sub(lambda found: _LATEX_SIGNS.get(found.group(1), " "), text.translate(_SIGNS))
+    return _X.sub(r"\1*", text)
 
 
-def find_answer(response: str) -> str:
-    """Return the text of the one answer; raises `Wrong` unless there is exactly one."""
-    if len(response) > MAX_RESPONSE:
-        raise Wrong("the response is too long")
-    texts = _TAG.split(response)  # what is before, tag, block, tag, what is between, tag, block, tag, ...
-    tags = texts[1::2]
-    if tags != ["<answer>", "</answer>"] * (len(tags) // 2):
-        raise Wrong("an answer tag has no partner")
-    blocks = [block for block in map(str.strip, texts[2::4]) if block != _QUOTED_FROM_PROMPT]
-    if not blocks:
-        raise Wrong("there is no answer between answer tags")
-    if len(max(blocks, key=len)) > MAX_EXPRESSION:
-        raise Wrong("the answer is too long")
-    if len(blocks) > 1 and len({" ".join(_WORD.findall(block)) for block in blocks}) > 1:
-        raise Wrong("it gives several different answers")
-    return blocks[0]
+def words(text: str) -> list[str]:
+    """Return the numbers and signs of a text, whatever signs they are."""
+    return _WORD.findall(text)
 
 
 def tokenize(expression: str) -> list[str]:
@@ -79,7 +59,7 @@ def tokenize(expression: str) -> list[str]:
         raise Wrong("the answer is too long")
     if not _ALLOWED.fullmatch(expression):
         raise Wrong("only whole numbers, + - * / and parentheses are allowed")
-    return _WORD.findall(expression)
+    return words(expression)
 
 
 def compute(tokens: Sequence[str]) -> Rational:
@@ -94,7 +74,10 @@ def compute(tokens: Sequence[str]) -> Rational:
 
 
 def _sum(ahead: list[str], whole: type[Rational]) -> Rational:
-    value = _product(ahead, whole)
+    negative = ahead[-1] == "-"
+    if negative:
+        ahead.pop()
+    value = -_product(ahead, whole) if negative else _product(ahead, whole)
     while ahead[-1] in ("+", "-"):
         plus = ahead.pop() == "+"
         right = _product(ahead, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ HUB_DATASET = "Jiayi-Pan/Countdown-Tasks-3to4"
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 """The kinds of file, and what `datasets` calls them."""
 _COLUMNS = ("nums", "target")
-_COUNTS = (3, 4)  # how many numbers a problem has
-_LARGEST = 999_999_999  # the verifier's bound on the length of an answer has room for these
+_MAX_NUMBERS = 12  # the verifier's bound on the length of an answer has room for these,
+_LARGEST = 999_999_999  # each of this size
 _ROWS_AT_ONCE = 1_000
 
 
@@ -24,6 +25,11 @@ def fault(source: str) -> str | None:
     if source == "hub" or Path(source).suffix in BUILDERS:
         return None
     return f"source={source} is neither `generated` nor `hub` nor a file {', '.join(BUILDERS)}"
+
+
+def absolute(source: str) -> str:
+    """Return a source whose path, if it is one, means the same file from any folder; `~` is the home directory."""
+    return str(Path(source).expanduser().absolute()) if Path(source).suffix in BUILDERS else source
 
 
 def load(source: str, split: Split) -> Iterator[Example]:
@@ -47,15 +53,15 @@ def load(source: str, split: Split) -> Iterator[Example]:
             yield problem(numbers, target)
     if malformed:
         warnings.warn(
-            f"`{source}`: {malformed} of {row} rows are not 3 or 4 whole numbers with a whole target and were left "
-            f"out; the first is {first_malformed:.200}",
+            f"`{source}`: {malformed} of {row} rows are not 1 to {_MAX_NUMBERS} whole numbers with a whole target and "
+            f"were left out; the first is {first_malformed:.200}",
             stacklevel=2,
         )
 
 
 def _whole_numbers(nums: object) -> list[int] | None:
     """Return the numbers of a row, or None when they are not valid."""
-    if not isinstance(nums, list) or len(nums) not in _COUNTS:
+    if not isinstance(nums, list) or not 1 <= len(nums) <= _MAX_NUMBERS:
         return None
     numbers = [whole for whole in map(_whole, nums) if whole is not None and 0 <= whole <= _LARGEST]
     return numbers if len(numbers) == len(nums) else None
@@ -95,7 +101,8 @@ def _open(source: str) -> Any:
         if not Path(source).is_file():
             raise TaskError(f"there is no file `{source}`", "a source is `generated`, `hub`, or a path to a file")
         builder = BUILDERS[Path(source).suffix]
-        return load_dataset(builder, data_files=source, split="train", streaming=True)
+        # `datasets` takes a path for a pattern, in which brackets, `*` and `?` have a meaning
+        return load_dataset(builder, data_files=glob.escape(source), split="train", streaming=True)
     try:
         return load_dataset(HUB_DATASET, split="train")
     except OSError as error:

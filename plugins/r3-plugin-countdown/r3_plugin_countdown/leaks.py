@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from r3_plugin_countdown import expression
+from r3_plugin_countdown.answer import MAX_RESPONSE
 
-_MAX_TEXT = expression.MAX_RESPONSE
+_MAX_TEXT = MAX_RESPONSE
 _MAX_STEPS = 1_000
 _MAX_STATES = 500
 
-_SIGNS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "−": "-", "–": "-"})  # noqa: RUF001
-_TIMES = re.compile(r"(?<=[0-9)])( ?)(?:[xX]|\\times|\\cdot)(?=[ ]?[0-9(])")
 _LIST_LABEL = re.compile(r"^[ \t]*[0-9]{1,3}[.)][ \t]+", re.MULTILINE)
 _RUN = re.compile(r"[0-9+\-*/() \t]+")
 _AROUND = " \t+-*/"
@@ -63,7 +62,7 @@ def _play(hand: tuple[int, ...], step: _Step) -> tuple[int, ...]:
 
 def _steps(text: str) -> Iterator[_Step]:
     """Yield the expressions of a text that have a whole value, in their order."""
-    plain = _LIST_LABEL.sub("", _TIMES.sub(r"\1*", text[:_MAX_TEXT].translate(_SIGNS)))
+    plain = _LIST_LABEL.sub("", expression.plain(text[:_MAX_TEXT]))
     seen = 0
     for run in _RUN.finditer(plain):
         written = _trim(run.group())

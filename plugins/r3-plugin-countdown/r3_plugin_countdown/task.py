@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from r3_plugin_countdown import data, expression, hub, leaks
+from r3_plugin_countdown import answer, data, hub, leaks
 from r3_plugin_countdown.demo import DEMO
+from r3_plugin_countdown.expression import Wrong
 from r3core import Demo, Example, Split, Task, Verdict, hookimpl
 
 
@@ -17,6 +18,7 @@ class Countdown(Task):
     """Combine all given numbers with + - * / into an expression that equals the target."""
 
     name = "countdown"
+    version: ClassVar[str] = "2"  # 1 refused other signs, marks around the expression, and tags mentioned in the text
     fixtures: ClassVar[Path | None] = Path(__file__).with_name("fixtures.jsonl")
     waived: ClassVar[dict[str, str]] = dict.fromkeys(
         ("negated", "retracted", "hidden in a comment"),
@@ -26,7 +28,10 @@ class Countdown(Task):
     presets: ClassVar[dict[str, dict[str, JsonValue]]] = {"paper": {"source": "hub"}}
 
     source: str = "generated"
-    """`generated`, `hub`, or a .parquet, .json or .jsonl file with the columns `nums` and `target`."""
+    """`generated`, `hub`, or a .parquet, .json or .jsonl file with the columns `nums` and `target`.
+
+    A path is made absolute, so that a recorded run finds its file from any folder.
+    """
     numbers: tuple[Annotated[int, Field(ge=1, le=12)], ...] = Field(default=(3,), min_length=1)
     """How many numbers a generated problem has, one of these."""
     smallest: int = Field(default=1, ge=1)
@@ -40,6 +45,11 @@ class Countdown(Task):
     @classmethod
     def _wrap_one_number(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int | str) else value
+
+    @field_validator("source")
+    @classmethod
+    def _same_file_from_anywhere(cls, value: str) -> str:
+        return hub.absolute(value)
 
     @model_validator(mode="after")
     def _agree(self) -> Countdown:
@@ -65,8 +75,8 @@ class Countdown(Task):
 
     def verify(self, example: Example, response: str) -> Verdict:
         try:
-            expression.check(response, _numbers(example), _target(example))
-        except expression.Wrong as wrong:
+            answer.check(response, _numbers(example), _target(example))
+        except Wrong as wrong:
             return Verdict.failed(str(wrong), kind=wrong.kind)
         return Verdict.passed()
 

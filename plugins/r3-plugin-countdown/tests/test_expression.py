@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from r3_plugin_countdown import expression
 from r3_plugin_countdown.data import problem
 from r3_plugin_countdown.task import Countdown
-from r3core import Example
+from r3core import Example, Verdict
 
 TASK = Countdown()
 EXAMPLE = problem([9, 5, 7], 52)
@@ -53,12 +53,18 @@ def test_fixtures_hold_both_outcomes_and_no_row_twice():
         ("<answer>9 / 5 + 7</answer>", "it equals 44/5, not 52"),
         ("<answer>9 * 5</answer>", "it does not use every given number exactly once"),
         ("<answer>95 + 7</answer>", "it does not use every given number exactly once"),
-        ("<answer>9 * 5 + 7 = 52</answer>", "only whole numbers, + - * / and parentheses are allowed"),
+        ("<answer>9 * 5 + 7 = 51</answer>", "it states another result"),
+        ("<answer>9 * 5 - 7 = 52</answer>", "it equals 38, not 52"),
+        ("<answer>9 * 5 + 7 = 45 + 7 = 52</answer>", "only whole numbers, + - * / and parentheses are allowed"),
+        ("<answer>9 * 5 + 7 is it</answer>", "only whole numbers, + - * / and parentheses are allowed"),
         ("<answer>९ * 5 + 7</answer>", "only whole numbers, + - * / and parentheses are allowed"),
         ("<answer>9 ** 5 + 7</answer>", "** and // are not allowed"),
         ("<answer>9 // 5 + 7</answer>", "** and // are not allowed"),
-        ("<answer>-9 * 5 + 7</answer>", "a sign before a number is not allowed"),
-        ("<answer></answer>", "it does not use every given number exactly once"),
+        ("<answer>-9 * 5 + 7</answer>", "it equals -38, not 52"),
+        ("<answer>9 * -5 + 7</answer>", "a sign before a number is not allowed"),
+        ("<answer>+9 * 5 + 7</answer>", "a sign before a number is not allowed"),
+        ("<answer></answer>", "there is no answer between answer tags"),
+        ("<answer>no way</answer>", "only whole numbers, + - * / and parentheses are allowed"),
         ("<answer>9 * 5 + 7 +</answer>", "it is not a complete expression"),
         ("<answer>(9 * 5 + 7</answer>", "it is not a complete expression"),
         ("<answer>9 * 5 + 7)</answer>", "it is not a complete expression"),
@@ -95,6 +101,93 @@ def test_what_is_no_expression_has_no_value(text):
 )
 def test_operators_bind_as_usual(text, value):
     assert evaluate(text) == value
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "9 × 5 + 7",  # noqa: RUF001
+        "9 · 5 + 7",
+        "9x5 + 7",
+        r"9 \times 5 + 7",
+        r"\left( 9 \cdot 5 \right) + 7",
+        r"$9\,\ast\,5 + 7$",
+        r"\(9 * 5 + 7\)",
+        r"\[9 * 5 + 7\]",
+        "9 * 5 + 7 = 52",
+        "9 * 5 + 7 = $52$.",
+        "52 = 9 * 5 + 7",
+        "9 * 5 + 7.",
+        "**9 * 5 + 7**.",
+        "`9 * 5 + 7`",
+        '"9 * 5 + 7"',
+        "```\n9 * 5 + 7\n```",
+        "```text\n9 * 5 + 7\n```",
+        r"$\boxed{9 * 5 + 7 = 52}$",
+        "\n9 * 5\n+ 7\n",
+    ],
+)
+def test_an_expression_may_be_written_as_models_write_it(written):
+    assert judge(f"<answer>{written}</answer>") == Verdict.passed()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "target", "written"),
+    [
+        ([5, 3, 2], 4, "-3 + 5 + 2"),
+        ([5, 3, 2], 6, "5 - (-3) - 2"),
+        ([5, 3, 2], 4, "5 − 3 + 2"),  # noqa: RUF001
+        ([5, 3, 2], 4, "5 – 3 + 2"),  # noqa: RUF001
+        ([8, 4, 3], 6, "8 ÷ 4 * 3"),
+        ([8, 4, 3], 6, r"8 \div 4 * 3"),
+    ],
+)
+def test_signs_are_read_as_they_are_meant(numbers, target, written):
+    assert TASK.verify(problem(numbers, target), f"<answer>{written}</answer>") == Verdict.passed()
+
+
+RIGHT, WRONG = "<answer>9 * 5 + 7</answer>", "<answer>9 * 5 - 7</answer>"
+SEVERAL, UNPAIRED = "it gives several different answers", "an answer tag has no partner"
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (f"{WRONG} makes 38. {RIGHT}", ""),
+        (f"{WRONG} no, {WRONG} no, {RIGHT}", ""),
+        (f"{RIGHT} makes 52. {WRONG}", "it equals 38, not 52"),
+        (f"{WRONG}{RIGHT}", SEVERAL),
+        (f"{WRONG} or {RIGHT}", SEVERAL),
+        (f"{WRONG}, Or: {RIGHT}", SEVERAL),
+        (f"{WRONG} = 38; {RIGHT} = 52", SEVERAL),
+        (f"Try: {WRONG} no. {WRONG}\n{RIGHT}", SEVERAL),
+        (f"{WRONG} <answer></answer> {RIGHT}", SEVERAL),
+        (f"{RIGHT}\n<answer>9 × 5 + 7 = 52</answer>", ""),  # noqa: RUF001
+        (f"<answer>answer</answer>{RIGHT}", ""),
+        (f"{RIGHT} No: <answer>none</answer>", "only whole numbers, + - * / and parentheses are allowed"),
+        (f"<answer></answer>, <answer>...</answer>, <answer> </answer> {RIGHT}", ""),
+        (f"{RIGHT} in `<answer></answer>`", ""),
+        (f"The tag <answer> opens and </answer> closes: {RIGHT}", ""),
+        (f"<answer> is the tag. {RIGHT}", ""),
+        (f"{RIGHT} closes with </answer>", ""),
+        (f"{RIGHT} opens with <answer> as the task demands", ""),
+        (f"{RIGHT} and <answer>", UNPAIRED),
+        (f"{RIGHT} and <answer> (9", UNPAIRED),
+        (f"{RIGHT} + 1</answer>", UNPAIRED),
+        (f"{RIGHT}{RIGHT[:-1]}", UNPAIRED),
+        ("<answer><answer>9 * 5 + 7</answer></answer>", ""),
+        ("<answer> and </answer>", "there is no answer between answer tags"),
+    ],
+)
+def test_the_last_block_is_the_answer_and_a_bare_list_is_none(response, reason):
+    assert judge(response) == (Verdict.failed(reason, kind=judge(response).kind) if reason else Verdict.passed())
+
+
+def test_a_list_of_all_candidates_passes_in_no_order():
+    candidates = [f"<answer>9 {a} 5 {b} 7</answer>" for a in "+-*/" for b in "+-*/"]
+    for apart in ("", " ", "\n", ", ", " or ", " = 38, "):
+        for turn in range(len(candidates)):
+            assert judge(apart.join(candidates[turn:] + candidates[:turn])).reason == SEVERAL
 
 
 def test_blocks_that_differ_in_spaces_only_are_one_answer():

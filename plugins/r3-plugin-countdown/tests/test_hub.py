@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -72,10 +73,54 @@ def test_json_lines_are_read_too(tmp_path):
 
 
 def test_malformed_rows_are_left_out_with_a_warning(write):
-    bad = [(None, 5), ([1, 2], 3), ([1, 2, 3, 4, 5], 15), ([1, 2, None], 3), ([1, 2, 3], None), ([-1, 2, 3], 4)]
+    bad = [(None, 5), ([], 3), ([1] * 13, 13), ([1, 2, None], 3), ([1, 2, 3], None), ([-1, 2, 3], 4)]
     source = write([*ROWS[:2], *bad])
     with pytest.warns(UserWarning, match=r"6 of 8 rows are not .* the first is row 3: nums=None, target=5"):
         list(Countdown(source=source).load("train"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 12])
+def test_a_problem_has_one_to_twelve_numbers(write, count):
+    numbers = list(range(1, count + 1))
+    task = Countdown(source=write([(numbers, sum(numbers))]))
+    (example,) = load_all(task.source)
+    assert example.info["numbers"] == numbers
+    assert task.verify(example, f"<answer>{' + '.join(map(str, numbers))}</answer>").outcome == "pass"
+
+
+@pytest.mark.parametrize("folder", [".hidden", "__special__", "a[1]", "b{2}", "c*", "d?", "[!e]", "f g", "**"])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json"])
+def test_a_path_is_no_pattern(write, tmp_path, folder, kind):
+    place = tmp_path / folder / f"rows[{kind}].{kind}"
+    place.parent.mkdir()
+    if kind == "parquet":
+        Path(write([([44, 19, 35], 98)])).rename(place)
+    else:
+        place.write_text(json.dumps({"nums": [44, 19, 35], "target": 98}))
+    (place.parent / f"rowsp.{kind}").write_text("another file, which the pattern would match")
+    assert [example.id for example in load_all(str(place))] == ["44-19-35=98"]
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"nums": [44, 19, 35], "target": 98}))
+    task = Countdown(source="~/rows.jsonl")
+    assert task.source == str(tmp_path / "rows.jsonl")
+    assert [example.id for example in load_all(task.source)] == ["44-19-35=98"]
+
+
+def test_a_relative_path_means_the_same_file_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"nums": [44, 19, 35], "target": 98}))
+    monkeypatch.chdir(tmp_path)
+    options = Countdown(source="rows.jsonl").options()
+    monkeypatch.chdir(tmp_path / "here")
+    assert [example.id for example in load_all(Countdown(**options).source)] == ["44-19-35=98"]
+    assert [example.id for example in load_all("../rows.jsonl")] == ["44-19-35=98"]
+
+
+def test_words_are_no_paths():
+    assert [Countdown(source=word).source for word in ("generated", "hub")] == ["generated", "hub"]
 
 
 def test_rows_of_other_types_are_left_out_with_a_warning(tmp_path):
@@ -98,7 +143,7 @@ def test_missing_columns_are_named(write):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(TaskError, match=r"there is no file `nowhere\.parquet`"):
+    with pytest.raises(TaskError, match=r"there is no file `/.*/nowhere\.parquet`"):
         list(Countdown(source="nowhere.parquet").load("train"))
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from r3_plugin_openai.server import KEY, ServerOptions
 from r3core.errors import R3Error, RunError, UsageError
+from r3core.generation.call_values import strict_json
 from r3core.generation.generator import Completion
+from r3core.generation.tool_calls import ToolCall, canonical
 
 if TYPE_CHECKING:
     from openai import OpenAIError
@@ -63,10 +65,9 @@ def completion_of(response: ChatCompletion) -> tuple[Completion, bool]:
     """
     choice = response.choices[0]
     message = choice.message
-    calls = [_tagged(call) for call in message.tool_calls or ()]
     ids = (choice.model_extra or {}).get("token_ids")
     completion = Completion(
-        text="\n".join([*([message.content] if message.content else []), *calls]),
+        text=_text(message),
         token_ids=ids,
         tokens=response.usage.completion_tokens if response.usage else len(ids or ()),
         stopped="length" if choice.finish_reason == "length" else "end",
@@ -74,10 +75,16 @@ def completion_of(response: ChatCompletion) -> tuple[Completion, bool]:
     return completion, choice.finish_reason == "content_filter"
 
 
-def _tagged(call: Any) -> str:
-    """Return a call as most models write one; its arguments are the model's own text, JSON or not."""
-    name, arguments = json.dumps(call.function.name), call.function.arguments
-    return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
+def _text(message: Any) -> str:
+    """Return the text of a message with its calls; arguments that are no JSON object stay the model's own text."""
+    parts = [message.content] if message.content else []
+    for call in message.tool_calls or ():
+        name, arguments = call.function.name, call.function.arguments
+        try:
+            parts.append(canonical("", [ToolCall(name=name, arguments=strict_json(arguments))]))
+        except ValueError:
+            parts.append(f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n</tool_call>')
+    return "\n".join(parts)
 
 
 def too_long(error: Exception, server: ServerOptions) -> str | None:
