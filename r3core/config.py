@@ -21,7 +21,7 @@ from r3core.task import Frozen, Split, Task, Wording
 PLACEMENT = ("processes", "accelerate_config")
 """The keys that decide on which processes training runs; a run may be resumed with other values."""
 
-_LATER = ("template", "chat_template", "history", "wording.empty", "train.tokens")
+_LATER = ("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups")
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
 

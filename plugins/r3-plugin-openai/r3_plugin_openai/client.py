@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from r3_plugin_openai.completion_cache import CompletionCache
 from r3_plugin_openai.responses import completion_of, failure_of, faults_as_errors, too_long
 from r3_plugin_openai.server import ServerOptions
+from r3core.episode import THINKING
 from r3core.errors import R3Error
 from r3core.files import digest
 from r3core.generation.generator import Completion, Ended, Sampling, overlong, without_token_ids
@@ -108,6 +109,8 @@ class OpenAIGenerator:
 
     def _body(self, conversation: Prompt, sampling: Sampling, index: int) -> Body:
         messages = _as_data(without_token_ids(conversation.messages))
+        if self.server.is_openai:  # it refuses fields that its API does not have
+            messages = [{key: text for key, text in message.items() if key != THINKING} for message in messages]
         limit = "max_completion_tokens" if self.server.is_openai else "max_tokens"  # OpenAI has renamed it
         body: Body = {
             "model": self.model,
@@ -212,7 +215,10 @@ def _as_data(messages: Sequence[Message]) -> list[Message]:
     """
     roles = [message["role"] for message in messages]
     first = roles.index("assistant") if "assistant" in roles else len(messages)
-    apart = [{**one, "content": _CONTROL.sub("\\g<0>\u200b", one["content"])} for one in messages[first:]]
+    apart = [
+        {**one, **{key: _CONTROL.sub("\\g<0>\u200b", one[key]) for key in ("content", THINKING) if key in one}}
+        for one in messages[first:]
+    ]
     return [*messages[:first], *apart]
 
 

@@ -36,7 +36,7 @@ class OpenAIEngine(Engine):
         return False
 
     def check(self) -> None:
-        """Raise ConfigError when the URL of the server is not valid, or it does not take the chat template's options."""
+        """Raise ConfigError when the URL of the server is not valid, or refuses options of the template."""
         _ = self.options.address
         check_template(self.config, self.options)
 
