@@ -50,12 +50,21 @@ class OpenAIGenerator:
     """Continues conversations through a server: each is one request, and many of them are open at once.
 
     The seed of a request is derived from the sampling parameters' seed and its place in the batch; whether the same
-    seed gives the same text is up to the server. No request is sent for a completion in the `cache`.
+    seed gives the same text is up to the server. No request is sent for a completion in the `cache`. `template` has the
+    arguments of the chat template.
     """
 
-    def __init__(self, model: str, server: ServerOptions, *, cache: CompletionCache | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        server: ServerOptions,
+        *,
+        template: Mapping[str, Any] | None = None,
+        cache: CompletionCache | None = None,
+    ) -> None:
         self.model = model
         self.server = server
+        self.template = template or {}
         self.cache = cache
 
     def generate(
@@ -114,6 +123,8 @@ class OpenAIGenerator:
             body["tools"] = conversation.tools
         if sampling.top_k:
             body["top_k"] = sampling.top_k
+        if self.template:  # OpenAI's own server takes one of them, as a field of its own: see `check_template`
+            body |= self.template if self.server.is_openai else {"chat_template_kwargs": dict(self.template)}
         return body | self.server.extra_body
 
     def _turn(self, message: Message) -> Message:
@@ -213,7 +224,10 @@ def _as_data(messages: Sequence[Message]) -> list[Message]:
     """
     roles = [message["role"] for message in messages]
     first = roles.index("assistant") if "assistant" in roles else len(messages)
-    apart = [{**one, "content": _CONTROL.sub("\\g<0>\u200b", one["content"])} for one in messages[first:]]
+    apart = [
+        {**one, **{key: _CONTROL.sub("\\g<0>\u200b", one[key]) for key in ("content", THINKING) if key in one}}
+        for one in messages[first:]
+    ]
     return [*messages[:first], *apart]
 
 
