@@ -109,13 +109,13 @@ def test_a_published_run_has_the_present_model_verifier_and_configuration(name: 
     assert published.read(name).config.record() == resolved(name).record(), stale(name)
 
 
-@pytest.mark.parametrize("name", RECORDED)
 def test_no_generated_request_contains_a_call_tag() -> None:
     task = get_task("apigen")
     for split in ("train", "validation", "test"):
         assert not any("tool_call>" in example.model_dump_json() for example in task.load(split))
 
 
+@pytest.mark.parametrize("name", RECORDED)
 def test_a_record_contains_no_absolute_path(name: str) -> None:
     def texts(value: Any) -> Iterator[str]:
         if isinstance(value, dict | list):
