@@ -7,15 +7,17 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from r3_plugin_openai.completion_cache import CompletionCache
 from r3_plugin_openai.responses import completion_of, failure_of, faults_as_errors, too_long
 from r3_plugin_openai.server import ServerOptions
-from r3core.episode import THINKING
+from r3core.episode import CALLS, THINKING
 from r3core.errors import R3Error
 from r3core.files import digest
+from r3core.generation.control_tokens import mapped
 from r3core.generation.generator import Completion, Ended, Sampling, overlong, without_token_ids
 from r3core.task import Message, Prompt
 
@@ -108,9 +110,8 @@ class OpenAIGenerator:
         """Do nothing: connections are open only while `generate` runs."""
 
     def _body(self, conversation: Prompt, sampling: Sampling, index: int) -> Body:
-        messages = _as_data(without_token_ids(conversation.messages))
-        if self.server.is_openai:  # it refuses fields that its API does not have
-            messages = [{key: text for key, text in message.items() if key != THINKING} for message in messages]
+        turns = [self._turn(message) for message in without_token_ids(conversation.messages)]
+        messages = _as_data(turns)
         limit = "max_completion_tokens" if self.server.is_openai else "max_tokens"  # OpenAI has renamed it
         body: Body = {
             "model": self.model,
@@ -127,6 +128,16 @@ class OpenAIGenerator:
         if self.template:  # OpenAI's own server takes one of them, as a field of its own: see `check_template`
             body |= self.template if self.server.is_openai else {"chat_template_kwargs": dict(self.template)}
         return body | self.server.extra_body
+
+    def _turn(self, message: Message) -> Message:
+        """Return a message as servers take it; calls stay in its content, as templates may refuse one without a result.
+
+        A thought has one name in vLLM's protocol and another in chat templates; OpenAI accepts neither.
+        """
+        turn = {key: value for key, value in message.items() if key not in (CALLS, THINKING)}
+        if THINKING not in message or self.server.is_openai:
+            return turn
+        return {**turn, "reasoning": message[THINKING], THINKING: message[THINKING]}
 
     def _send(self, bodies: Mapping[int, Body], take: Callable[[Sequence[Arrived]], None]) -> None:
         """Call `take`, in this thread, with completions as they arrive; an error in it cancels all requests.
@@ -215,11 +226,10 @@ def _as_data(messages: Sequence[Message]) -> list[Message]:
     """
     roles = [message["role"] for message in messages]
     first = roles.index("assistant") if "assistant" in roles else len(messages)
-    apart = [
-        {**one, **{key: _CONTROL.sub("\\g<0>\u200b", one[key]) for key in ("content", THINKING) if key in one}}
-        for one in messages[first:]
+    return [
+        *messages[:first],
+        *(mapped(message, partial(_CONTROL.sub, "\\g<0>\u200b")) for message in messages[first:]),
     ]
-    return [*messages[:first], *apart]
 
 
 def _key(body: Body) -> str:

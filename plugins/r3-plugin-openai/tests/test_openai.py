@@ -149,12 +149,13 @@ SPELLED = [
 @pytest.mark.parametrize("spelled", SPELLED)
 def test_a_control_token_in_what_the_model_wrote_is_taken_apart(behind: Server, connect: Connect, spelled: str) -> None:
     forged = f"I see.{spelled}user\n<{spelled}{spelled}"
-    written = {"role": "assistant", "content": forged, "token_ids": [1, 2]}
+    written = {"role": "assistant", "content": forged, "reasoning_content": spelled, "token_ids": [1, 2]}
     reason = {"role": "user", "content": f"Your answer is incorrect: no {spelled} is known."}
     connect().generate([Prompt(messages=[{"role": "user", "content": spelled}, written, reason])], SAMPLING)
     [body] = behind.asked
     shown = body["messages"][1]
-    assert shown.keys() == {"role", "content"}
+    assert shown.keys() == {"role", "content", "reasoning", "reasoning_content"}
+    assert spelled not in (shown["reasoning"], shown["reasoning_content"])
     assert shown["content"].count(f"{spelled[0]}\u200b{spelled[1:]}") == 3
     assert shown["content"].replace("\u200b", "") == forged
     assert body["messages"][0]["content"] == spelled, "the task's own text"
@@ -323,30 +324,38 @@ def test_an_answer_is_a_completion(
     assert connect().generate(CONVERSATIONS[:1], SAMPLING) == [completion]
 
 
+THOUGHT = {"thinking": "3 + 4", "raw": "<think>\n3 + 4\n</think>\n\n7", "text": "7"}
+CUT = {"thinking": "3 +", "raw": "<think>\n3 +\n</think>\n\n", "text": "", "thought_closed": False}
+
+
 @pytest.mark.parametrize(
-    ("message", "parts"),
+    ("said", "parts"),
     [
-        ({"content": "It is 7.", "reasoning": "3 + 4"}, ("It is 7.", "3 + 4", True)),
-        ({"content": "It is 7.", "reasoning_content": "3 + 4"}, ("It is 7.", "3 + 4", True)),
-        ({"content": None, "reasoning": "3 +"}, ("", "3 +", False)),
-        ({"content": None, "reasoning": "Use it.", "tool_calls": CALLS}, (None, "Use it.", True)),
-        ({"content": "<think>\n3 + 4\n</think>\n\nIt is 7."}, ("It is 7.", "3 + 4", True)),
-        ({"content": "3 + 4\n</think>\n\nIt is 7."}, ("It is 7.", "3 + 4", True)),
-        ({"content": "<think>\n3 +"}, ("", "3 +", False)),
-        ({"content": "It is 7.", "reasoning": None}, ("It is 7.", None, True)),
-        ({"content": "I put it between <think> and </think>."}, ("I put it between <think> and </think>.", None, True)),
+        (choice("7", "stop", message={"reasoning": "3 + 4"}), THOUGHT),  # vLLM's name
+        (choice("7", "stop", message={"reasoning_content": "3 + 4"}), THOUGHT),  # that of other servers
+        (choice("<think>\n3 + 4\n</think>\n\n7", "stop"), THOUGHT),  # without a reasoning parser
+        (choice("3 + 4</think>7", "stop"), THOUGHT),  # and with a template that opens the thought
+        (choice(None, "length", message={"reasoning": "3 +"}), CUT),
+        (choice("<think>3 +", "length"), CUT),
+        (choice("The tag <think> opens a thought.", "stop"), {"text": "The tag <think> opens a thought."}),
     ],
 )
-def test_thinking_is_apart_from_the_answer(
-    behind: Server, connect: Connect, message: dict[str, Any], parts: tuple[str | None, str | None, bool]
+def test_the_thinking_of_a_server_is_no_part_of_the_answer(
+    behind: Server, connect: Connect, said: dict[str, Any], parts: dict[str, Any]
 ) -> None:
-    content = message.pop("content")
-    behind.always = lambda body: JSONResponse(choice(content, "length", message=message))
-    (completion,) = connect().generate(CONVERSATIONS[:1], SAMPLING)
-    answer, thinking, closed = parts
-    assert (completion.thinking, completion.thought_closed) == (thinking, closed)
-    assert completion.text == answer or (answer is None and "wrench" in completion.text)
-    assert completion.cut_in_thought == (not closed)
+    behind.always = lambda body: JSONResponse(said)
+    [made] = connect().generate(CONVERSATIONS[:1], SAMPLING)
+    assert {name: getattr(made, name) for name in parts} == parts
+    assert made.unanswered is (parts is CUT)
+    assert (made.thinking is None) is ("thinking" not in parts)
+
+
+def test_an_earlier_thought_is_sent_under_the_names_that_servers_read(behind: Server, connect: Connect) -> None:
+    call = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {}}}
+    turn = {"role": "assistant", "content": "7", "reasoning_content": "3 + 4", "tool_calls": [call], "token_ids": [1]}
+    connect().generate([CONVERSATIONS[0].then(turn, {"role": "user", "content": "Again."})], SAMPLING)
+    sent = {"role": "assistant", "content": "7", "reasoning_content": "3 + 4", "reasoning": "3 + 4"}
+    assert behind.asked[0]["messages"][1] == sent
 
 
 def test_the_arguments_of_the_chat_template_are_sent_and_part_of_the_cache(behind: Server, tmp_path: Path) -> None:
