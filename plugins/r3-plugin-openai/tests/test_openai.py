@@ -324,38 +324,30 @@ def test_an_answer_is_a_completion(
     assert connect().generate(CONVERSATIONS[:1], SAMPLING) == [completion]
 
 
-THOUGHT = {"thinking": "3 + 4", "raw": "<think>\n3 + 4\n</think>\n\n7", "text": "7"}
-CUT = {"thinking": "3 +", "raw": "<think>\n3 +\n</think>\n\n", "text": "", "thought_closed": False}
-
-
 @pytest.mark.parametrize(
-    ("said", "parts"),
+    ("message", "parts"),
     [
-        (choice("7", "stop", message={"reasoning": "3 + 4"}), THOUGHT),  # vLLM's name
-        (choice("7", "stop", message={"reasoning_content": "3 + 4"}), THOUGHT),  # that of other servers
-        (choice("<think>\n3 + 4\n</think>\n\n7", "stop"), THOUGHT),  # without a reasoning parser
-        (choice("3 + 4</think>7", "stop"), THOUGHT),  # and with a template that opens the thought
-        (choice(None, "length", message={"reasoning": "3 +"}), CUT),
-        (choice("<think>3 +", "length"), CUT),
-        (choice("The tag <think> opens a thought.", "stop"), {"text": "The tag <think> opens a thought."}),
+        ({"content": "It is 7.", "reasoning": "3 + 4"}, ("It is 7.", "3 + 4", True)),
+        ({"content": "It is 7.", "reasoning_content": "3 + 4"}, ("It is 7.", "3 + 4", True)),
+        ({"content": None, "reasoning": "3 +"}, ("", "3 +", False)),
+        ({"content": None, "reasoning": "Use it.", "tool_calls": CALLS}, (None, "Use it.", True)),
+        ({"content": "<think>\n3 + 4\n</think>\n\nIt is 7."}, ("It is 7.", "3 + 4", True)),
+        ({"content": "3 + 4\n</think>\n\nIt is 7."}, ("It is 7.", "3 + 4", True)),
+        ({"content": "<think>\n3 +"}, ("", "3 +", False)),
+        ({"content": "It is 7.", "reasoning": None}, ("It is 7.", None, True)),
+        ({"content": "I put it between <think> and </think>."}, ("I put it between <think> and </think>.", None, True)),
     ],
 )
-def test_the_thinking_of_a_server_is_no_part_of_the_answer(
-    behind: Server, connect: Connect, said: dict[str, Any], parts: dict[str, Any]
+def test_thinking_is_apart_from_the_answer(
+    behind: Server, connect: Connect, message: dict[str, Any], parts: tuple[str | None, str | None, bool]
 ) -> None:
-    behind.always = lambda body: JSONResponse(said)
-    [made] = connect().generate(CONVERSATIONS[:1], SAMPLING)
-    assert {name: getattr(made, name) for name in parts} == parts
-    assert made.unanswered is (parts is CUT)
-    assert (made.thinking is None) is ("thinking" not in parts)
-
-
-def test_an_earlier_thought_is_sent_under_the_names_that_servers_read(behind: Server, connect: Connect) -> None:
-    call = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {}}}
-    turn = {"role": "assistant", "content": "7", "reasoning_content": "3 + 4", "tool_calls": [call], "token_ids": [1]}
-    connect().generate([CONVERSATIONS[0].then(turn, {"role": "user", "content": "Again."})], SAMPLING)
-    sent = {"role": "assistant", "content": "7", "reasoning_content": "3 + 4", "reasoning": "3 + 4"}
-    assert behind.asked[0]["messages"][1] == sent
+    content = message.pop("content")
+    behind.always = lambda body: JSONResponse(choice(content, "length", message=message))
+    (completion,) = connect().generate(CONVERSATIONS[:1], SAMPLING)
+    answer, thinking, closed = parts
+    assert (completion.thinking, completion.thought_closed) == (thinking, closed)
+    assert completion.text == answer or (answer is None and "wrench" in completion.text)
+    assert completion.cut_in_thought == (not closed)
 
 
 def test_the_arguments_of_the_chat_template_are_sent_and_part_of_the_cache(behind: Server, tmp_path: Path) -> None:
@@ -404,6 +396,14 @@ def test_what_a_server_does_not_take_is_refused_before_any_request(
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(ConfigError, match=message):
         engine_of(Config(task="toy", engine="openai", **settings)).check()
+
+
+def test_an_earlier_thought_is_sent_under_the_names_that_servers_read(behind: Server, connect: Connect) -> None:
+    call = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {}}}
+    turn = {"role": "assistant", "content": "7", "reasoning_content": "3 + 4", "tool_calls": [call], "token_ids": [1]}
+    connect().generate([CONVERSATIONS[0].then(turn, {"role": "user", "content": "Again."})], SAMPLING)
+    sent = {"role": "assistant", "content": "7", "reasoning_content": "3 + 4", "reasoning": "3 + 4"}
+    assert behind.asked[0]["messages"][1] == sent
 
 
 def test_json_under_another_type_is_read_all_the_same(behind: Server, connect: Connect) -> None:
