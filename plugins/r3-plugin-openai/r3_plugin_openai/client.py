@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ from r3_plugin_openai.server import ServerOptions
 from r3core.episode import CALLS, THINKING
 from r3core.errors import R3Error
 from r3core.files import digest
+from r3core.generation.control_tokens import mapped
 from r3core.generation.generator import Completion, Ended, Sampling, overlong, without_token_ids
 from r3core.task import Message, Prompt
 
@@ -224,11 +226,10 @@ def _as_data(messages: Sequence[Message]) -> list[Message]:
     """
     roles = [message["role"] for message in messages]
     first = roles.index("assistant") if "assistant" in roles else len(messages)
-    apart = [
-        {**one, **{key: _CONTROL.sub("\\g<0>\u200b", one[key]) for key in ("content", THINKING) if key in one}}
-        for one in messages[first:]
+    return [
+        *messages[:first],
+        *(mapped(message, partial(_CONTROL.sub, "\\g<0>\u200b")) for message in messages[first:]),
     ]
-    return [*messages[:first], *apart]
 
 
 def _key(body: Body) -> str:
