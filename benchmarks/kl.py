@@ -1,9 +1,10 @@
 """Measure how much the groups without signal pull by the KL term, in a training of Countdown's built-in model.
 
-`python benchmarks/kl.py` prints one Markdown table: groups of 4, 64 reflections per step. In some steps of a training with `grpo.beta`, the gradient of the
-loss is computed once more for the groups whose rewards are all equal and once for the others; the two add up to the
-gradient of the step. Without a KL term, that of the equal groups is 0, and with one it is proportional to beta. Columns: the share of equal groups, the norms of
-both gradients, and the cosine between them. `train.drop_equal_groups` leaves the equal groups out.
+`python benchmarks/kl.py` prints one Markdown table, for groups of 4 and 64 reflections per step. In some steps of a
+training with `grpo.beta`, the gradient of the loss is computed once more for the groups whose rewards are all equal and
+once for the others; the two add up to the gradient of the step. Without a KL term, that of the equal groups is 0, and
+with one it is proportional to beta. Columns: the share of equal groups, the norms of both gradients, and the cosine
+between them. `train.drop_equal_groups` leaves the equal groups out.
 """
 
 from __future__ import annotations
