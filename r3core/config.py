@@ -21,9 +21,8 @@ from r3core.task import Frozen, Split, Task, Wording
 PLACEMENT = ("processes", "accelerate_config")
 """The keys that decide on which processes training runs; a run may be resumed with other values."""
 
-
-_LATER = ("template", "chat_template")
-"""Keys that a run's record has only where they are set: runs of earlier versions do not have them."""
+_LATER = ("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups")
+"""Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
 
 class Section(Frozen):
@@ -264,9 +263,12 @@ class Config(Section):
         The number of training processes is stored with the checkpoints, the date of the chat template beside them.
         """
         record = self.model_dump(mode="json", exclude={"output_dir", "template_date", *PLACEMENT})
-        for name in _LATER:
-            if record[name] == Config.model_fields[name].default:
-                del record[name]
+        defaults = Config(task=self.task).model_dump(mode="json")
+        for key in _LATER:
+            section, _, name = key.rpartition(".")
+            tree, default = (one[section] if section else one for one in (record, defaults))
+            if tree[name] == default[name]:
+                del tree[name]
         places, options = find_engine(self.engine).places, record["engine_options"]
         record["engine_options"] = {name: value for name, value in options.items() if name not in places}
         return record

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from r3core.task import Example, Frozen, Verdict
 
-TOKENS, WHOLE, THINKING = "token_ids", "generated_ids", "reasoning_content"
-"""Keys of a message that the model generated: the tokens of its content, those of the whole turn, and its thought."""
+TOKENS, WHOLE, THINKING, CALLS = "token_ids", "generated_ids", "reasoning_content", "tool_calls"
+"""Keys of a message that the model generated: the tokens of its answer, those of the whole turn, its thought, and its
+calls."""
 Stopped = Literal["end", "length", "overlong", "skipped"]
 Arm = Literal["reflect", "none", "generic", "shuffled", "resample"]
 CONTROLS: tuple[Arm, ...] = ("none", "generic", "shuffled", "resample")
 """Second attempts without the model's own reflection on its failure."""
+
+
+class ToolCall(Frozen):
+    """One call of a tool, read from the form in which the model's chat template writes calls."""
+
+    name: str
+    arguments: dict[str, JsonValue]
 
 
 class Text(Frozen):
@@ -28,6 +36,10 @@ class Text(Frozen):
 
     text: str
     """The answer: what the verifier reads and what later prompts show. All of the turn for a model without thinking."""
+    calls: tuple[ToolCall, ...] = ()
+    """The calls of the answer, where the prompt offered tools; `text` has them as JSON in <tool_call> tags."""
+    malformed: str = ""
+    """Why the calls of the answer cannot be read; empty where they can, or where there are none."""
     token_ids: list[int] | None = None
     """The sampled tokens, without the end-of-turn token, for the prompts that continue this turn; None where they are
     unknown, as a server's are."""

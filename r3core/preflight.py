@@ -102,7 +102,7 @@ def notes(found: TemplateFacts, config: Config, requests: Sequence[Prompt] = ())
     thinks = found.thinking and not found.closes_thought
     lines = [
         (found.plain, _PLAIN),
-        (thinks and not found.retry_reads_thought, _unread_thinking(found)),
+        (thinks, _unread_thinking(found, config)),
         (thinks, _limits(found, config)),
         (found.closes_thought, "thinking is off: the request contains an empty thought"),
         (system and found.system == "raises", f"the template refuses system messages: {_MERGED}"),
@@ -123,11 +123,15 @@ def _preamble(found: TemplateFacts) -> str:
     return f"the template puts {len(found.preamble):,} characters of its own before the task: {start!r}..."
 
 
-def _unread_thinking(found: TemplateFacts) -> str:
-    keys = " or ".join(f"template.{one}" for one in found.keeps_thought)
-    return "the retry does not read the reflection's thinking: the template removes it from earlier turns" + (
-        f" ({keys} keeps it)" if keys else ""
-    )
+def _unread_thinking(found: TemplateFacts, config: Config) -> str:
+    """Return that the retry does not read the reflection's thinking, and what changes it; empty where it does."""
+    unread = "the retry does not read the reflection's thinking"
+    if config.history == "answer":
+        return f"{unread}: `history` is answer"
+    if config.history == "verbatim" or found.retry_reads_thought:
+        return ""
+    ways = [*(f"template.{one}" for one in found.keeps_thought), "history=verbatim"]
+    return f"{unread}: the template removes it from earlier turns (to show it, set {' or '.join(ways)})"
 
 
 def _limits(found: TemplateFacts, config: Config) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from r3core.episode import THINKING, TOKENS, WHOLE, Text
+from r3core.episode import CALLS, THINKING, TOKENS, WHOLE, Text
 from r3core.errors import TaskError
 from r3core.plugins.diagnostics import as_task_error
 from r3core.task import Example, Message, Prompt, Task, Verdict, Wording
@@ -94,6 +94,11 @@ def _assistant(turn: Text | str, wording: Wording, history: History) -> Message:
         return message
     if turn.thinking and history == "template":
         message[THINKING] = turn.thinking
+    if turn.calls:
+        message[CALLS] = [
+            {"type": "function", "id": f"call{index:05d}", "function": call.model_dump()}  # some need 9 characters
+            for index, call in enumerate(turn.calls)
+        ]
     if turn.token_ids is not None and text.strip():
         message[TOKENS] = turn.token_ids[turn.answer_start :]
     if turn.token_ids is not None and history == "verbatim":

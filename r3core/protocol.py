@@ -169,7 +169,10 @@ class Protocol:
         verdicts = self.judge.verdicts()
         completions = self._generate(examples, requests, generator, sampling, into=verdicts, unjudged=_no_verdict)
         judged = zip(completions, verdicts.result(), strict=True)
-        answers = [Answer(**_text(completion), verdict=verdict) for completion, verdict in judged]
+        answers = [
+            Answer(**_text(completion), verdict=malformed_calls(completion) or verdict)
+            for completion, verdict in judged
+        ]
         self.judge.check_errors()
         return answers
 
@@ -204,6 +207,11 @@ class Protocol:
 def response(task: Task, turn: Text) -> str:
     """Return what a task's verifier reads of a turn; see `Task.reads`."""
     return turn.raw if task.reads == "everything" and turn.raw is not None else turn.text
+
+
+def malformed_calls(turn: Text) -> Verdict | None:
+    """Return the verdict on an answer whose function calls cannot be read; None for any other answer."""
+    return Verdict.failed(f"malformed call: {turn.malformed}", kind="malformed call") if turn.malformed else None
 
 
 def with_leak(episode: Episode, leaked: bool | None) -> Episode:

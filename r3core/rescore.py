@@ -18,7 +18,7 @@ from r3core.errors import RunError, TaskError, UsageError
 from r3core.evaluate import Scores, scores
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.plugins.discovery import get_task
-from r3core.protocol import response, with_leak
+from r3core.protocol import malformed_calls, response, with_leak
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Frozen, Task, Verdict
 from r3core.verification.judge import Judge, verifier_hash
@@ -296,11 +296,16 @@ def _judge_again(judge: Judge, recorded: Sequence[_Recorded]) -> list[Verdict | 
         for index, one in enumerate(recorded)
         if not one.turn.unanswered
     ]
-    verdicts.add(row for row in rows if recorded[row[0]].kind != "leak")
+    verdicts.add(row for row in rows if recorded[row[0]].kind != "leak" and not recorded[row[0]].turn.malformed)
     leaks.add(row for row in rows if recorded[row[0]].kind == "leak")
     answers, tests = iter(verdicts.result()), iter(leaks.result())
     return [
-        one.verdict if one.turn.unanswered else next(tests) if one.kind == "leak" else next(answers) for one in recorded
+        one.verdict
+        if one.turn.unanswered
+        else next(tests)
+        if one.kind == "leak"
+        else (malformed_calls(one.turn) or next(answers))
+        for one in recorded
     ]
 
 

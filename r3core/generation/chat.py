@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from r3core.episode import THINKING, TOKENS, WHOLE
+from r3core.episode import CALLS, THINKING, TOKENS, WHOLE, ToolCall
 from r3core.errors import UsageError
 from r3core.generation.control_tokens import control_tokens, mapped, texts, unused_character
 from r3core.generation.generator import (
@@ -20,6 +20,7 @@ from r3core.generation.generator import (
 )
 from r3core.generation.probe import facts, merged_system
 from r3core.generation.thinking import Marks, Parts, answer_start, marks_of, with_thinking
+from r3core.generation.tool_calls import MalformedCalls, canonical, form_of, read_calls
 from r3core.task import Message, Prompt, Tool
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     Raises:
         UsageError: The template does not accept these messages, or has no place for the prompt's tools.
     """
-    messages = prompt.messages
+    messages = [_with_calls(tokenizer, message) if CALLS in message else message for message in prompt.messages]
     if messages[0]["role"] == "system":
         messages = merged_system(messages, facts(tokenizer))
     whole = [index for index, message in enumerate(messages) if message.get(WHOLE) is not None]
@@ -136,8 +137,8 @@ def converse(
     def take(rows: Sequence[tuple[int, Continued]]) -> None:
         finish(
             [
-                (fitting[place], completion(tokenizer, continued, request=prompts[fitting[place]]))
-                for place, continued in rows
+                (index, completion(tokenizer, one, request=prompts[index], tools=conversations[index].tools))
+                for index, one in ((fitting[place], one) for place, one in rows)
             ]
         )
 
@@ -145,10 +146,17 @@ def converse(
     return [completions[index] for index in range(len(conversations))]
 
 
-def completion(tokenizer: PreTrainedTokenizerBase, continued: Continued, *, request: Sequence[int] = ()) -> Completion:
-    """Return the completion of token ids that were generated after a request: its thinking and its answer.
+def completion(
+    tokenizer: PreTrainedTokenizerBase,
+    continued: Continued,
+    *,
+    request: Sequence[int] = (),
+    tools: Sequence[Tool] = (),
+) -> Completion:
+    """Return the completion of token ids that were generated after a request: its thinking, its answer, its calls.
 
-    The answer is without special tokens, and both are without the end-of-turn token.
+    The answer is without special tokens, and all parts are without the end-of-turn token. Where `tools` were offered,
+    calls in the form of the chat template are in the answer as JSON in <tool_call> tags.
     """
     ids = continued.ids[: len(continued.ids) - continued.ended]
     raw = str(tokenizer.decode(ids, skip_special_tokens=False))
@@ -161,8 +169,20 @@ def completion(tokenizer: PreTrainedTokenizerBase, continued: Continued, *, requ
     text = parts.answer
     if start < len(ids) and not control_tokens(tokenizer).special.isdisjoint(ids[start:]):
         text = str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+    calls: list[ToolCall] = []
+    malformed = ""
+    form = form_of(tokenizer) if tools and parts.closed else None
+    if form is not None and not form.canonical:
+        end = str(tokenizer.decode(continued.ids[len(ids) :], skip_special_tokens=False))
+        try:
+            content, calls = read_calls(form, parts.answer + end, tools)
+            text = canonical(content.strip().removesuffix(end).strip(), calls) if calls else text
+        except MalformedCalls as error:
+            malformed = str(error)
     return Completion(
         text=text,
+        calls=tuple(calls),
+        malformed=malformed,
         thinking=parts.thinking,
         thought_closed=parts.closed,
         raw=None if raw == text else raw,
@@ -175,6 +195,21 @@ def completion(tokenizer: PreTrainedTokenizerBase, continued: Continued, *, requ
 def _opened(tokenizer: PreTrainedTokenizerBase, marks: Marks, request: Sequence[int]) -> bool:
     """Return whether a request ends inside a thought that the template has opened; its last tokens show it."""
     return bool(request) and marks.opened_by(str(tokenizer.decode(list(request[-_TAIL:]), skip_special_tokens=False)))
+
+
+def _with_calls(tokenizer: PreTrainedTokenizerBase, message: Message) -> Message:
+    """Return a turn of the model that has calls, with the calls as the chat template writes them.
+
+    That is as the model wrote them, unless tokens of turns are among them, as in templates with channels: then they are
+    left to the template, if it has a place for a call that no tool answers.
+    """
+    ids, plain = message.get(TOKENS) or [], {key: value for key, value in message.items() if key != CALLS}
+    if ids and control_tokens(tokenizer).forging.isdisjoint(ids):
+        return {**plain, "content": str(tokenizer.decode(ids, skip_special_tokens=False))}
+    if (found := facts(tokenizer)).calls and not found.breaks_calls:
+        first = canonical("", [ToolCall(**message[CALLS][0]["function"])])
+        return {**message, "content": message["content"].partition(first)[0].strip()}
+    return plain
 
 
 def _as_template_reads(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Message]:

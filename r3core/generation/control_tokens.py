@@ -9,6 +9,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary, proxy
 
+from r3core.generation.tool_calls import form_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -40,6 +42,10 @@ class ControlTokens:
         )  # else `_cache` would keep its own keys alive
         self.ids = frozenset(added)
         self.special = frozenset(index for index, token in added.items() if token.special)
+        form = form_of(tokenizer)
+        marks = {mark for mark in form.marks if mark not in written} if form else set()
+        self.forging = frozenset(index for index, token in added.items() if token.content not in marks)
+        """Those that end turns or begin others, and so must not be in a turn of the model; marks of calls may be."""
         self.pattern = re.compile(
             _first_character_of({token.content for token in added.values() if len(token.content) > 1})
         )
@@ -75,10 +81,10 @@ class ControlTokens:
         return list(chain.from_iterable(ids))
 
     def usable(self, ids: Any, text: str) -> bool:
-        """Return whether `ids` are tokens of this tokenizer that decode to a text, without control tokens."""
+        """Return whether `ids` are tokens of this tokenizer that decode to a text, and cannot forge a turn."""
         if not isinstance(ids, list) or not all(isinstance(one, int) and 0 <= one < len(self.tokenizer) for one in ids):
             return False
-        return self.ids.isdisjoint(ids) and self.tokenizer.decode(ids, skip_special_tokens=False) == text
+        return self.forging.isdisjoint(ids) and self.tokenizer.decode(ids, skip_special_tokens=False) == text
 
     def _has_control(self, text: str) -> bool:
         return not self.ids.isdisjoint(self._plain(text))

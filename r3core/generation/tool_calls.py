@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 
 from pydantic import JsonValue, ValidationError
 
+from r3core.episode import ToolCall
 from r3core.errors import one_line
 from r3core.generation.call_forms import END, FORMS, CallForm
 from r3core.generation.call_values import MAX_DIGITS, in_dialect, python_calls, strict_json
-from r3core.task import Frozen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,13 +54,6 @@ _NUMBER = re.compile(r"\s*-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?\s*")
 _IGNORED = {"id", "tool_call_id", "type"}
 
 _cache: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, CallForm | None]] = WeakKeyDictionary()
-
-
-class ToolCall(Frozen):
-    """One call of a tool."""
-
-    name: str
-    arguments: dict[str, JsonValue]
 
 
 class MalformedCalls(ValueError):

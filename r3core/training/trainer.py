@@ -176,9 +176,12 @@ class ReflectionTrainer(GRPOTrainer):
             prompt_ids, completion_ids, _, *rest = super()._generate(prompts)
         self.completions = [
             completion(
-                self.processing_class, Continued(ids, bool(ids) and ids[-1] in self.eos_token_ids), request=asked
+                self.processing_class,
+                Continued(ids, bool(ids) and ids[-1] in self.eos_token_ids),
+                request=asked,
+                tools=self.failures[index].tools,
             )
-            for ids, asked in zip(completion_ids, prompt_ids, strict=True)
+            for ids, asked, index in zip(completion_ids, prompt_ids, self.batch, strict=True)
         ]
         masks = None
         if self.protocol.config.train.tokens == "answer-of-reflection":

@@ -5,8 +5,8 @@ The rules, for people:
 - The answer is a JSON list of calls; each call is an object with the keys `name` (a text) and `arguments` (an object),
   and no other. An empty list means that no tool is to be called.
 - It stands bare or in a code fence, and text may stand around it. Or it stands in <tool_call> tags: each pair of them
-  holds a call or a list of calls, and all pairs together, in their order, are one list. Every tag has its
-  partner, also one that stands inside a text.
+  holds a call or a list of calls, and all pairs together, in their order, are one list. Every tag has its partner. A
+  tag inside a text of the JSON is text, and one anywhere else in a list is an error.
 - Two different lists fail, wherever they stand. The same list twice is one answer.
 - A list of objects that has the key "arguments" somewhere is meant as a list of calls, and has to be one. Other lists
   of objects are text, but have to be closed.
@@ -35,10 +35,13 @@ MAX_CALLS = 64
 MAX_DIGITS = 100
 """Characters of a number."""
 
-_TAG = re.compile(r"(</?tool_call>)")
-_OPENING = re.compile(r"\[(?=\s*+(?:\[\s*+){0,32}+\{)")  # at most 32 brackets: it looks ahead from each of them
+_CLOSING = "</tool_call>"
+_INNER = re.compile(r"[ \t\r\n]*+(?=[\[{])")
+_CLOSED = re.compile(rf"[ \t\r\n]*+{_CLOSING}")
+# a tag, or a list of objects; at most 32 brackets: it looks ahead from each of them
+_OPENING = re.compile(r"</?tool_call>|\[(?=\s*+(?:\[\s*+){0,32}+\{)")
 # No step of it can be taken back, so that it takes one pass over any text: also over a text that never ends.
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]|</?tool_call>', re.DOTALL)
 _ARGUMENTS = re.compile(r"""["']arguments["']\s*:""")
 _EMPTY_WORD = re.compile(r"(?<!\S)`*\[ ?\]`*(?=[\s.;!?]|$)")
 _EMPTY_LINE = re.compile(r"^[ \t`]*\[ ?\][ \t\r`]*$", re.MULTILINE)
@@ -81,9 +84,8 @@ def find_calls(response: str) -> list[Call]:
     """Return the calls of a response; raises `Wrong` when there is no list of calls, or more than one."""
     if len(response) > MAX_RESPONSE:
         raise Wrong(Kind.TOO_LONG, f"the response has more than {MAX_RESPONSE:,} characters")
-    blocks, text = _split_at_tags(response)
+    blocks, found, rest = _cut(response)
     lists = [calls_of([call for block in blocks for call in _read_block(block)])] if blocks else []
-    found, rest = _cut_lists(text)
     lists += [calls_of(parse(written)) for written in found if _ARGUMENTS.search(written)]
     if (_EMPTY_WORD if lists else _EMPTY_LINE).search(rest):
         lists.append([])
@@ -132,34 +134,47 @@ def key_of(value: Any) -> Hashable:
     return (bool, value) if isinstance(value, bool) else value  # in Python True is 1
 
 
-def _split_at_tags(response: str) -> tuple[list[str], str]:
-    """Return what stands in the tags, and the text without that."""
-    pieces = _TAG.split(response)  # what is before, tag, block, tag, what is between, tag, block, tag, ...
-    tags = pieces[1::2]
-    if tags != ["<tool_call>", "</tool_call>"] * (len(tags) // 2):
+def first_list(text: str) -> str | None:
+    """Return the first list of objects in a text, as it is written; raises `Wrong` when it is beyond a bound."""
+    found = re.search(r"\[\s*+\{", text)
+    return text[found.start() : _end_of(text, found.start())] if found else None
+
+
+def _cut(text: str) -> tuple[list[str], list[str], str]:
+    """Return what stands in tags, the lists of objects outside of them, and the text without all of these.
+
+    It reads on behind the end of each, so that all of it is one pass: a tag inside a list is not one of the text's.
+    """
+    blocks: list[str] = []
+    lists: list[str] = []
+    rest: list[str] = []
+    place = 0
+    while opening := _OPENING.search(text, place):
+        rest.append(text[place : opening.start()])
+        if opening.group() == "[":
+            place = _end_of(text, opening.start())
+            lists.append(text[opening.start() : place])
+        else:
+            end = _end_of_block(text, opening)
+            blocks.append(text[opening.end() : end])
+            place = end + len(_CLOSING)
+    return blocks, lists, _CUT.join([*rest, text[place:]])
+
+
+def _end_of_block(text: str, tag: re.Match[str]) -> int:
+    """Return where the closing tag begins that belongs to an opening one; raises `Wrong` when it has no partner."""
+    if tag.group() == _CLOSING or text.find(_CLOSING, tag.end()) < 0:
         raise Wrong(Kind.NOT_JSON, "a <tool_call> tag has no partner")
-    return pieces[2::4], _CUT.join(pieces[0::4])
+    inner = _INNER.match(text, tag.end())
+    closed = _CLOSED.match(text, _end_of(text, inner.end())) if inner else None
+    if closed is None:
+        raise Wrong(Kind.NOT_JSON, "what stands in <tool_call> tags is neither one object nor one list")
+    return closed.end() - len(_CLOSING)
 
 
 def _read_block(block: str) -> list[Any]:
-    written = block.strip(" \t\r\n")
-    if written[:1] not in ("[", "{") or _end_of(written, 0) < len(written):
-        raise Wrong(Kind.NOT_JSON, "what stands in <tool_call> tags is neither one object nor one list")
-    value = parse(written)
+    value = parse(block.strip(" \t\r\n"))
     return value if isinstance(value, list) else [value]
-
-
-def _cut_lists(text: str) -> tuple[list[str], str]:
-    """Return the lists of objects that stand in a text, as they are written, and the text without them.
-
-    It reads on behind the end of each, so that all of it is one pass.
-    """
-    found, rest, place = [], [], 0
-    while opening := _OPENING.search(text, place):
-        rest.append(text[place : opening.start()])
-        place = _end_of(text, opening.start())
-        found.append(text[opening.start() : place])
-    return found, _CUT.join([*rest, text[place:]])
 
 
 def _end_of(text: str, start: int) -> int:
@@ -175,6 +190,8 @@ def _end_of(text: str, start: int) -> int:
             depth -= 1
             if depth == 0:
                 return token.end()
+        elif bracket[0] == "<":
+            raise Wrong(Kind.NOT_JSON, "a <tool_call> tag inside a list or an object")
     if len(text) - start > MAX_LIST:
         raise Wrong(Kind.TOO_LONG, f"the list has more than {MAX_LIST:,} characters")
     raise Wrong(Kind.NOT_JSON, "a list or an object is not closed")

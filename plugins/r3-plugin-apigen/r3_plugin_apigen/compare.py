@@ -13,17 +13,28 @@ from typing import Any
 from r3_plugin_apigen.calls import Call, Kind, Wrong, key_of
 from r3_plugin_apigen.schema import Schema, violation, with_defaults
 
+Accepted = Mapping[str, Any]
+"""`{"values": {argument: [...]}, "optional": [argument, ...]}`: what is right for a call, and what may be left out."""
 _SHOWN = 120  # characters of what a model wrote
 
 
 def check(
-    actual: Sequence[Call], expected: Sequence[Call], schemas: Mapping[str, Schema], *, ordered: bool, defaults: bool
+    actual: Sequence[Call],
+    expected: Sequence[Call],
+    schemas: Mapping[str, Schema],
+    *,
+    ordered: bool,
+    defaults: bool,
+    accepted: Sequence[Accepted] = (),
 ) -> None:
     """Raise `Wrong` unless the actual calls are valid and equal the expected ones.
 
     `schemas` are those of the offered tools. With `defaults`, an argument that is left out equals its default there.
+    `accepted` has, for each expected call, the other values of its arguments that are right.
     """
     check_valid(actual, schemas)
+    if accepted:
+        actual = _settled(actual, expected, accepted, schemas if defaults else {}, ordered=ordered)
     if list(map(key_of, actual)) == list(map(key_of, expected)):
         return
     if defaults:
@@ -41,6 +52,58 @@ def check(
     call = next(call for call, key in zip(actual, ours, strict=True) if key in amiss)
     near = [other for other, key in zip(expected, theirs, strict=True) if key in wanted and other.name == call.name]
     raise Wrong(Kind.WRONG_ARGUMENT, _difference(call, near))
+
+
+def _settled(
+    actual: Sequence[Call],
+    expected: Sequence[Call],
+    accepted: Sequence[Accepted],
+    schemas: Mapping[str, Schema],
+    *,
+    ordered: bool,
+) -> list[Call]:
+    """Return the actual calls; where one has accepted values alone, the expected call stands in its place.
+
+    Each expected call stands for one actual call at most: the largest matching, by augmenting paths.
+    """
+    fits = [
+        [
+            place
+            for place, other in enumerate(expected)
+            if (place == number or not ordered) and _is_accepted(call, other.name, accepted[place], schemas)
+        ]
+        for number, call in enumerate(actual)
+    ]
+    taken: dict[int, int] = {}  # by expected call, the actual one
+
+    def place_of(one: int, tried: set[int]) -> bool:
+        for place in fits[one]:
+            if place not in tried:
+                tried.add(place)
+                if place not in taken or place_of(taken[place], tried):
+                    taken[place] = one
+                    return True
+        return False
+
+    for one in range(len(actual)):
+        place_of(one, set())
+    settled = {one: expected[place] for place, one in taken.items()}
+    return [settled.get(one, call) for one, call in enumerate(actual)]
+
+
+def _is_accepted(call: Call, name: str, accepted: Accepted, schemas: Mapping[str, Schema]) -> bool:
+    values, optional = accepted["values"], accepted["optional"]
+    if call.name != name or not call.arguments.keys() <= values.keys():
+        return False
+    filled = with_defaults(call.arguments, schemas.get(name))
+
+    def fits(key: str) -> bool:
+        if key not in call.arguments and key in optional:
+            return True
+        written = [key_of(arguments[key]) for arguments in (call.arguments, filled) if key in arguments]
+        return not set(map(key_of, values[key])).isdisjoint(written)
+
+    return all(map(fits, values))
 
 
 def check_valid(calls: Sequence[Call], schemas: Mapping[str, Schema]) -> None:

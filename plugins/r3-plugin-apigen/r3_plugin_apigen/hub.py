@@ -13,7 +13,8 @@ HUB_DATASET = "Salesforce/xlam-function-calling-60k"
 HUB_FILE = "xlam_function_calling_60k.json"
 SUFFIXES = (".json", ".jsonl", ".parquet")
 LAYOUTS = (
-    "a row has `query`, `tools` and `answers` as in xlam, or `messages` and `tools` as in OpenAI's API; "
+    "a row has `query`, `tools` and `answers` as in xlam, `messages` and `tools` as in OpenAI's API, `question` and "
+    "`function` as in BFCL, with its answers in `possible_answer/`, or `system` and `conversations` as in ToolACE; "
     "columns may hold JSON as text"
 )
 
@@ -40,7 +41,7 @@ def raw_rows(source: str) -> Iterator[Any]:
     from datasets import exceptions  # takes seconds: not before rows are wanted
 
     try:
-        yield from _parquet(path) if path.suffix == ".parquet" else _json(path)
+        yield from _parquet(path) if path.suffix == ".parquet" else _with_answers(_json(path), path)
     except (OSError, ValueError, RecursionError, exceptions.DatasetsError) as error:
         raise TaskError(f"`{source}` cannot be read: {error}", f"a source is a file {', '.join(SUFFIXES)}") from error
 
@@ -73,6 +74,17 @@ def _json(path: Path) -> Iterator[Any]:
                 yield json.loads(line)
             except (ValueError, RecursionError):
                 yield line
+
+
+def _with_answers(rows: Iterator[Any], path: Path) -> Iterator[Any]:
+    """Yield rows with the `ground_truth` that BFCL has in a file of the same name, in `possible_answer/`."""
+    beside = path.parent / "possible_answer" / path.name
+    answers = (
+        {row["id"]: row for row in _json(beside) if isinstance(row, dict) and "id" in row} if beside.is_file() else {}
+    )
+    for row in rows:
+        found = answers.get(row.get("id")) if isinstance(row, dict) and "question" in row else None
+        yield {"ground_truth": found["ground_truth"]} | row if found and "ground_truth" in found else row
 
 
 def _parquet(path: Path) -> Iterator[Any]:

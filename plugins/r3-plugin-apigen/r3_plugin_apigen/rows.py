@@ -1,9 +1,10 @@
-"""Examples from rows of existing datasets, in the format of xLAM or of OpenAI's API.
+"""Examples from rows of existing datasets, in the format of xLAM, OpenAI's API, BFCL or ToolACE.
 
 - xlam: `query`, `tools` and `answers`; tools describe their parameters in xlam's way or by JSON Schema.
 - OpenAI: `messages` and `tools`. There is one user turn, with or without a system turn, whose text is put before the
   query. The assistant's turn after it has the calls in `tool_calls`, none when that list is empty. What comes later is
   not read.
+- BFCL and ToolACE: benchmarks.py reads them.
 
 Lists and objects may be written as JSON texts, everywhere. A row that cannot be used is skipped, and counted by reason.
 """
@@ -17,7 +18,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from r3_plugin_apigen import hub
+from r3_plugin_apigen import dialect, hub
+from r3_plugin_apigen.benchmarks import Unusable, in_one_layout
 from r3_plugin_apigen.calls import Wrong, find_calls, parse
 from r3_plugin_apigen.compare import check_valid
 from r3_plugin_apigen.schema import check_tool
@@ -31,14 +33,6 @@ VALIDATION_SHARE = 0.08
 _NAMED = 5  # maximum number of unconverted parameters that a warning lists
 
 
-class Unusable(Exception):
-    """A row cannot be used: the reason, one of few, and what exactly is wrong."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail:.200}" if detail else reason)
-        self.reason = reason
-
-
 class Problem(NamedTuple):
     """What a row holds."""
 
@@ -47,6 +41,10 @@ class Problem(NamedTuple):
     calls: list[dict[str, Any]]
     unconverted: list[str]
     """`tool.parameter` of each parameter whose description could not be converted as a whole."""
+    dialect: Counter[str]
+    """Type names that are not JSON Schema's and were converted, each as often as it occurs."""
+    accepted: list[dict[str, Any]] | None = None
+    """For each call, the other values of its arguments that are right, and which may be left out; of BFCL alone."""
 
 
 def load(source: str, split: Split) -> Iterator[Example]:
@@ -58,7 +56,7 @@ def load(source: str, split: Split) -> Iterator[Example]:
     Raises:
         TaskError: the source cannot be read, or no row of it can be used.
     """
-    rows = list(hub.raw_rows(source))
+    rows = [in_one_layout(row) for row in hub.raw_rows(source)]
     if not any(map(_usable, rows)):
         raise _useless(source, rows)
     names = Counter(_name(row) for row in rows)
@@ -79,6 +77,7 @@ def load(source: str, split: Split) -> Iterator[Example]:
                 continue
             seen.add(key)
             report.unconverted.update(problem.unconverted)
+            report.dialect.update(problem.dialect)
             name = _name(row)
             yield _example(name if name is not None and names[name] == 1 else key[:16], problem)
     finally:
@@ -96,6 +95,8 @@ def splits(rows: Sequence[Any]) -> list[Split]:
 
 def problem_of(row: Any) -> Problem:
     """Return what a row holds; raises `Unusable` when no response could pass."""
+    if isinstance(row := in_one_layout(row), Unusable):
+        raise row
     if not isinstance(row, dict):
         raise Unusable("the row is not a JSON object", repr(row))
     try:
@@ -104,8 +105,8 @@ def problem_of(row: Any) -> Problem:
             raise Unusable("there is no query" if "messages" not in row else "there is not one user turn and an answer")
         converted = [_tool(item) for item in _listed(row, "tools")]
         calls = [_call(item) for item in _calls_of(row)]
-        tools = {tool["name"]: tool for tool, _ in converted}
-        if any(tool != tools[tool["name"]] for tool, _ in converted):
+        tools = {tool["name"]: tool for tool, _, _ in converted}
+        if any(tool != tools[tool["name"]] for tool, _, _ in converted):
             raise Unusable("two tools have one name")
         if not tools:
             raise Unusable("there are no tools")
@@ -117,11 +118,20 @@ def problem_of(row: Any) -> Problem:
         raise Unusable("a text holds half a character", str(error)) from None
     except RecursionError:
         raise Unusable("it is nested too deeply") from None
-    return Problem(query, list(tools.values()), calls, [name for _, names in converted for name in names])
+    unconverted = [name for _, names, _ in converted for name in names]
+    renamed = sum((counts for _, _, counts in converted), Counter[str]())
+    accepted = row.get("accepted") if any(_has_choice(one) for one in row.get("accepted") or ()) else None
+    return Problem(query, list(tools.values()), calls, unconverted, renamed, accepted)
+
+
+def _has_choice(accepted: dict[str, Any]) -> bool:
+    return bool(accepted["optional"]) or any(len(values) > 1 for values in accepted["values"].values())
 
 
 def _example(name: str, problem: Problem) -> Example:
-    info = {"query": problem.query, "tools": problem.tools}
+    info: dict[str, Any] = {"query": problem.query, "tools": problem.tools}
+    if problem.accepted is not None:
+        info["accepted"] = problem.accepted
     return Example.model_validate({"id": name, "answer": problem.calls, "info": info})
 
 
@@ -221,19 +231,21 @@ def _call(value: Any) -> dict[str, Any]:
     return {"name": value.get("name"), "arguments": _parsed(value.get("arguments"), "arguments")}
 
 
-def _tool(value: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return a tool as an example offers it, and which of its parameters could not be converted."""
+def _tool(value: Any) -> tuple[dict[str, Any], list[str], Counter[str]]:
+    """Return a tool as an example offers it, its parameters that could not be converted, and the dialect's types."""
     wrapped = isinstance(value, dict) and isinstance(value.get("function"), dict)
     inner = value["function"] if wrapped else value
     described = inner.get("parameters") or {} if isinstance(inner, dict) else None
     if not isinstance(described, dict):
         raise Unusable("a tool is not usable", repr(value))
-    converted = Converted({"type": "object"} | described, []) if wrapped else parameters_of(described)
+    is_schema = wrapped or dialect.is_schema(described)
+    converted = Converted({"type": "object"} | described, []) if is_schema else parameters_of(described)
+    schema, renamed, unknown = dialect.json_schema(converted.schema)
     name = inner.get("name")
-    tool = {"name": name, "description": inner.get("description") or "", "parameters": converted.schema}
+    tool = {"name": name, "description": inner.get("description") or "", "parameters": schema}
     if why := check_tool(tool):
         raise Unusable("a tool is not usable", f"{name}: {why}")
-    return tool, [f"{name}.{parameter}" for parameter in converted.unconverted]
+    return tool, [f"{name}.{parameter}" for parameter in [*converted.unconverted, *unknown]], renamed
 
 
 def _digest(value: Any) -> str:
@@ -249,6 +261,7 @@ class _Report:
         self.skipped: Counter[str] = Counter()
         self.first = ""
         self.unconverted: Counter[str] = Counter()
+        self.dialect: Counter[str] = Counter()
 
     def skip(self, number: int, unusable: Unusable) -> None:
         self.skipped[unusable.reason] += 1
@@ -261,6 +274,9 @@ class _Report:
     def warn(self) -> None:
         if self.skipped:
             warnings.warn(f"{self.where}: {self.describe()}", stacklevel=2)
+        if self.dialect:
+            counts = ", ".join(f"`{name}` {count:,} times" for name, count in self.dialect.most_common())
+            warnings.warn(f"{self.where}: types that are not JSON Schema's were converted: {counts}", stacklevel=2)
         if self.unconverted:
             names = ", ".join(list(self.unconverted)[:_NAMED])
             more = f" and {len(self.unconverted) - _NAMED:,} others" if len(self.unconverted) > _NAMED else ""

@@ -18,6 +18,13 @@ from r3_plugin_apigen.generate import MOST_CALLS, MOST_DISTRACTORS, Space
 from r3_plugin_apigen.schema import Schema, with_defaults
 from r3core import Demo, Example, Prompt, Split, Task, Verdict, hookimpl
 
+_RULES = (
+    "Which calls does the request need? Make them all at once,{order} in the form that the instructions for your tools "
+    'describe; or write them as one JSON list, each call an object with the keys "name" and "arguments". When no tool '
+    "fits, write an empty list on a line of its own. Text may stand around the calls, but there must be no second "
+    "list of calls."
+)
+"""What a request with `template=true` ends with: any model's own form of calls fits it."""
 _FOR_ALL_SOURCES = {"source", "ordered", "defaults", "template"}
 
 
@@ -39,7 +46,8 @@ class Apigen(Task):
     presets: ClassVar[dict[str, dict[str, JsonValue]]] = {"paper": {"source": "hub"}}
 
     source: str = "generated"
-    """`generated`, `hub` (xlam's dataset), or a .json, .jsonl or .parquet file of xlam's or of OpenAI's format."""
+    """`generated`, `hub` (xlam's dataset), or a .json, .jsonl or .parquet file in the format of xlam, OpenAI, BFCL or
+    ToolACE."""
     ordered: bool = False
     """Whether the calls have to be in the order of the gold calls."""
     defaults: bool = True
@@ -81,22 +89,30 @@ class Apigen(Task):
 
     def prompt(self, example: Example) -> str | Prompt:
         order = " in the order of the request," if self.ordered else ""
+        if self.template:
+            tools = [{"type": "function", "function": tool} for tool in _tools(example)]
+            content = f"Request: {example.info['query']}\n\n{_RULES.format(order=order)}"
+            return Prompt(messages=[{"role": "user", "content": content}], tools=tools)
         request = (
             f"Request: {example.info['query']}\n\n"
             f"Which calls does the request need? Write them as one JSON list,{order} each call an object with the keys "
             '"name" and "arguments"; the list is empty when no tool fits. It may stand in a code fence or in tool_call '
             "tags, with text around it, but there must be no second list of calls."
         )
-        if not self.template:
-            listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _tools(example))
-            return f"Tools:\n{listed}\n\n{request}"
-        tools = [{"type": "function", "function": tool} for tool in _tools(example)]
-        return Prompt(messages=[{"role": "user", "content": request}], tools=tools)
+        listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _tools(example))
+        return f"Tools:\n{listed}\n\n{request}"
 
     def verify(self, example: Example, response: str) -> Verdict:
         schemas, gold = _schemas(example), calls_of(example.answer)
         try:
-            check(find_calls(response), gold, schemas, ordered=self.ordered, defaults=self.defaults)
+            check(
+                find_calls(response),
+                gold,
+                schemas,
+                ordered=self.ordered,
+                defaults=self.defaults,
+                accepted=_accepted(example),
+            )
         except Wrong as wrong:
             return Verdict.failed(str(wrong), kind=wrong.kind.value)
         return Verdict.passed()
@@ -132,6 +148,11 @@ class Apigen(Task):
 def _tools(example: Example) -> list[dict[str, Any]]:
     tools: Any = example.info["tools"]
     return list(tools)
+
+
+def _accepted(example: Example) -> list[Any]:
+    accepted: Any = example.info.get("accepted", [])
+    return list(accepted)
 
 
 def _schemas(example: Example) -> dict[str, Schema]:

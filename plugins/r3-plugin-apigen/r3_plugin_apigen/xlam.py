@@ -79,6 +79,12 @@ def _argument(described: dict[str, Any]) -> _Argument:
 
 # --- types
 
+
+def schema_of_name(name: str) -> Schema:
+    """Return what the name of a type means, in small letters; raises `KeyError` for another name."""
+    return dict(_TYPES[name])
+
+
 _TEXT = {"type": "string"}
 _NULL = {"type": "null"}
 _LIST = {"type": "array"}

@@ -200,6 +200,36 @@ def test_what_is_nearly_json_fails(response):
     assert kind(response) is Kind.NOT_JSON
 
 
+@pytest.mark.parametrize("text", ["<tool_call>", "</tool_call>", f"<tool_call>{OSLO}</tool_call>", "\\"])
+def test_a_tag_inside_a_text_is_text(text):
+    calls = [{"name": "get_weather", "arguments": {"city": text}}]
+    written = json.dumps(calls)
+    assert [call._asdict() for call in find_calls(written)] == calls
+    assert [call._asdict() for call in find_calls(f"<tool_call>{written}</tool_call>")] == calls
+    assert [
+        call._asdict() for call in find_calls(f"I see [1] it.\n<tool_call>\n{written[1:-1]}\n</tool_call>")
+    ] == calls
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        f'{ROME} [{{"a": 1}} <tool_call>{OSLO}</tool_call>]',
+        f'{ROME} [{{"a": 1, <tool_call>{OSLO}</tool_call>: 2}}]',
+        f"{ROME} [{{'a': '<tool_call>{OSLO}</tool_call>'}}]",
+        f'{ROME} [{{"a": "b"<tool_call>"\\u0061rguments"</tool_call>}}]',
+        f'<tool_call>{{"a": <tool_call>{ROME}</tool_call>}}</tool_call>',
+    ],
+)
+def test_a_list_hides_no_tag(response):
+    assert kind(response) is Kind.NOT_JSON
+
+
+def test_a_second_answer_cannot_hide_behind_a_text_that_is_not_closed():
+    assert kind(f'{ROME} [{{"a": "<tool_call>{OSLO}</tool_call>') is Kind.NOT_JSON
+    assert kind(f'"<tool_call>{ROME}</tool_call>" {OSLO}') is Kind.SEVERAL_LISTS
+
+
 @pytest.mark.parametrize(
     "response",
     [

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,7 @@ from r3_plugin_apigen.calls import Kind
 from r3_plugin_apigen.task import Apigen
 from r3core import Example, TaskError, get_task
 from r3core.check.fixtures import read_fixtures
+from r3core.generation.tool_calls import ToolCall, canonical
 
 FIXTURES = read_fixtures(Apigen())
 TOOLS = [
@@ -113,13 +115,41 @@ def test_tools_are_beside_the_messages_of_the_chat_template():
     plain, prompt = Apigen().prompt(ROME), Apigen(template=True).prompt(ROME)
     assert prompt.tools == [{"type": "function", "function": tool} for tool in TOOLS]
     [message] = prompt.messages
-    assert plain.endswith(f"\n\n{message['content']}")
     assert message["content"].startswith("Request: Weather in Rome for 3 days?\n\n")
+    assert "Request: Weather in Rome for 3 days?\n\n" in plain
+
+
+def test_a_request_with_a_template_teaches_no_form_but_the_templates():
+    text = Apigen(template=True, ordered=True).prompt(ROME).messages[0]["content"]
+    assert "in the form that the instructions for your tools describe" in text
+    assert "in the order of the request," in text
+    assert "tool_call" not in text
+
+
+def test_the_prompt_without_a_template_is_the_one_of_recorded_runs():
+    prompts = [Apigen(ordered=ordered).prompt(ROME) for ordered in (False, True)]
+    assert [hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in prompts] == [
+        "0a9796c80cebde08",
+        "305ffdb1f12d6362",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["<tool_call>", "</tool_call>", "a <tool_call>b</tool_call>", '"</tool_call><tool_call>']
+)
+def test_a_value_may_contain_tags_in_every_form_of_an_answer(text):
+    gold = example(("get_weather", {"city": text, "days": 3}))
+    for answer in (Apigen().reference(gold), *Apigen().variants(gold)):
+        assert Apigen().verify(gold, answer).outcome == "pass", answer
+    call = ToolCall(name="get_weather", arguments={"city": text, "days": 3})
+    assert Apigen().verify(gold, canonical("I look.", [call])).outcome == "pass"
 
 
 def test_a_repeated_prompt_is_no_answer_and_takes_none_away():
     for one in (ROME, TWO, example()):
         prompt = Apigen().prompt(one)
+        with_template = Apigen(template=True).prompt(one).messages[0]["content"]
+        assert Apigen().verify(one, f"{with_template}\n\n{Apigen().reference(one)}").outcome == "pass"
         assert Apigen().verify(one, prompt).reason.startswith("no calls found")
         assert Apigen().verify(one, f"{prompt}\n\n{Apigen().reference(one)}").outcome == "pass"
 

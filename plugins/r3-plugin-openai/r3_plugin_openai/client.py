@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from r3_plugin_openai.completion_cache import CompletionCache
 from r3_plugin_openai.responses import completion_of, failure_of, faults_as_errors, too_long
 from r3_plugin_openai.server import ServerOptions
+from r3core.episode import CALLS, THINKING
 from r3core.errors import R3Error
 from r3core.files import digest
 from r3core.generation.generator import Completion, Ended, Sampling, overlong, without_token_ids
@@ -49,12 +50,21 @@ class OpenAIGenerator:
     """Continues conversations through a server: each is one request, and many of them are open at once.
 
     The seed of a request is derived from the sampling parameters' seed and its place in the batch; whether the same
-    seed gives the same text is up to the server. No request is sent for a completion in the `cache`.
+    seed gives the same text is up to the server. No request is sent for a completion in the `cache`. `template` has the
+    arguments of the chat template.
     """
 
-    def __init__(self, model: str, server: ServerOptions, *, cache: CompletionCache | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        server: ServerOptions,
+        *,
+        template: Mapping[str, Any] | None = None,
+        cache: CompletionCache | None = None,
+    ) -> None:
         self.model = model
         self.server = server
+        self.template = template or {}
         self.cache = cache
 
     def generate(
@@ -98,7 +108,8 @@ class OpenAIGenerator:
         """Do nothing: connections are open only while `generate` runs."""
 
     def _body(self, conversation: Prompt, sampling: Sampling, index: int) -> Body:
-        messages = _as_data(without_token_ids(conversation.messages))
+        turns = [self._turn(message) for message in without_token_ids(conversation.messages)]
+        messages = _as_data(turns)
         limit = "max_completion_tokens" if self.server.is_openai else "max_tokens"  # OpenAI has renamed it
         body: Body = {
             "model": self.model,
@@ -112,7 +123,19 @@ class OpenAIGenerator:
             body["tools"] = conversation.tools
         if sampling.top_k:
             body["top_k"] = sampling.top_k
+        if self.template:  # OpenAI's own server takes one of them, as a field of its own: see `check_template`
+            body |= self.template if self.server.is_openai else {"chat_template_kwargs": dict(self.template)}
         return body | self.server.extra_body
+
+    def _turn(self, message: Message) -> Message:
+        """Return a message as servers take it; calls stay in its content, as templates may refuse one without a result.
+
+        A thought has one name in vLLM's protocol and another in chat templates; OpenAI accepts neither.
+        """
+        turn = {key: value for key, value in message.items() if key not in (CALLS, THINKING)}
+        if THINKING not in message or self.server.is_openai:
+            return turn
+        return {**turn, "reasoning": message[THINKING], THINKING: message[THINKING]}
 
     def _send(self, bodies: Mapping[int, Body], take: Callable[[Sequence[Arrived]], None]) -> None:
         """Call `take`, in this thread, with completions as they arrive; an error in it cancels all requests.
@@ -201,7 +224,10 @@ def _as_data(messages: Sequence[Message]) -> list[Message]:
     """
     roles = [message["role"] for message in messages]
     first = roles.index("assistant") if "assistant" in roles else len(messages)
-    apart = [{**one, "content": _CONTROL.sub("\\g<0>\u200b", one["content"])} for one in messages[first:]]
+    apart = [
+        {**one, **{key: _CONTROL.sub("\\g<0>\u200b", one[key]) for key in ("content", THINKING) if key in one}}
+        for one in messages[first:]
+    ]
     return [*messages[:first], *apart]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from r3_plugin_openai.client import OpenAIGenerator
 from r3_plugin_openai.completion_cache import CompletionCache
-from r3_plugin_openai.server import ServerOptions, refuse_secrets
+from r3_plugin_openai.server import ServerOptions, check_template, refuse_secrets
 from r3core import hookimpl
 from r3core.engine import Engine, EngineOptions
 
@@ -36,8 +36,9 @@ class OpenAIEngine(Engine):
         return False
 
     def check(self) -> None:
-        """Raise ConfigError when the URL of the server is not valid, or contains a secret."""
+        """Raise ConfigError when the URL of the server is not valid, or refuses options of the template."""
         _ = self.options.address
+        check_template(self.config, self.options)
 
     def open(self, model: str, *, run: Run | None = None) -> OpenAIGenerator:
         """Return a generator for one of the server's models; with a run, completions are cached in its directory.
@@ -47,7 +48,8 @@ class OpenAIEngine(Engine):
         """
         self.check()
         self.options.key()
-        return OpenAIGenerator(model, self.options, cache=CompletionCache(run) if run is not None else None)
+        cache = CompletionCache(run) if run is not None else None
+        return OpenAIGenerator(model, self.options, template=self.config.template, cache=cache)
 
 
 @hookimpl

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from r3_plugin_openai.server import KEY, ServerOptions
+from r3core.episode import ToolCall
 from r3core.errors import R3Error, RunError, UsageError
 from r3core.generation.call_values import strict_json
 from r3core.generation.generator import Completion
-from r3core.generation.tool_calls import ToolCall, canonical
+from r3core.generation.thinking import Marks, Parts
+from r3core.generation.tool_calls import canonical
 
 if TYPE_CHECKING:
     from openai import OpenAIError
-    from openai.types.chat import ChatCompletion
+    from openai.types.chat import ChatCompletion, ChatCompletionMessage
 
 _END_REASONS = ("stop", "eos_token", "stop_sequence", "tool_calls", "function_call", "content_filter")
 _FAULT = "r3_fault"  # the extension of a response that holds what is wrong with it
+_MARKS = Marks("<think>", "</think>")  # those of most models; the others need the server's reasoning parser
+_REASONING = ("reasoning", "reasoning_content")  # vLLM's name for the thinking, and its older one, that of most servers
 _RETRIED = (408, 409, 429)  # the client retries these, and 5xx
 _TOO_LONG = re.compile(
     r"context[ _]?(length|size|window)|model'?s? (maximum )?length|prompt is too long|longer than the model|"
@@ -60,14 +65,19 @@ def completion_of(response: ChatCompletion) -> tuple[Completion, bool]:
     """Return the completion in a response, and whether the server's content filter cut it off.
 
     A filtered completion has ended: what came through is what the model wrote. Tool calls that the server took out of
-    the text are appended to it, in the tags in which most models write them. `tokens` is the server's count, which may
+    the text are appended to it, in the tags in which most models write them. Its thinking is what the server's
+    reasoning parser found or, without one, what stands before `</think>`. `tokens` is the server's count, which may
     include the end-of-turn token.
     """
     choice = response.choices[0]
     message = choice.message
     ids = (choice.model_extra or {}).get("token_ids")
+    parts = _parts(message)
     completion = Completion(
-        text=_text(message),
+        text=_text(parts.answer, message.tool_calls or ()),
+        thinking=parts.thinking,
+        thought_closed=parts.closed or bool(message.tool_calls),
+        raw=message.content if message.content and parts.answer != message.content else None,
         token_ids=ids,
         tokens=response.usage.completion_tokens if response.usage else len(ids or ()),
         stopped="length" if choice.finish_reason == "length" else "end",
@@ -75,10 +85,20 @@ def completion_of(response: ChatCompletion) -> tuple[Completion, bool]:
     return completion, choice.finish_reason == "content_filter"
 
 
-def _text(message: Any) -> str:
-    """Return the text of a message with its calls; arguments that are no JSON object stay the model's own text."""
-    parts = [message.content] if message.content else []
-    for call in message.tool_calls or ():
+def _parts(message: ChatCompletionMessage) -> Parts:
+    """Return the thinking and the answer of a message; a thought that the reasoning parser found alone is open."""
+    fields, content = message.model_extra or {}, message.content or ""
+    for name in _REASONING:
+        if isinstance(thinking := fields.get(name), str) and thinking:
+            return Parts(thinking, content, closed=bool(content))
+    before, mark, _ = content.partition(_MARKS.close)
+    return _MARKS.split(content, opened=bool(mark) and _MARKS.open not in before)
+
+
+def _text(answer: str, calls: Iterable[Any]) -> str:
+    """Return an answer with its calls; arguments that are no JSON object stay the model's own text."""
+    parts = [answer] if answer else []
+    for call in calls:
         name, arguments = call.function.name, call.function.arguments
         try:
             parts.append(canonical("", [ToolCall(name=name, arguments=strict_json(arguments))]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -13,11 +13,15 @@ from pydantic import Field
 from r3core.engine import EngineOptions
 from r3core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from r3core.config import Config
+
 OPENAI = "https://api.openai.com/v1"
 KEY = "OPENAI_API_KEY"
 """The environment variable with the key."""
 _URL = "OPENAI_BASE_URL"
 _SECRET = re.compile(r"(api|access|secret).?(key|token)|authorization|password|secret|^key$|^token$", re.IGNORECASE)
+_EFFORT = "reasoning_effort"
 _OWNED = (
     *("model", "messages", "tools", "n", "stream", "seed", "logprobs"),
     *("temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens"),
@@ -72,6 +76,24 @@ class ServerOptions(EngineOptions):
                 "set it, or name another server: --set engine_options.base_url=http://localhost:8000/v1",
             )
         return key or "no-key"
+
+
+def check_template(config: Config, server: ServerOptions) -> None:
+    """Raise ConfigError for options of the chat template that a server does not take."""
+    if config.chat_template is not None:
+        raise ConfigError(
+            f"engine `{config.engine}`: the chat template is the server's, so `chat_template` has no effect",
+            "start the server with another template (vLLM: --chat-template FILE)",
+        )
+    if config.template and "chat_template_kwargs" in server.extra_body:
+        raise ConfigError(
+            "`template` and `engine_options.extra_body.chat_template_kwargs` are both set", "leave out the latter"
+        )
+    if server.is_openai and (others := sorted(config.template.keys() - {_EFFORT})):
+        raise ConfigError(
+            f"`template.{others[0]}` is refused: requests go to {server.address}, which takes template.{_EFFORT} alone",
+            "name another server: --set engine_options.base_url=http://localhost:8000/v1",
+        )
 
 
 def refuse_secrets(options: Mapping[str, Any]) -> None:

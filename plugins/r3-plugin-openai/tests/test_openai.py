@@ -24,6 +24,7 @@ from server import MODEL, PAUSE, Server, serving
 from starlette.responses import JSONResponse, Response
 
 from r3_plugin_openai.client import OpenAIGenerator
+from r3_plugin_openai.server import ServerOptions
 from r3core import ConfigError, Prompt, RunError, UsageError
 from r3core.config import Config
 from r3core.generation.generator import Completion, Sampling
@@ -320,6 +321,88 @@ def test_an_answer_is_a_completion(
 ) -> None:
     behind.always = lambda body: JSONResponse(said)
     assert connect().generate(CONVERSATIONS[:1], SAMPLING) == [completion]
+
+
+@pytest.mark.parametrize(
+    ("message", "parts"),
+    [
+        ({"content": "It is 7.", "reasoning": "3 + 4"}, ("It is 7.", "3 + 4", True)),
+        ({"content": "It is 7.", "reasoning_content": "3 + 4"}, ("It is 7.", "3 + 4", True)),
+        ({"content": None, "reasoning": "3 +"}, ("", "3 +", False)),
+        ({"content": None, "reasoning": "Use it.", "tool_calls": CALLS}, (None, "Use it.", True)),
+        ({"content": "<think>\n3 + 4\n</think>\n\nIt is 7."}, ("It is 7.", "3 + 4", True)),
+        ({"content": "3 + 4\n</think>\n\nIt is 7."}, ("It is 7.", "3 + 4", True)),
+        ({"content": "<think>\n3 +"}, ("", "3 +", False)),
+        ({"content": "It is 7.", "reasoning": None}, ("It is 7.", None, True)),
+        ({"content": "I put it between <think> and </think>."}, ("I put it between <think> and </think>.", None, True)),
+    ],
+)
+def test_thinking_is_apart_from_the_answer(
+    behind: Server, connect: Connect, message: dict[str, Any], parts: tuple[str | None, str | None, bool]
+) -> None:
+    content = message.pop("content")
+    behind.always = lambda body: JSONResponse(choice(content, "length", message=message))
+    (completion,) = connect().generate(CONVERSATIONS[:1], SAMPLING)
+    answer, thinking, closed = parts
+    assert (completion.thinking, completion.thought_closed) == (thinking, closed)
+    assert completion.text == answer or (answer is None and "wrench" in completion.text)
+    assert completion.cut_in_thought == (not closed)
+
+
+def test_the_arguments_of_the_chat_template_are_sent_and_part_of_the_cache(behind: Server, tmp_path: Path) -> None:
+    def generate(template: dict[str, Any]) -> None:
+        options = {"base_url": behind.url}
+        config = Config(task="toy", engine="openai", engine_options=options, template=template)
+        with Run.open(tmp_path, {}) as run:
+            engine_of(config).open(MODEL, run=run).generate(CONVERSATIONS[:1], SAMPLING)
+
+    for template in ({"enable_thinking": False}, {"enable_thinking": False}, {"enable_thinking": True}, {}):
+        generate(template)
+    assert [body.get("chat_template_kwargs") for body in behind.asked] == [
+        {"enable_thinking": False},
+        {"enable_thinking": True},
+        None,
+    ]
+
+
+def test_openais_own_server_gets_the_effort_as_a_field_and_no_thinking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    generator = OpenAIGenerator("gpt", ServerOptions(), template={"reasoning_effort": "low"})
+    messages = [*CONVERSATIONS[0].messages, {"role": "assistant", "content": "7", "reasoning_content": "3 + 4"}]
+    body = generator._body(Prompt(messages=messages), SAMPLING, 0)
+    assert body["reasoning_effort"] == "low"
+    assert "chat_template_kwargs" not in body
+    assert body["messages"] == [messages[0], {"role": "assistant", "content": "7"}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"template": {"enable_thinking": False}},
+            r"`template\.enable_thinking` is refused: .*template\.reasoning_effort alone",
+        ),
+        ({"chat_template": "{{ messages }}"}, "the chat template is the server's"),
+        (
+            {"template": {"a": 1}, "engine_options": {"extra_body": {"chat_template_kwargs": {"a": 2}}}},
+            "are both set",
+        ),
+    ],
+)
+def test_what_a_server_does_not_take_is_refused_before_any_request(
+    settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(ConfigError, match=message):
+        engine_of(Config(task="toy", engine="openai", **settings)).check()
+
+
+def test_an_earlier_thought_is_sent_under_the_names_that_servers_read(behind: Server, connect: Connect) -> None:
+    call = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {}}}
+    turn = {"role": "assistant", "content": "7", "reasoning_content": "3 + 4", "tool_calls": [call], "token_ids": [1]}
+    connect().generate([CONVERSATIONS[0].then(turn, {"role": "user", "content": "Again."})], SAMPLING)
+    sent = {"role": "assistant", "content": "7", "reasoning_content": "3 + 4", "reasoning": "3 + 4"}
+    assert behind.asked[0]["messages"][1] == sent
 
 
 def test_json_under_another_type_is_read_all_the_same(behind: Server, connect: Connect) -> None:
