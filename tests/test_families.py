@@ -11,6 +11,8 @@ import pytest
 import templates
 import tiny
 import torch
+import toy
+from command import R3
 from toy import Even
 
 from r3core.config import Config
@@ -19,6 +21,7 @@ from r3core.failures import Failure
 from r3core.generation.chat import encode
 from r3core.generation.probe import facts
 from r3core.generation.template import apply, original
+from r3core.generation.thinking import marks_of
 from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.task import Example, Prompt, Verdict
@@ -75,6 +78,34 @@ def test_every_turn_arrives_once(name: str, protocol: Protocol, thinking: str | 
                 for one in request.messages
             ]
             assert text == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+SETTINGS = [
+    *(f"sampling.{turn}.max_tokens=6" for turn in ("attempt", "reflection", "retry")),
+    *("mine.limit=16", "mine.probe=0", "evaluate.limit=4", "judge.workers=1", "grpo.max_steps=1"),
+    *("grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "mine.keep_truncated=true"),
+]
+
+
+def test_every_stage_runs(name: str, tmp_path: Path, r3: R3) -> None:
+    """Shows, mines, trains one step and evaluates, with what the template does in its own way on standard error."""
+    tokenizer = templates.tokenizer_with(templates.trl_template(name))
+    model = tiny.tiny_model(tokenizer, context=8192, spread=0.3)
+    if (marks := marks_of(tokenizer)) is not None and facts(tokenizer).opens_thought:
+        with torch.no_grad():  # else it would never close a thought, and have no answer
+            model.lm_head.weight[tokenizer.convert_tokens_to_ids(marks.close)] *= 8
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    task = ("--task", f"{toy.__file__}:Even", "--model", tmp_path / "model")
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    shown = r3("show", *task, *settings, "-n", 1)
+    assert shown.code == 0, shown.err
+    assert "the trained tokens" in shown.out
+    run = r3("run", *task, *settings, "--uncertified", "--output-dir", tmp_path / "run")
+    assert run.code == 0, run.err
+    assert (tmp_path / "run" / "model" / "chat_template.jinja").read_text() == templates.trl_template(name)
+    notes = [line for line in shown.err.splitlines() if line.startswith("note:") and "shows the date" not in line]
+    assert set(notes) <= set(run.err.splitlines())
 
 
 class Scripted(ReflectionTrainer):

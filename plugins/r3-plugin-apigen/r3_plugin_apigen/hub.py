@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ def fault(source: str) -> str | None:
     if source == "hub" or Path(source).suffix in SUFFIXES:
         return None
     return f"source={source} is neither `generated` nor `hub` nor a file {', '.join(SUFFIXES)}"
+
+
+def absolute(source: str) -> str:
+    """Return a source whose path, if it is one, means the same file from any folder; `~` is the home directory."""
+    return str(Path(source).expanduser().absolute()) if Path(source).suffix in SUFFIXES else source
 
 
 def raw_rows(source: str) -> Iterator[Any]:
@@ -91,7 +97,7 @@ def _parquet(path: Path) -> Iterator[Any]:
     from datasets import load_dataset
 
     # Streamed, so that no copy of it is left in a cache.
-    for row in load_dataset("parquet", data_files=str(path), split="train", streaming=True):
+    for row in load_dataset("parquet", data_files=glob.escape(str(path)), split="train", streaming=True):
         yield _without_nulls(row)
 
 

@@ -68,6 +68,11 @@ class Apigen(Task):
     data_seed: int = 0
     """Another seed gives other generated requests, in the same splits."""
 
+    @field_validator("source")
+    @classmethod
+    def _same_file_from_anywhere(cls, value: str) -> str:
+        return hub.absolute(value)
+
     @field_validator("calls", mode="before")
     @classmethod
     def _wrap_one_number(cls, value: Any) -> Any:
