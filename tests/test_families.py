@@ -90,10 +90,11 @@ SETTINGS = [
 def test_every_stage_runs(name: str, tmp_path: Path, r3: R3) -> None:
     """Shows, mines, trains one step and evaluates, with what the template does in its own way on standard error."""
     tokenizer = templates.tokenizer_with(templates.trl_template(name))
-    model = tiny.tiny_model(tokenizer, context=8192, spread=0.3)
+    model = tiny.tiny_model(tokenizer, context=8192, spread=0.3, tie_word_embeddings=False)
     if (marks := marks_of(tokenizer)) is not None and facts(tokenizer).opens_thought:
-        with torch.no_grad():  # else it would never close a thought, and have no answer
-            model.lm_head.weight[tokenizer.convert_tokens_to_ids(marks.close)] *= 8
+        with torch.no_grad():  # close the thought at once: a model that never does so has no answer
+            state = model.model(torch.tensor([encode(tokenizer, Prompt(messages=[USER]))])).last_hidden_state[0, -1]
+            model.lm_head.weight[tokenizer.convert_tokens_to_ids(marks.close)] = 20 * state / state.dot(state)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     task = ("--task", f"{toy.__file__}:Even", "--model", tmp_path / "model")
