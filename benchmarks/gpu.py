@@ -361,8 +361,9 @@ def missing_for(part: Part, before: dict[str, Found]) -> str | None:
     """Return why a part need not be started, None when it can be tried."""
     if absent := [name for name in part.packages if find_spec(name) is None]:
         return f"not installed: {', '.join(absent)}"
-    if part.after and before[part.after]["outcome"] != "ok":
-        return f"`{part.after}` was {before[part.after]['outcome']}"
+    earlier = before.get(part.after or "", {"outcome": "not run"})["outcome"]
+    if part.after and earlier != "ok":
+        return f"`{part.after}` {'failed' if earlier == 'failed' else f'was {earlier}'}"
     return None
 
 

@@ -39,7 +39,7 @@ class Text(Frozen):
     calls: tuple[ToolCall, ...] = ()
     """The calls of the answer, where the prompt offered tools; `text` has them as JSON in <tool_call> tags."""
     malformed: str = ""
-    """Why the calls of the answer cannot be read; empty where they can, or where there are none."""
+    """Why the calls of the answer cannot be read; empty where they can be read."""
     token_ids: list[int] | None = None
     """The sampled tokens, without the end-of-turn token, for the prompts that continue this turn; None where they are
     unknown, as a server's are."""
@@ -50,9 +50,9 @@ class Text(Frozen):
     does not fit the model's context, and nothing was generated; `skipped`: nothing was generated, as the turn before
     has no answer."""
     thinking: str | None = None
-    """The thought before the answer, without its marks; None where there is none."""
+    """The thought before the answer, without its marks; None without a thought."""
     thought_closed: bool = True
-    """Whether the thought was closed before the turn stopped; True where there is none."""
+    """Whether the thought was closed before the turn stopped; True without a thought."""
     raw: str | None = None
     """The generated text with its marks and special tokens; None where it is the same as `text`."""
     answer_start: int = 0

@@ -52,11 +52,13 @@ class Failure(Frozen):
     """Number of attempts at this example that passed."""
     samples: int
     """Number of attempts at this example that were judged."""
+    example_prompt: str | list[Message] | Prompt | None = None
+    """The `prompt` of the example, from which the task may build that of the attempt."""
 
     def episode(self) -> Episode:
         """Return the episode that a reflection on this failure continues."""
-        prompt = Prompt(messages=self.prompt, tools=self.tools)
-        example = Example(id=self.id, prompt=prompt, answer=self.answer, info=self.info)
+        recorded = Prompt(messages=self.prompt, tools=self.tools)
+        example = Example(id=self.id, prompt=self.example_prompt or recorded, answer=self.answer, info=self.info)
         return Episode(example=example, sample=self.sample, attempt=self.attempt)
 
 

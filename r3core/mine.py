@@ -64,15 +64,20 @@ def mine(run: Run, protocol: Protocol, executor: Executor, *, model: str) -> lis
     write_failures(run.path / "failures", failures, card(protocol, counts))
     if (left_out := counts["left_out"]) and not config.mine.keep_truncated:
         print(f"left out: {left_out:,} attempts cut off at {limit}", file=sys.stderr)
-    if cut := counts["cut_in_thought"]:
-        print(f"left out: {cut:,} attempts cut off in their thinking, at {limit}", file=sys.stderr)
+    if thinking := counts["cut_in_thought"]:
+        print(f"left out: {thinking:,} attempts cut off in their thinking, at {limit}", file=sys.stderr)
     if overlong := counts["overlong"]:
         print(f"left out: {overlong:,} attempts whose prompt does not fit the model's context", file=sys.stderr)
     if not failures:
-        cut = f"{left_out:,} attempts were cut off at {limit}: raise it, or set mine.keep_truncated=true"
+        thinking = counts["cut_in_thought"]
         raise RunError(
             f"none of the {len(episodes)} attempts is a failure to learn from under `mine.keep={config.mine.keep}`",
-            *([cut] if left_out else []),
+            *([f"{thinking:,} attempts were cut off in their thinking at {limit}: raise it"] if thinking else []),
+            *(
+                [f"{left_out:,} attempts were cut off at {limit}: raise it, or set mine.keep_truncated=true"]
+                if left_out
+                else []
+            ),
             "mine more problems (mine.limit) or harder ones, or widen the bounds on the pass rate",
         )
     run.finish("mine", counts)
@@ -110,6 +115,7 @@ def select(protocol: Protocol, episodes: Iterable[Episode]) -> list[Failure]:
         failures.append(
             Failure(
                 id=first.example.id,
+                example_prompt=first.example.prompt,
                 prompt=prompt.messages,
                 tools=prompt.tools,
                 answer=first.example.answer,

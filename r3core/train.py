@@ -108,9 +108,8 @@ def grpo_config(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig
     options["save_steps"] = checkpoint_steps(options, world)
     if on_cpu:
         options = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False} | options
-    if (
-        config.engine == "vllm" and "max_model_len" in config.engine_options
-    ):  # TRL passes its own option to vLLM instead
+    if config.engine == "vllm" and "max_model_len" in config.engine_options:
+        # TRL passes its own option to vLLM, which would replace this one
         options.setdefault("vllm_max_model_length", config.engine_options["max_model_len"])
     options["trust_remote_code"] = config.trust_remote_code
     if config.revision is not None:  # TRL loads the reference model of beta > 0

@@ -64,8 +64,8 @@ def tried(*outcomes: str, problem: str = "n1") -> list[Episode]:
     return [Episode(example=example, sample=i, attempt=answer(o, i)) for i, o in enumerate("".join(outcomes))]
 
 
-def kept(episodes: list[Episode], *overrides: str) -> list[Failure]:
-    task = Toy()
+def kept(episodes: list[Episode], *overrides: str, task: Toy | None = None) -> list[Failure]:
+    task = task or Toy()
     return select(Protocol(task, Judge(task), resolve(task, overrides=overrides)), episodes)
 
 
@@ -106,6 +106,22 @@ def test_the_rule_selects_the_problems(
 def test_a_problem_gives_one_failure_in_the_order_of_the_problems() -> None:
     episodes = [*tried("ff", problem="n9"), *tried("pf", problem="n1"), *tried("ff", problem="n5")]
     assert [failure.id for failure in kept(episodes)] == ["n9", "n1", "n5"]
+
+
+class Framed(Toy):
+    """A task that builds its prompt around that of the example."""
+
+    def prompt(self, example: Example) -> str:
+        return f"Be brief. {example.prompt}"
+
+
+def test_a_prompt_that_is_built_around_the_examples_own_is_the_same_in_training() -> None:
+    episodes, task = tried("f"), Framed()
+    failure = kept(episodes, task=task)[0]
+    protocol = Protocol(task, Judge(task), resolve(task))
+    request = protocol.reflection_request(Failure.model_validate_json(failure.model_dump_json()).episode())
+    assert request.messages[0] == {"role": "user", "content": "Be brief. Say 1."}
+    assert request == protocol.reflection_request(episodes[0])
 
 
 def test_a_failure_holds_what_a_reflection_needs() -> None:

@@ -66,7 +66,7 @@ def of_the_cpu() -> RuntimeError:
         (ValueError("out of memory"), False),
     ],
 )
-def test_errors_about_memory_are_told_from_others(error: Exception, expected: bool) -> None:
+def test_errors_about_memory_are_recognized(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
     with pytest.raises(RunError if expected else type(error)) as raised, memory_errors("testing", list):
         raise error

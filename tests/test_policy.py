@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import password
 import pytest
 
+from r3core.config import Config
 from r3core.generation.generator import Continued, Sampling
+from r3core.train import grpo_config
 from r3core.training.policy import Policy
 
 PROMPTS = [[1, 2], [1, 2], [3, 4], [3, 4]]
@@ -91,3 +94,17 @@ def test_the_weights_are_copied_once_per_step(policy: Policy, server: Server) ->
 def test_closing_leaves_a_server_alone(policy: Policy, server: Server) -> None:
     policy.close()
     assert policy.trainer.vllm_generation is server
+
+
+@pytest.mark.parametrize(
+    ("grpo", "limit"), [({}, 512), ({"vllm_max_model_length": 256}, 256)], ids=["the engine's", "TRL's own"]
+)
+def test_the_maximum_length_of_vllm_applies_in_training(grpo: dict[str, Any], limit: int, tmp_path: Path) -> None:
+    values = {
+        "task": "doors",
+        "engine": "vllm",
+        "engine_options": {"max_model_len": 512},
+        "grpo": {"max_steps": 1} | grpo,
+    }
+    args = grpo_config(password.protocol(Config.model_validate(values)), tmp_path, on_cpu=True)
+    assert (args.use_vllm, args.vllm_max_model_length) == (True, limit)

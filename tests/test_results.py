@@ -23,6 +23,9 @@ RECORDED = sorted(path.stem for path in published.RUNS.glob("*.json"))
 RATES_WITHIN = 0.01  # processors differ in rounding, which can change a sampled token
 MINED_WITHIN = 0.02
 REWARDS_WITHIN = 0.05
+EQUIVALENT = {"apigen": "2"}
+"""Earlier versions of verifiers that judge every recorded answer alike: version 3 of apigen differs from 2 only where
+the value of a gold call contains a call tag, which a test excludes for the generated requests."""
 
 
 def recorded(name: str) -> dict[str, Any]:
@@ -102,8 +105,14 @@ def test_a_published_run_has_the_present_model_verifier_and_configuration(name: 
     facts = recorded(name)
     task = get_task(facts["config"]["task"], **facts["config"]["task_options"])
     assert facts["model_sha256"] == digest_of_weights(task), stale(name)
-    assert facts["verifier"]["version"] == task.version, stale(name)
+    assert facts["verifier"]["version"] in (task.version, EQUIVALENT.get(task.name)), stale(name)
     assert published.read(name).config.record() == resolved(name).record(), stale(name)
+
+
+def test_no_generated_request_contains_a_call_tag() -> None:
+    task = get_task("apigen")
+    for split in ("train", "validation", "test"):
+        assert not any("tool_call>" in example.model_dump_json() for example in task.load(split))
 
 
 @pytest.mark.parametrize("name", RECORDED)

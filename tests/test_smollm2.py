@@ -46,7 +46,7 @@ pytestmark = [
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 SIZE = 134_515_008  # parameters
 SETTINGS = (
-    *("--task", f"{ROOT / 'benchmarks' / 'coin.py'}:Coin", "--uncertified", "--set", "batch_size=16"),
+    *("--task", f"{ROOT / 'benchmarks' / 'coin.py'}:Coin", "--set=uncertified=true", "--set=batch_size=16"),
     *(f"--set=sampling.{turn}.max_tokens=40" for turn in ("attempt", "reflection", "retry")),
     *("--set=mine.limit=8", "--set=mine.probe=0", "--set=mine.keep_truncated=true", "--set=evaluate.limit=4"),
     *("--set=grpo.max_steps=2", "--set=grpo.num_generations=4", "--set=grpo.per_device_train_batch_size=4"),

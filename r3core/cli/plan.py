@@ -17,7 +17,7 @@ def print_plan(task: Task, config: Config) -> None:
     """Print the resolved configuration, and what each stage of the run will do."""
     import yaml
 
-    from r3core.config import model_of
+    from r3core.config import PLACEMENT, model_of
     from r3core.plugins.engines import checked_engine
     from r3core.training.grpo_options import check_grpo, explain_batch, explain_checkpoints
     from r3core.training.launch import world_of
@@ -26,7 +26,9 @@ def print_plan(task: Task, config: Config) -> None:
     checked_engine(config)
     check_grpo(config.grpo)
     model = model_of(config, task)
-    typer.echo(yaml.safe_dump(config.record(), sort_keys=False, allow_unicode=True).rstrip())
+    template = _template_notes(task, config)
+    settings = config.model_dump(mode="json", exclude={"output_dir", "template_date", *PLACEMENT})
+    typer.echo(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip())
     typer.echo(f"\nrun directory: {config.directory}\nmodel: {model}")
     mining = f"{config.mine.limit or 'all'} problems x {config.mine.samples} attempts"
     mined = config.mine.failures if config.mine.failures else mining
@@ -36,7 +38,7 @@ def print_plan(task: Task, config: Config) -> None:
         typer.echo(f"train: {line}")
     controls = "with" if config.evaluate.controls else "without"
     typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
-    for line in _template_notes(task, config):
+    for line in template:
         typer.echo(f"chat template: {line}")
     for line in _estimated(config, model):
         typer.echo(line)

@@ -72,10 +72,10 @@ class Parts(NamedTuple):
     """The parts of a generated turn."""
 
     thinking: str | None
-    """The thought, without its marks; None where there is none."""
+    """The thought, without its marks; None without a thought."""
     answer: str
     closed: bool
-    """Whether the thought was closed; True where there is none."""
+    """Whether the thought was closed; True without a thought."""
 
 
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> Marks | None:

@@ -262,7 +262,7 @@ def _of_tags(region: _Region, pair: re.Pattern[str]) -> ToolCall:
     for argument in found:
         groups = argument.groupdict()
         key, written = groups["key"], groups["value"]
-        if groups.get("text"):  # the tag itself says whether the value is a text or JSON
+        if groups.get("text"):  # an attribute of the tag marks the value as text or as JSON
             read[key] = written if groups["text"] == "true" else strict_json(written)
         elif isinstance(read[key], int | float) and not isinstance(read[key], bool):
             if not _NUMBER.fullmatch(written) or len(written) > MAX_DIGITS:  # Python's numbers are more than JSON's

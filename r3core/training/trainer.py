@@ -178,10 +178,10 @@ class ReflectionTrainer(GRPOTrainer):
             completion(
                 self.processing_class,
                 Continued(ids, bool(ids) and ids[-1] in self.eos_token_ids),
-                request=asked,
+                request=request,
                 tools=self.failures[index].tools,
             )
-            for ids, asked, index in zip(completion_ids, prompt_ids, self.batch, strict=True)
+            for ids, request, index in zip(completion_ids, prompt_ids, self.batch, strict=True)
         ]
         masks = None
         if self.protocol.config.train.tokens == "answer-of-reflection":

@@ -10,6 +10,7 @@ from r3_plugin_openai.completion_cache import CompletionCache
 from r3_plugin_openai.server import ServerOptions, check_template, refuse_secrets
 from r3core import hookimpl
 from r3core.engine import Engine, EngineOptions
+from r3core.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing import Any
@@ -38,6 +39,11 @@ class OpenAIEngine(Engine):
     def check(self) -> None:
         """Raise ConfigError when the URL of the server is not valid, or refuses options of the template."""
         _ = self.options.address
+        if self.config.history == "verbatim":
+            raise ConfigError(
+                "`history` cannot be verbatim with engine `openai`: a server renders earlier turns by its chat template",
+                "choose template or answer, or an engine that loads the model here",
+            )
         check_template(self.config, self.options)
 
     def open(self, model: str, *, run: Run | None = None) -> OpenAIGenerator:

@@ -511,6 +511,12 @@ def test_no_request_is_sent_again_for_a_cached_completion(behind: Server, connec
         assert len(behind.asked) == 12 - 4 + 12
 
 
+def test_a_server_cannot_continue_tokens() -> None:
+    config = Config(task="toy", engine="openai", history="verbatim", engine_options={"base_url": "http://localhost/v1"})
+    with pytest.raises(ConfigError, match="`history` cannot be verbatim with engine `openai`"):
+        engine_of(config).check()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
