@@ -41,7 +41,7 @@ class OpenAIEngine(Engine):
         _ = self.options.address
         if self.config.history == "verbatim":
             raise ConfigError(
-                "`history` cannot be verbatim with engine `openai`: a server renders earlier turns by its chat template",
+                "`history` cannot be verbatim with engine `openai`: a server renders earlier turns by its template",
                 "choose template or answer, or an engine that loads the model here",
             )
         check_template(self.config, self.options)
