@@ -154,7 +154,7 @@ def test_attempts_are_text_that_ends_or_is_cut_off(r3: R3, run: RunRecord) -> No
 
 
 def test_show_marks_the_trained_tokens(r3: R3, model: Path) -> None:
-    printed = r3("show", "--model", model, *SETTINGS, "--count", 1).out
+    printed = r3("show", "--model", model, *SETTINGS, "-n", 1).out
     assert printed.count(f"{SYSTEM}<|im_start|>user\nWrite one short sentence about the number ") == 3
     assert printed.count("-- reflection (") == 1
     reflection = printed.partition(OPEN)[2].partition(CLOSE)[0]
