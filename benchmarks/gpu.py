@@ -393,6 +393,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Run the pipeline on this machine, and measure it.")
     parser.add_argument("--model", type=lambda text: Path(text).resolve(), required=True, help="folder of the model")
     parser.add_argument("--minutes", type=float, default=9.0, help="time for all parts together")
+    parser.add_argument("--patience", type=float, default=1.0, help="factor for the time limit of each part")
     parser.add_argument("--problems", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128, help="maximum length of an attempt and of a retry")
     parser.add_argument("--steps", type=int, default=4)
@@ -416,7 +417,9 @@ def main(arguments: Sequence[str]) -> int:
                 found[part.name] = {"outcome": "skipped", "reason": reason or "no time is left (--minutes)"}
             else:
                 passed = [*arguments, "--folder", name]
-                found[part.name] = outcome_of(part, passed, Path(name), seconds=min(part.seconds, left))
+                found[part.name] = outcome_of(
+                    part, passed, Path(name), seconds=min(part.seconds * options.patience, left)
+                )
             print("\n".join(lines_of({part.name: found[part.name]})), flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -74,9 +74,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def r3(model: Path, tmp_path_factory: pytest.TempPathFactory) -> R3:
-    """Return a function that runs a command of r3 on the model, in one working directory."""
-    folder = tmp_path_factory.mktemp("runs")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def r3(model: Path, folder: Path) -> R3:
+    """Return a function that runs a command of r3, in one working directory, after mining with the model."""
 
     def run(*arguments: object) -> Output:
         out, err = io.StringIO(), io.StringIO()
@@ -98,11 +102,11 @@ def r3(model: Path, tmp_path_factory: pytest.TempPathFactory) -> R3:
 
 
 @pytest.fixture(scope="module")
-def run(r3: R3) -> RunRecord:
+def run(r3: R3, folder: Path) -> RunRecord:
     """Return a run of which all stages are done, with all weights trained."""
-    path = Path(json.loads(r3("train", "--output-dir", "run", "--json").out)["model"]).parent
+    r3("train", "--output-dir", "run")
     r3("eval", "--output-dir", "run")
-    return RunRecord(path)
+    return RunRecord(folder / "run")
 
 
 def question(text: str) -> Prompt:
@@ -143,14 +147,14 @@ def test_attempts_are_text_that_ends_or_is_cut_off(r3: R3, run: RunRecord) -> No
     attempts = [row["attempt"] for row in run.read("mine")]
     assert len(attempts) == 8
     assert all(attempt["text"].strip() and "<|" not in attempt["text"] for attempt in attempts)
-    assert all(attempt["text"].isascii() or attempt["text"].isprintable() for attempt in attempts)
+    assert all("\ufffd" not in attempt["text"] for attempt in attempts), "bytes that are not text"
     assert {attempt["stopped"] for attempt in attempts} <= {"end", "length"}
     assert any(attempt["stopped"] == "end" for attempt in attempts), "no attempt ends: the test shows too little"
     assert all((attempt["tokens"] == 40) == (attempt["stopped"] == "length") for attempt in attempts)
 
 
 def test_show_marks_the_trained_tokens(r3: R3, model: Path) -> None:
-    printed = r3("show", "--model", model, *SETTINGS, "--count", 1).out
+    printed = r3("show", "--model", model, *SETTINGS, "-n", 1).out
     assert printed.count(f"{SYSTEM}<|im_start|>user\nWrite one short sentence about the number ") == 3
     assert printed.count("-- reflection (") == 1
     reflection = printed.partition(OPEN)[2].partition(CLOSE)[0]
