@@ -47,7 +47,7 @@ def in_one_layout(row: Any) -> Any:
             return _toolace(row)
     except Unusable as unusable:
         return unusable
-    except (Wrong, ValueError, RecursionError) as error:
+    except (Wrong, ValueError, TypeError, RecursionError) as error:
         return Unusable("the answer or the tools cannot be read", str(error))
     return row
 

@@ -138,6 +138,8 @@ def test_a_row_of_irrelevance_has_no_call():
         (toolace(system="No tools."), "no list of tools"),
         (toolace(system="[{'name': 1}]"), "cannot be read"),
         (toolace(conversations=[]), "not one user turn"),
+        (toolace(conversations=[{"from": ["user"]}]), "cannot be read"),
+        (bfcl(function=[{"name": ["x"]}]), "cannot be read"),
     ],
 )
 def test_what_cannot_be_used_is_reported(row, reason):
