@@ -208,3 +208,14 @@ def test_a_run_on_a_server_that_is_resumed_on_another_day_is_warned_of(
         assert capsys.readouterr().err == ""
         template_date(run, config, local=False)
         assert "warning: the run was started on 2001-02-03" in capsys.readouterr().err
+
+
+def test_show_takes_a_chat_template_from_a_file(r3: R3, tmp_path: Path) -> None:
+    folder, file = model_with(tmp_path / "model", None), tmp_path / "chat.jinja"
+    command = ("show", "--task", TASK, "--model", folder, "-n", 1)
+    short = [word for turn in ("attempt", "reflection", "retry") for word in ("--set", f"sampling.{turn}.max_tokens=3")]
+    assert "note: the model has no chat template" in r3(*command, *short).err
+    file.write_text("# of this file\n" + tiny.CHAT_TEMPLATE)
+    result = r3(*command, *short, "--chat-template", file)
+    assert result.out.count("# of this file") == 3
+    assert "no chat template" not in result.err

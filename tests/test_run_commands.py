@@ -269,7 +269,7 @@ OPTIONS = {
     "train": NAMES | TRAINS | (GENERATES - {"--limit"}) | {"--failures"},
     "eval": GENERATES,
     "report": NAMES,
-    "show": {"--task", "--task-option", "--model", "--set", "--seed", "-n"},
+    "show": {"--task", "--task-option", "--model", "--chat-template", "--set", "--seed", "-n"},
     "rescore": {"--task", "--task-option", "--output-dir", "--json"},
 }
 """Command -> its options."""

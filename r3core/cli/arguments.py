@@ -28,6 +28,10 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model", help="Local folder or model id on the Hugging Face Hub; default: the built-in model."),
 ]
+ChatTemplateFile = Annotated[
+    str | None,
+    typer.Option("--chat-template", metavar="FILE", help="File with the chat template, for a base model without one."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Dotted key of the configuration and its value; repeatable."),
@@ -57,9 +61,7 @@ FLAGS: dict[str, Flag] = {
     "task": Flag(TaskName, ("task",)),
     "task_option": Flag(TaskOptions),
     "model": Flag(ModelName, ("model",)),
-    "chat_template": _flag(
-        str, "File with the chat template, for a base model without one.", "chat_template", metavar="FILE"
-    ),
+    "chat_template": Flag(ChatTemplateFile, ("chat_template",)),
     "preset": _flag(str, "Preset of configuration values: paper.", "preset"),
     "config": _flag(Path, "YAML configuration file."),
     "overrides": Flag(Overrides),

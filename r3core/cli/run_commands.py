@@ -17,6 +17,7 @@ from r3core.cli.arguments import (
     MINE,
     TRAIN,
     Arguments,
+    ChatTemplateFile,
     Json,
     ModelName,
     Overrides,
@@ -141,6 +142,7 @@ def show(
     task: TaskName = None,
     task_option: TaskOptions = None,
     model: ModelName = None,
+    chat_template: ChatTemplateFile = None,
     count: Annotated[int, typer.Option("-n", help="Number of failures.", min=1)] = 3,
     overrides: Overrides = None,
     seed: Seed = None,
@@ -152,7 +154,14 @@ def show(
     from r3core.preflight import check_template, print_notes
     from r3core.show import print_conversations
 
-    arguments = Arguments.of(task=task, task_option=task_option, model=model, overrides=overrides, seed=seed)
+    arguments = Arguments.of(
+        task=task,
+        task_option=task_option,
+        model=model,
+        chat_template=chat_template,
+        overrides=overrides,
+        seed=seed,
+    )
     quiet_libraries()
     resolved, config = arguments.resolve()
     print_notes(check_template(resolved, config))
