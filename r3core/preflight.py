@@ -37,6 +37,8 @@ _REWRITTEN = (
     "earlier turns are written differently than when they were generated: the prompts of a conversation share fewer "
     "tokens in a prefix cache"
 )
+_TRIMS = "the template removes white space at the edges of turns"
+_ALTERNATES = "the template refuses two turns of the user in a row: a problem whose prompt has them is an error"
 _NAME = "template"  # the file with the date
 _LONG_PREAMBLE = 60  # characters; shorter ones are headers
 
@@ -112,10 +114,17 @@ def notes(found: TemplateFacts, config: Config, requests: Sequence[Prompt] = ())
             f"the template shows the date: it stays {config.template_date or 'that of the start'} in this run",
         ),
         (len(found.preamble) > _LONG_PREAMBLE, _preamble(found)),
+        (found.alternates and _has_several_turns(requests), _ALTERNATES),
+        (found.trims, _TRIMS),
         (tools and found.breaks_calls, _BROKEN_CALL),
         (not (found.prefix_request and found.prefix_turn), _REWRITTEN),
     ]
     return [line for applies, line in lines if applies and line]
+
+
+def _has_several_turns(requests: Sequence[Prompt]) -> bool:
+    """Return whether the prompt of the attempt has more turns than one, apart from a system message."""
+    return sum(message["role"] != "system" for request in requests[:1] for message in request.messages) > 1
 
 
 def _preamble(found: TemplateFacts) -> str:

@@ -70,6 +70,7 @@ def config_of(model: Path, **settings: Any) -> Config:
         (TemplateFacts(system="dropped"), {}, ["leaves out system messages: they are put before"]),
         (TemplateFacts(dated=True), {"template_date": date(2026, 1, 2)}, ["date: it stays 2026-01-02 in this run"]),
         (TemplateFacts(preamble="You are Qwen. " * 10), {}, ["puts 140 characters of its own before the task: 'You a"]),
+        (TemplateFacts(trims=True), {}, ["removes white space at the edges of turns"]),
         (TemplateFacts(prefix_turn=False), {}, ["earlier turns are written differently"]),
     ],
 )
@@ -81,6 +82,14 @@ def test_what_a_template_does_in_its_own_way_is_listed(
     lines = notes(found, Config(task="even", **settings), SYSTEM)
     assert len(lines) == len(expected)
     assert all(re.search(pattern, line) for pattern, line in zip(expected, lines, strict=True))
+
+
+def test_a_template_without_turns_in_a_row_is_listed_for_prompts_of_several_turns() -> None:
+    found, config = TemplateFacts(alternates=True), Config(task="even")
+    talk = [{"role": role, "content": "a"} for role in ("system", "user", "assistant", "user")]
+    assert notes(found, config, SYSTEM) == []
+    [line] = notes(found, config, [Prompt(messages=talk)])
+    assert "refuses two turns of the user in a row" in line
 
 
 def test_notes_on_system_messages_are_for_tasks_that_have_them() -> None:

@@ -65,30 +65,18 @@ class TemplateFacts(Frozen):
     """Whether a request contains today's date."""
     alternates: bool = False
     """Whether two turns of the user in a row raise."""
-    refuses_empty: bool = False
-    """Whether an empty turn of the assistant raises."""
-    trims_answers: bool = False
-    """Whether white space at the edges of the assistant's turns is removed."""
-    trims_user: bool = False
-    """Whether white space at the edges of the user's turns is removed."""
+    trims: bool = False
+    """Whether white space at the edges of the user's or the assistant's turns is removed."""
     tools: bool = False
     """Whether tools that are offered arrive."""
     calls: bool = False
     """Whether a call in an assistant's `tool_calls` arrives."""
     breaks_calls: bool = False
     """Whether a call that the user's turn follows leaves the assistant's turn open, or raises."""
-    writes_bos: bool = False
-    """Whether the template writes the BOS token."""
-    adds_bos: bool = False
-    """Whether the tokenizer adds a BOS token to a text, which is then doubled if a rendered text is tokenized so."""
     prefix_request: bool = True
     """Whether the finished reflection begins with the request to reflect; all turns without thoughts."""
     prefix_turn: bool = True
     """Whether the request to retry begins with the finished reflection; all turns without thoughts."""
-    prefix_request_with_thought: bool = True
-    """As `prefix_request`, with thoughts."""
-    prefix_turn_with_thought: bool = True
-    """As `prefix_turn`, with thoughts."""
     thinking: bool = False
     """Whether the template has marks of a thought."""
     opens_thought: bool = False
@@ -154,22 +142,22 @@ def _facts(tokenizer: PreTrainedTokenizerBase) -> TemplateFacts:
     requests = [rendering(tokenizer, turns()[:count]) for count in (1, 3, 5)]
     if refusal := next((one for one in requests if isinstance(one, Refusal)), None):
         return TemplateFacts(refused=str(refusal))
-    first, reflect, _ = requests
+    first, reflect, retry = requests
     before, between = first.partition(TASK)[0], reflect.partition(ATTEMPT)[2].partition(FAILED)[0]
     end = _added_token(tokenizer, between)
-    finished = rendering(tokenizer, turns()[:4], request=False).partition(REFLECTION)[2]
-    bos = tokenizer.bos_token or ""
+    whole = rendering(tokenizer, turns()[:4], request=False)
+    finished = whole.partition(REFLECTION)[2]
     return TemplateFacts(
         lost=_lost(requests),
         plain=original(tokenizer) == PLAIN,
         system=_system(tokenizer),
-        preamble=_before_header(before, between).removeprefix(bos).strip(),
+        preamble=_before_header(before, between).removeprefix(tokenizer.bos_token or "").strip(),
         dated=_dated(tokenizer),
-        writes_bos=bool(bos) and first.startswith(bos),
-        adds_bos=tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id],
         end_token=end if (token := _added_token(tokenizer, finished)) is None else token,
-        **_prefixes(tokenizer),
-        **_edges(tokenizer),
+        prefix_request=whole.startswith(reflect),
+        prefix_turn=retry.startswith(whole),
+        alternates=isinstance(rendering(tokenizer, [user(TASK), user(FAILED)]), Refusal),
+        trims=_trims(tokenizer),
         **_calls(tokenizer, between),
         **_thinking(tokenizer, first),
     )
@@ -214,25 +202,10 @@ def _before_header(before: str, between: str) -> str:
     return before.removesuffix(header[mark.start() :] if mark else header)
 
 
-def _prefixes(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    found = {}
-    for thoughts, suffix in ((False, ""), (True, "_with_thought")):
-        talk = turns(thoughts=thoughts)
-        finished = rendering(tokenizer, talk[:4], request=False)
-        found[f"prefix_request{suffix}"] = finished.startswith(rendering(tokenizer, talk[:3]))
-        found[f"prefix_turn{suffix}"] = rendering(tokenizer, talk).startswith(finished)
-    return found
-
-
-def _edges(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return what happens to two turns in a row, to empty turns, and to white space at the edges of turns."""
-    spaced = rendering(tokenizer, [user(f"\t{TASK}\t"), assistant(f"\t{ATTEMPT}\t"), user(FAILED)])
-    return {
-        "alternates": isinstance(rendering(tokenizer, [user(TASK), user(FAILED)]), Refusal),
-        "refuses_empty": isinstance(rendering(tokenizer, [user(TASK), assistant(""), user(FAILED)]), Refusal),
-        "trims_user": f"\t{TASK}\t" not in spaced,
-        "trims_answers": f"\t{ATTEMPT}\t" not in spaced,
-    }
+def _trims(tokenizer: PreTrainedTokenizerBase) -> bool:
+    spaced = [f"\t{word}\t" for word in (TASK, ATTEMPT)]
+    text = rendering(tokenizer, [user(spaced[0]), assistant(spaced[1]), user(FAILED)])
+    return not all(word in text for word in spaced)
 
 
 def _calls(tokenizer: PreTrainedTokenizerBase, between: str) -> dict[str, Any]:
