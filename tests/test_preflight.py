@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ import toy
 from command import R3
 from toy import Even
 
+from r3core.cli.plan import print_plan
 from r3core.config import Config
-from r3core.errors import ConfigError, UsageError
+from r3core.errors import ConfigError, TaskError, UsageError
 from r3core.generation.models import tokenizer_of
 from r3core.generation.probe import TemplateFacts
 from r3core.generation.template import original
 from r3core.pipeline import Pipeline
 from r3core.preflight import check_template, notes, template_date
 from r3core.runs import Run
-from r3core.task import Prompt
+from r3core.task import Example, Prompt, Split
 
 TASK = f"{toy.__file__}:Even"
 THINKS = TemplateFacts(thinking=True, shows_thought=True)
@@ -90,6 +92,94 @@ def test_a_template_without_turns_in_a_row_is_listed_for_prompts_of_several_turn
     assert notes(found, config, SYSTEM) == []
     [line] = notes(found, config, [Prompt(messages=talk)])
     assert "refuses two turns of the user in a row" in line
+
+
+@pytest.mark.parametrize(
+    ("room", "settings", "expected"),
+    [
+        (None, {}, {"attempt": 4096, "reflection": 2048, "retry": 4096}),
+        (5120, {}, {"attempt": 2048, "reflection": 1024, "retry": 2048}),
+        (5120, {"reflection": {"max_tokens": 1024}}, {"attempt": 2048, "retry": 2048}),
+        (1200, {}, {}),
+        (-5, {}, {}),
+    ],
+)
+def test_the_proposed_limits_fit_the_context_together(
+    room: int | None, settings: dict[str, Any], expected: dict[str, int]
+) -> None:
+    config = Config(task="even", history="verbatim", sampling=settings)
+    lines = notes(THINKS, config, SYSTEM, room=room)
+    flags = " ".join(f"--set sampling.{turn}.max_tokens={tokens}" for turn, tokens in expected.items())
+    assert [line.partition(": ")[2] for line in lines] == ([flags] if flags else [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"attempt": {"max_tokens": 2048}},
+            r"the attempt has \d+, and sampling.attempt.max_tokens=2048 exceeds",
+        ),
+        ({"reflection": {"max_tokens": 2000}}, r"context of 2,048 .*the reflection has 133, and sampling.reflection"),
+        (
+            {"retry": {"max_tokens": 1990}},
+            r"retry has 176, .*\n.*lower sampling.retry.max_tokens to less than 1872:",
+        ),
+        ({}, "and grpo.max_completion_length=2040"),
+    ],
+)
+def test_a_token_limit_that_no_problem_has_room_for_is_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    grpo = {} if settings else {"max_completion_length": 2040}
+    with pytest.raises(UsageError, match=message):
+        check_template(Even(), config_of(model_with(tmp_path, None), sampling=settings, grpo=grpo))
+
+
+def test_the_context_of_vllm_is_that_of_its_options(tmp_path: Path) -> None:
+    config = config_of(model_with(tmp_path, None), engine="vllm", sampling={"attempt": {"max_tokens": 2048}})
+    longer = config.model_copy(update={"engine_options": {"max_model_len": 4096}})
+    assert check_template(Even(), longer)
+    with pytest.raises(UsageError, match=r"context of 500 (.|\n)*or raise engine_options.max_model_len"):
+        check_template(Even(), config.model_copy(update={"engine_options": {"max_model_len": 500}}))
+
+
+class FirstTooLong(Even):
+    """A task whose first problem alone exceeds the context."""
+
+    def load(self, split: Split) -> Iterator[Example]:
+        yield Example(id="long", prompt="1 " * 3000)
+        yield from super().load(split)
+
+
+def test_one_problem_that_is_too_long_is_no_error(tmp_path: Path) -> None:
+    assert check_template(FirstTooLong(), config_of(model_with(tmp_path, None)))
+
+
+class OnHub(Even):
+    """A task whose problems are on the Hub."""
+
+    def load(self, split: Split) -> Iterator[Example]:
+        from huggingface_hub import is_offline_mode
+
+        if is_offline_mode():
+            raise OSError("offline mode is enabled")
+        return super().load(split)
+
+
+def test_a_plan_downloads_no_problems(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    config = config_of(model_with(tmp_path, None))
+    notes_before = check_template(OnHub(), config)
+    with pytest.raises(TaskError, match="offline"):
+        check_template(OnHub(), config, downloads=False)
+    assert check_template(OnHub(), config) == notes_before
+    print_plan(OnHub(), config)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("chat template:"))
+    assert line.startswith("chat template: not checked: task `even`: `load('train')` raised OSError: offline mode")
+    assert line.endswith("(--dry-run downloads no problems)")
 
 
 def test_notes_on_system_messages_are_for_tasks_that_have_them() -> None:

@@ -45,7 +45,11 @@ def print_plan(task: Task, config: Config) -> None:
 
 
 def _template_notes(task: Task, config: Config) -> list[str]:
-    """Return what is to know about the chat template; an unknown model leaves the rest of the plan as it is."""
+    """Return what is to know about the chat template; without the model or a problem, why it is not checked.
+
+    Problems are not downloaded for it: a plan should take seconds.
+    """
+    from r3core.errors import TaskError
     from r3core.generation.models import Unloadable
     from r3core.plugins.engines import engine_of
     from r3core.preflight import check_template
@@ -53,9 +57,12 @@ def _template_notes(task: Task, config: Config) -> list[str]:
     if not engine_of(config).local:
         return ["that of the server, which is not checked"]
     try:
-        return check_template(task, config) or ["nothing to note"]
+        return check_template(task, config, downloads=False) or ["nothing to note"]
     except Unloadable as error:
         return [f"not checked: {error.message}"]
+    except TaskError as error:
+        offline = " (--dry-run downloads no problems)" if isinstance(error.__cause__, OSError) else ""
+        return [f"not checked: {error.message}{offline}"]
 
 
 def _estimated(config: Config, model: str) -> list[str]:
