@@ -22,6 +22,7 @@ from r3core.executor import LocalExecutor, executor_of
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.files import atomic_write
 from r3core.forecast import forecast
+from r3core.generation import probe
 from r3core.generation.cache import check_padding
 from r3core.generation.models import folder_of, load, saved_dtype
 from r3core.generation.transformers import TransformersGenerator
@@ -39,7 +40,7 @@ ORIGIN = "r3.json"
 """The file in a trained model's folder with its base model and task."""
 
 
-_ORIGIN = ("model", "revision", "task", "task_options", "template", "chat_template")
+_ORIGIN = ("model", "revision", "task", "task_options", "template", "chat_template", "history")
 
 
 class Pipeline:
@@ -147,7 +148,7 @@ class Pipeline:
         if rank() == 0:
             if self.config.lora is None and (changed := self._changed(name, folder)) is not None:
                 facts["weights_changed"] = changed
-            origin = {key: getattr(self.config, key) for key in _ORIGIN}
+            origin = origin_with(self.config, dated=probe.facts(tokenizer).dated)
             atomic_write(folder / ORIGIN, json.dumps(origin, indent=2) + "\n")
         self.run.finish("train", facts)
         return folder
@@ -264,6 +265,15 @@ def unfamiliar(task: Task, config: Config) -> list[str]:
         if (value := getattr(task, name)) != type(task).model_fields[name].default:
             changed.append(f"option `{name}` is {value}")
     return changed
+
+
+def origin_with(config: Config, *, dated: bool) -> dict[str, Any]:
+    """Return base model and task of a configuration, and what its prompts depend on, for a trained model's folder.
+
+    The date is part of it if the chat template shows the date.
+    """
+    origin = {key: getattr(config, key) for key in _ORIGIN}
+    return origin | ({"template_date": str(config.template_date)} if dated and config.template_date else {})
 
 
 def origin_of(folder: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def check_template(task: Task, config: Config, *, downloads: bool = True) -> lis
     model = model_of(config, task)
     tokenizer = tokenizer_of(config, model)
     problems = [_requests(task, config, example) for example in _first_examples(task, config, downloads=downloads)]
-    requests = [prompt for _, prompt in problems[0]] if problems else []  # mining raises an error where there are none
+    requests = [prompt for _, prompt in problems[0]] if problems else []  # without one, mining raises an error
     found = checked_facts(tokenizer, tools=any(request.tools for request in requests))
     defaults = check_arguments(tokenizer, config.template, day=config.template_date)
     room = _room(tokenizer, problems, config, context=_context(config, model))

@@ -15,13 +15,14 @@ import toy
 from command import R3
 from toy import Even
 
+from r3core.cli.arguments import Arguments, trained_from
 from r3core.cli.plan import print_plan
 from r3core.config import Config
 from r3core.errors import ConfigError, TaskError, UsageError
 from r3core.generation.models import tokenizer_of
 from r3core.generation.probe import TemplateFacts
 from r3core.generation.template import original
-from r3core.pipeline import Pipeline
+from r3core.pipeline import ORIGIN, Pipeline, origin_with
 from r3core.preflight import check_template, notes, template_date
 from r3core.runs import Run
 from r3core.task import Example, Prompt, Split
@@ -318,3 +319,24 @@ def test_show_takes_a_chat_template_from_a_file(r3: R3, tmp_path: Path) -> None:
     result = r3(*command, *short, "--chat-template", file)
     assert result.out.count("# of this file") == 3
     assert "no chat template" not in result.err
+
+
+def compared(folder: Path, *overrides: str) -> Config:
+    found = trained_from(Arguments.of(model=str(folder), overrides=list(overrides)), folder)
+    assert found is not None
+    return found[1]
+
+
+def test_a_trained_model_is_compared_under_the_prompts_it_was_trained_with(tmp_path: Path) -> None:
+    day = date(2026, 1, 2)
+    config = Config(task=TASK, model="base", history="answer", template={"a": "1"}, template_date=day)
+    file = tmp_path / ORIGIN
+    file.write_text(json.dumps(origin_with(config, dated=True)))
+    restored = compared(tmp_path)
+    assert (restored.history, restored.template, restored.template_date) == ("answer", {"a": "1"}, day)
+    assert compared(tmp_path, "history=verbatim").history == "verbatim"
+    file.write_text(json.dumps(origin_with(config, dated=False)))
+    assert compared(tmp_path).template_date is None
+    first = {key: getattr(config, key) for key in ("model", "revision", "task", "task_options")}  # as in 0.1
+    file.write_text(json.dumps(first))
+    assert (compared(tmp_path).history, compared(tmp_path).template) == ("template", {})

@@ -149,6 +149,7 @@ def test_a_trained_model_is_compared_with_what_it_was_trained_from(r3: R3, finis
     }
     directory = next(Path("runs").iterdir())
     assert json.loads((directory / "config.json").read_text())["model"] == str(tiny_folder)
+    assert json.loads((finished / "model" / "r3.json").read_text())["history"] == "template"
     assert json.loads(r3("eval", "--model", finished / "model", "--json", *settings()).out) == told
     for command in ("eval", "report"):
         assert json.loads(r3(command, "--output-dir", directory, "--json").out) == told

@@ -181,8 +181,9 @@ def trained_from(arguments: Arguments, folder: Path) -> tuple[Task, Config] | No
         flags["task_options"] = origin["task_options"]
     # below what is given: the model is compared under the chat template that it was trained with
     trained = [f"template.{name}={json.dumps(value)}" for name, value in origin.get("template", {}).items()]
-    if origin.get("chat_template"):
-        trained.append(f"chat_template={origin['chat_template']}")
+    for name in ("chat_template", "history", "template_date"):  # folders of earlier versions lack some of them
+        if origin.get(name):
+            trained.append(f"{name}={origin[name]}")
     task, config = replace(arguments, flags=flags, overrides=[*trained, *arguments.overrides]).resolve()
     if config.output_dir is None:
         name = f"eval-{config.directory.name}-{_fingerprint(folder)}"
