@@ -17,6 +17,7 @@ from r3core.generation.models import load
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol, seed_of
 from r3core.task import Prompt, Task
+from r3core.truncation import limit_of
 from r3core.verification.judge import Judge
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 _visible = partial(visible, keep="\n")
 OPEN, CLOSE = "⟦", "⟧"
 """Brackets around the trained tokens: they are visible without colours too."""
+_ENDS = {
+    "end": "and the end-of-turn token",
+    "length": "cut off at the limit",
+    "overlong": "its prompt does not fit the context",
+}
 
 
 def print_conversations(task: Task, config: Config, *, count: int) -> None:
@@ -51,15 +57,15 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
         request, ids = protocol.reflection_request(episode), _ids(reflection, tokenizer)
         first = reflection.answer_start if config.train.tokens == "answer-of-reflection" else 0
         marked_are = "its answer is trained" if first else "the trained tokens"
-        end = "and the end-of-turn token" if reflection.stopped == "end" else "cut off at the limit"
         marked = Text.assemble(OPEN, decoded(ids[first:]), CLOSE, style="bold green")
         console.rule(Text(f"{number}. {episode.example.id}"), align="left")
         attempt = conversation(protocol.attempt_request(episode.example), episode.attempt)
         console.print(f"-- attempt: {episode.attempt.verdict.outcome}", attempt, sep="\n")
-        console.print(f"-- reflection ({reflection.tokens} tokens, {end}: {marked_are})")
+        console.print(f"-- reflection ({reflection.tokens} tokens, {_ENDS[reflection.stopped]}: {marked_are})")
         console.print(decoded([*encode(tokenizer, request), *ids[:first]]) + marked)
         if reflection.unanswered:
-            console.print("-- no retry: the reflection was cut off in its thinking, and has no answer")
+            limit = f"was cut off in its thinking, at {limit_of(config, 'reflection')}: raise it"
+            console.print(f"-- no retry: the reflection {limit if reflection.cut_in_thought else 'was not generated'}")
             continue
         retry = conversation(protocol.retry_request(episode, reflection), retried)
         console.print(f"-- retry: {retried.verdict.outcome}", retry, sep="\n")
@@ -67,8 +73,8 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
 
 def _ids(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of a generated turn, with the end-of-turn token if the model wrote one."""
-    end = [tokenizer.eos_token_id] if turn.stopped == "end" else []
-    return [*(turn.token_ids or ()), *end]
+    end = tokenizer.eos_token_id if turn.stopped == "end" else None  # some tokenizers have no such token
+    return [*(turn.token_ids or ()), *([] if end is None else [end])]
 
 
 def _failures(protocol: Protocol, generator: TransformersGenerator, *, count: int) -> list[Episode]:
@@ -76,13 +82,19 @@ def _failures(protocol: Protocol, generator: TransformersGenerator, *, count: in
     config = protocol.config
     examples = problems_to_mine(protocol.task, config).examples
     failed: list[Episode] = []
+    cut = 0
     for start in range(0, len(examples), 8 * count):
         seed = seed_of(config.seed, "show", start)
         episodes = protocol.attempt(examples[start : start + 8 * count], generator, seed=seed)
         failed += [episode for episode in episodes if episode.failed]
+        cut += sum(episode.attempt.cut_in_thought for episode in episodes)
         if len(failed) >= count:
             break
     if not failed:
-        raise RunError(f"none of {len(examples)} attempts failed, so there is no failure to reflect on")
+        fault = f"none of {len(examples)} attempts failed, so there is no failure to reflect on"
+        if not cut:
+            raise RunError(fault)
+        limit = limit_of(config, "attempt")
+        raise RunError(f"{fault}; {cut} were cut off in their thinking, at {limit}", f"raise {limit.partition('=')[0]}")
     reflected = protocol.reflect(failed[:count], generator, seed=seed_of(config.seed, "show", "reflect"))
     return protocol.retry(reflected, generator, seed=seed_of(config.seed, "show", "retry"))

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import templates
 import tiny
 from toy import Toy
 
 from r3core import Example, Prompt, RunError, Split
 from r3core.config import resolve
-from r3core.show import CLOSE, OPEN, print_conversations
+from r3core.episode import Text
+from r3core.show import CLOSE, OPEN, _ids, print_conversations
 
 SHORT = [f"sampling.{turn}.max_tokens=4" for turn in ("attempt", "reflection", "retry")]
 
@@ -97,3 +100,34 @@ class AlwaysPasses(Toy):
 def test_without_a_failure_show_is_an_error(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RunError, match="none of 24 attempts failed"):
         shown(capsys, tiny_folder, task=AlwaysPasses())
+
+
+def test_attempts_that_were_cut_off_in_their_thinking_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = templates.tokenizer_with(templates.trl_template("qwen3_6"))
+    tiny.tiny_model(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    cut = r"none of 24 .*; 24 were cut off in their thinking, at sampling\.attempt\.max_tokens=4\nhint: raise sampling"
+    with pytest.raises(RunError) as raised:
+        shown(capsys, tmp_path, "sampling.attempt.temperature=0")
+    assert re.search(cut, str(raised.value))
+
+
+def test_a_reflection_that_does_not_fit_the_context_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    tiny.tiny_model(tokenizer, context=64).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    printed = shown(capsys, tmp_path, count=1)
+    assert "-- reflection (0 tokens, its prompt does not fit the context: " in printed
+    assert printed.endswith("-- no retry: the reflection was not generated\n")
+
+
+def test_a_tokenizer_without_an_end_token_adds_none() -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    turn = Text(text="ab", token_ids=[5, 6], tokens=2)
+    assert _ids(turn, tokenizer) == [5, 6, tokenizer.eos_token_id]
+    tokenizer.eos_token = None
+    assert _ids(turn, tokenizer) == [5, 6]
