@@ -102,5 +102,5 @@ def _assistant(turn: Text | str, wording: Wording, history: History) -> Message:
     if turn.token_ids is not None and text.strip():
         message[TOKENS] = turn.token_ids[turn.answer_start :]
     if turn.token_ids is not None and history == "verbatim":
-        message[WHOLE] = turn.token_ids
+        message[WHOLE] = {"ids": turn.token_ids, "text": turn.text if turn.raw is None else turn.raw}
     return message
