@@ -236,7 +236,7 @@ def test_an_answer_that_names_the_closing_mark_is_shown_whole(name: str) -> None
 
 def test_an_empty_answer_is_shown_as_a_sentence() -> None:
     first = Prompt(messages=[{"role": "user", "content": "Say 7."}])
-    request = prompts.reflect(first, Text(text=" ", tokens=1, token_ids=[5]), "No.", Wording(empty="(nothing)"))
+    request = prompts.reflect(first, Text(text="", tokens=0, token_ids=[]), "No.", Wording(empty="(nothing)"))
     assert request.messages[1] == {"role": "assistant", "content": "(nothing)"}
 
 
