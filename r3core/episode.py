@@ -8,9 +8,9 @@ from pydantic import Field, JsonValue
 
 from r3core.task import Example, Frozen, Verdict
 
-TOKENS, WHOLE, THINKING, CALLS = "token_ids", "generated_ids", "reasoning_content", "tool_calls"
-"""Keys of a message that the model generated: the tokens of its answer, those of the whole turn, its thought, and its
-calls."""
+TOKENS, WHOLE, THINKING, CALLS = "token_ids", "generated", "reasoning_content", "tool_calls"
+"""Keys of a message that the model generated: the tokens of its answer, `ids` and `text` of the whole turn, its
+thought, and its calls."""
 Stopped = Literal["end", "length", "overlong", "skipped"]
 Arm = Literal["reflect", "none", "generic", "shuffled", "resample"]
 CONTROLS: tuple[Arm, ...] = ("none", "generic", "shuffled", "resample")

@@ -89,7 +89,7 @@ def _user(text: str) -> Message:
 def _assistant(turn: Text | str, wording: Wording, history: History) -> Message:
     """Return an earlier turn of the model; some chat templates do not accept an empty one."""
     text = turn if isinstance(turn, str) else turn.text
-    message: Message = {"role": "assistant", "content": text if text.strip() else wording.empty}
+    message: Message = {"role": "assistant", "content": text or wording.empty}
     if isinstance(turn, str):
         return message
     if turn.thinking and history == "template":
@@ -99,8 +99,8 @@ def _assistant(turn: Text | str, wording: Wording, history: History) -> Message:
             {"type": "function", "id": f"call{index:05d}", "function": call.model_dump()}  # some need 9 characters
             for index, call in enumerate(turn.calls)
         ]
-    if turn.token_ids is not None and text.strip():
+    if turn.token_ids is not None and text:
         message[TOKENS] = turn.token_ids[turn.answer_start :]
     if turn.token_ids is not None and history == "verbatim":
-        message[WHOLE] = turn.token_ids
+        message[WHOLE] = {"ids": turn.token_ids, "text": turn.text if turn.raw is None else turn.raw}
     return message

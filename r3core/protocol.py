@@ -112,7 +112,7 @@ class Protocol:
         """Return the episodes with a judged retry after every failure; `arm` is what precedes the retry.
 
         A failure for which the arm has nothing (no other problem's reflection exists) gets no retry. One whose
-        reflection has no answer gets a retry that is skipped.
+        reflection is overlong gets a retry that is overlong too; one cut off in its thinking, a retry that is skipped.
         """
         requests = [self._retry_request(e, arm, other) for e, other in zip(episodes, _others(episodes), strict=True)]
         pairs = [(e.example, request) for e, request in zip(episodes, requests, strict=True) if request is not None]
@@ -232,7 +232,10 @@ def _skipped_retry(episode: Episode) -> Answer | None:
     """Return a retry that was not generated, if the episode's reflection has no answer, else None."""
     if episode.reflection is None or not episode.reflection.unanswered:
         return None
-    verdict = Verdict.error("the reflection has no answer: it does not fit the context, or was cut off in its thinking")
+    if episode.reflection.stopped == "overlong":
+        verdict = Verdict.error("the request to reflect exceeds the model's context")
+        return Answer(text="", tokens=0, stopped="overlong", verdict=verdict)
+    verdict = Verdict.error("the token limit cut the reflection off in its thinking")
     return Answer(text="", tokens=0, stopped="skipped", verdict=verdict)
 
 

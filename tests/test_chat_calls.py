@@ -121,3 +121,40 @@ def test_a_malformed_call_is_a_failed_verdict_and_never_repaired() -> None:
     ]
     assert [verdict.outcome for verdict in verdicts] == ["pass", "fail"]
     assert verdicts[1].kind == "malformed call"
+
+
+SURROGATE = {
+    "llama3_1": '{"name": "area", "parameters": {"side": "\\ud800"}}',
+    "gptoss": '<|channel|>commentary to=functions.area <|constrain|>json<|message|>{"side": "\\ud800"}',
+    "gemma4": '<|tool_call>call:area{side:<|"|>\\ud800<|"|>}<tool_call|>',
+    "lfm2_v2": "<|tool_call_start|>[area(side='\\ud800')]<|tool_call_end|>",
+}
+
+
+@pytest.mark.parametrize("name", SURROGATE)
+def test_half_a_surrogate_pair_never_gets_into_a_record(name: str) -> None:
+    made = generated(tokenizer_with(trl_template(name)), SURROGATE[name])
+    assert made.malformed or "\\\\ud800" in made.text
+    made.model_dump_json()  # no file can hold half a pair
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|channel|>analysis<|message|>think<|end|><|start|>assistant<|channel|>commentary<|message|>Let me call."
+        "<|end|><|start|>assistant" + WRITTEN["gptoss"],
+        "<|channel|>analysis<|message|>think<|end|><|start|>assistant" + WRITTEN["gptoss"],
+    ],
+)
+def test_a_call_beside_a_thought_or_a_text_arrives_in_later_prompts(text: str) -> None:
+    tokenizer = tokenizer_with(trl_template("gptoss"))
+    turn = Reflection(**generated(tokenizer, text).model_dump(exclude={"fault"}))
+    assert turn.calls
+    shown = tokenizer.decode(encode(tokenizer, prompts.reflect(ASKED, turn, "No.", Wording())))
+    assert "area" in shown.rpartition("Say 7.")[2].rpartition("No.")[0]
+
+
+def test_tags_of_calls_that_are_special_tokens_stay_in_the_answer() -> None:
+    tokenizer = tokenizer_with(trl_template("qwen2_5"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>", "<|im_start|>"]})
+    assert generated(tokenizer, JSON_CALL).text == JSON_CALL

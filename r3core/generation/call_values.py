@@ -27,14 +27,15 @@ def strict_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: It is not JSON, a key occurs twice, a number is NaN, infinite or too long, or it is nested too
-            deeply.
+        ValueError: It is not JSON, a key occurs twice, a number is NaN, infinite or too long, it is nested too deeply,
+            or a text in it has half a surrogate pair, which no file can hold.
     """
     try:
         value = _DECODER.decode(text.strip(" \t\r\n"))
     except RecursionError:
         raise _too_deep() from None
     check_depth(value)
+    json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
     return value
 
 

@@ -19,6 +19,7 @@ from r3core.generation.generator import (
     without_token_ids,
 )
 from r3core.generation.probe import facts, merged_system
+from r3core.generation.rendering import RAISED
 from r3core.generation.thinking import Marks, Parts, answer_start, marks_of, with_thinking
 from r3core.generation.tool_calls import MalformedCalls, canonical, form_of, read_calls
 from r3core.task import Message, Prompt, Tool
@@ -54,7 +55,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     text. A system message that the template has no place for is put before the first turn of the user. Turns that the
     model sampled keep their `token_ids`, so a prompt begins with exactly the tokens of the earlier one; except where
     they are another tokenizer's, or the template changes the earlier turn (trims it, or removes its thinking). A turn
-    with `generated_ids` is continued as it was generated, thinking included.
+    that is `generated` is continued with its own tokens, thinking included.
 
     Raises:
         UsageError: The template does not accept these messages, or has no place for the prompt's tools.
@@ -62,13 +63,27 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     messages = [_with_calls(tokenizer, message) if CALLS in message else message for message in prompt.messages]
     if messages[0]["role"] == "system":
         messages = merged_system(messages, facts(tokenizer))
-    whole = [index for index, message in enumerate(messages) if message.get(WHOLE) is not None]
+    whole = [index for index, message in enumerate(messages) if _extends(tokenizer, message.get(WHOLE))]
     if not whole:
         return _encoded(tokenizer, Prompt(messages=messages, tools=prompt.tools))
     before, after = messages[: whole[-1]], messages[whole[-1] + 1 :]
     request = encode(tokenizer, Prompt(messages=before, tools=prompt.tools))
     rest = Prompt(messages=[*before, {"role": "assistant", "content": "a"}, *after], tools=prompt.tools)
-    return [*request, *messages[whole[-1]][WHOLE], *_encoded(tokenizer, rest, after=whole[-1])]
+    return [*request, *messages[whole[-1]][WHOLE]["ids"], *_encoded(tokenizer, rest, after=whole[-1])]
+
+
+def _extends(tokenizer: PreTrainedTokenizerBase, generated: Any) -> bool:
+    """Return whether a generated turn can be a part of a prompt as it is: its tokens are this tokenizer's own.
+
+    Tokens of turns must be those of the marks of its thought: others could forge a turn of the user.
+    """
+    control, marks = control_tokens(tokenizer), marks_of(tokenizer)
+    if not generated or not control.spell(generated["ids"], generated["text"]):
+        return False
+    rest = generated["text"]
+    for mark in (marks.close + marks.head, marks.close, marks.open, marks.head) if marks else ():
+        rest = rest.replace(mark, "") if mark else rest
+    return not any(token in rest for token in control.forging_texts)
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, after: int | None = None) -> list[int]:
@@ -163,12 +178,13 @@ def completion(
     marks = marks_of(tokenizer)
     parts, start = Parts(None, raw, closed=True), 0
     if marks is not None:
-        parts = marks.split(raw, opened=_opened(tokenizer, marks, request))
+        parts = marks.split(raw, opened=_opened(tokenizer, marks, request), calls=bool(tools))
         if parts.answer != raw:
             start = answer_start(tokenizer, ids, parts.answer)
-    text = parts.answer
-    if start < len(ids) and not control_tokens(tokenizer).special.isdisjoint(ids[start:]):
-        text = str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+    text, control = parts.answer, control_tokens(tokenizer)
+    dropped = control.special & control.forging if tools else control.special  # marks of calls are part of the answer
+    if start < len(ids) and not dropped.isdisjoint(ids[start:]):
+        text = str(tokenizer.decode([one for one in ids[start:] if one not in dropped], skip_special_tokens=False))
     calls: list[ToolCall] = []
     malformed = ""
     form = form_of(tokenizer) if tools and parts.closed else None
@@ -206,9 +222,10 @@ def _with_calls(tokenizer: PreTrainedTokenizerBase, message: Message) -> Message
     ids, plain = message.get(TOKENS) or [], {key: value for key, value in message.items() if key != CALLS}
     if ids and control_tokens(tokenizer).forging.isdisjoint(ids):
         return {**plain, "content": str(tokenizer.decode(ids, skip_special_tokens=False))}
-    if (found := facts(tokenizer)).calls and not found.breaks_calls:
-        first = canonical("", [ToolCall(**message[CALLS][0]["function"])])
-        return {**message, "content": message["content"].partition(first)[0].strip()}
+    alone = len(message[CALLS]) == 1 and message["content"].startswith("<tool_call>")
+    # templates with channels accept no text beside a call, or show the first of several calls alone
+    if alone and (found := facts(tokenizer)).calls and not found.breaks_calls:
+        return {**message, "content": ""}
     return plain
 
 
@@ -243,13 +260,11 @@ def _check_tools(tokenizer: PreTrainedTokenizerBase, messages: list[Message], to
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: list[Tool], **options: Any) -> Any:
-    from jinja2 import TemplateError
-
     # None, not []: some templates write an empty section of tools for a list
     offered = cast("list[dict[Any, Any] | Callable[..., Any]] | None", tools or None)
     try:
         return tokenizer.apply_chat_template(messages, tools=offered, **options)
-    except TemplateError as error:
+    except RAISED as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise UsageError(
             f"the chat template of `{tokenizer.name_or_path}` does not accept messages of the roles {roles}: {error}",

@@ -46,6 +46,7 @@ class ControlTokens:
         marks = {mark for mark in form.marks if mark not in written} if form else set()
         self.forging = frozenset(index for index, token in added.items() if token.content not in marks)
         """Those that end turns or begin others, and so must not be in a turn of the model; marks of calls may be."""
+        self.forging_texts = [token.content for index, token in added.items() if index in self.forging]
         self.pattern = re.compile(
             _first_character_of({token.content for token in added.values() if len(token.content) > 1})
         )
@@ -82,9 +83,13 @@ class ControlTokens:
 
     def usable(self, ids: Any, text: str) -> bool:
         """Return whether `ids` are tokens of this tokenizer that decode to a text, and cannot forge a turn."""
+        return self.spell(ids, text) and self.forging.isdisjoint(ids)
+
+    def spell(self, ids: Any, text: str) -> bool:
+        """Return whether `ids` are tokens of this tokenizer that decode to a text."""
         if not isinstance(ids, list) or not all(isinstance(one, int) and 0 <= one < len(self.tokenizer) for one in ids):
             return False
-        return self.forging.isdisjoint(ids) and self.tokenizer.decode(ids, skip_special_tokens=False) == text
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False)) == text
 
     def _has_control(self, text: str) -> bool:
         return not self.ids.isdisjoint(self._plain(text))

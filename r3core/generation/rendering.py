@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from r3core.errors import one_line
 from r3core.generation.thinking import with_thinking
 from r3core.task import Message, Tool
@@ -12,6 +14,8 @@ from r3core.task import Message, Tool
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+RAISED = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What a chat template raises: errors of its own, and those of the expressions in it."""
 SYSTEM, TASK, ATTEMPT, FAILED, REFLECTION, AGAIN, IDEA, THOUGHT, VALUE = (
     f"Q{word}q" for word in ("system", "task", "attempt", "failed", "reflection", "again", "idea", "thought", "value")
 )
@@ -42,8 +46,6 @@ def rendering(
     **arguments: Any,
 ) -> str:
     """Return a conversation in the chat template, with these arguments; a `Refusal` when the template raises."""
-    from jinja2 import TemplateError
-
     offered: Any = [_TOOL] if tools else None
     try:
         return str(
@@ -51,8 +53,7 @@ def rendering(
                 list(messages), tools=offered, tokenize=False, add_generation_prompt=request, **arguments
             )
         )
-    # a template raises whatever its expressions raise
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    except RAISED as error:
         return Refusal(one_line(error) or type(error).__name__)
 
 

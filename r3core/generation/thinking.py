@@ -27,6 +27,7 @@ _LITERALS = (
     (re.compile(r"◁/?(think)▷"), ("◁{}▷", "◁/{}▷")),
     (re.compile(r"<(channel)\|>"), ("<|{}>thought", "<{}|>")),
 )
+_BYTES = 8  # tokens; more than a character and a mark of its variant have
 _cache: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, Marks | None]] = WeakKeyDictionary()
 
 
@@ -48,8 +49,11 @@ class Marks(NamedTuple):
         """Return whether a rendered request ends inside a thought that it has opened."""
         return request.rstrip().endswith(self.open)
 
-    def split(self, text: str, *, opened: bool = False) -> Parts:
-        """Split a generated text; `opened` is whether the request had opened the thought."""
+    def split(self, text: str, *, opened: bool = False, calls: bool = False) -> Parts:
+        """Split a generated text; `opened` is whether the request had opened the thought.
+
+        With `calls`, channels other than those of thoughts and of the answer stay in the answer: they may hold calls.
+        """
         thoughts: list[str] = []
         rest = text
         while opened or rest.lstrip().startswith(self.open):
@@ -61,6 +65,9 @@ class Marks(NamedTuple):
             rest, opened = rest.lstrip(), False
             if not self.head:  # only channels hold several thoughts in a row
                 break
+        if self.head and not calls:  # a plan for the user, say, in a channel of its own
+            other, mark, answer = rest.partition(self.close + self.head)
+            thoughts, rest = ([*thoughts, other.strip()], answer) if mark else (thoughts, rest)
         return Parts("\n".join(thoughts) if thoughts else None, self._without_head(rest), closed=True)
 
     def _without_head(self, text: str) -> str:
@@ -108,13 +115,15 @@ def answer_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], answer:
     beginning of the answer: then the answer has no tokens of its own.
     """
     low, high = 0, len(ids)
-    while low < high:  # the text of ids[k:] becomes shorter as k grows
+    while low < high:  # the text of ids[k:] becomes shorter as k grows, ...
         middle = (low + high) // 2
         if len(_decoded(tokenizer, ids[middle:])) > len(answer):
             low = middle + 1
         else:
             high = middle
-    return low if answer and _decoded(tokenizer, ids[low:]) == answer else len(ids)
+    # ... except inside a character of several tokens, of which each that is alone is one character, U+FFFD
+    nearby = range(low, max(low - _BYTES, 0) - 1, -1) if answer else ()
+    return next((start for start in nearby if _decoded(tokenizer, ids[start:]) == answer), len(ids))
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -311,7 +311,8 @@ class ReflectionTrainer(GRPOTrainer):
         for reflection in reflections:
             answer = reflection.tokens - reflection.answer_start
             trained += answer if only_answer else reflection.tokens
-            read += reflection.tokens if all_read and not only_answer else answer
+            if not reflection.unanswered:  # no retry has read that
+                read += reflection.tokens if all_read and not only_answer else answer
         return read / max(1, trained)
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from r3_plugin_openai.server import KEY, ServerOptions
-from r3core.episode import ToolCall
+from r3core.episode import THINKING, ToolCall
 from r3core.errors import R3Error, RunError, UsageError
 from r3core.generation.call_values import strict_json
 from r3core.generation.generator import Completion
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _END_REASONS = ("stop", "eos_token", "stop_sequence", "tool_calls", "function_call", "content_filter")
 _FAULT = "r3_fault"  # the extension of a response that holds what is wrong with it
+_MARKED = "<think>\n{}\n</think>\n\n{}"  # a server does not return the marks that the model wrote
 _MARKS = Marks("<think>", "</think>")  # those of most models; the others need the server's reasoning parser
 _REASONING = ("reasoning", "reasoning_content")  # vLLM's name for the thinking, and its older one, that of most servers
 _RETRIED = (408, 409, 429)  # the client retries these, and 5xx
@@ -73,11 +74,12 @@ def completion_of(response: ChatCompletion) -> tuple[Completion, bool]:
     message = choice.message
     ids = (choice.model_extra or {}).get("token_ids")
     parts = _parts(message)
+    text = _text(parts.answer, message.tool_calls or ())
     completion = Completion(
-        text=_text(parts.answer, message.tool_calls or ()),
+        text=text,
         thinking=parts.thinking,
         thought_closed=parts.closed or bool(message.tool_calls),
-        raw=message.content if message.content and parts.answer != message.content else None,
+        raw=None if parts.thinking is None else _MARKED.format(parts.thinking, text),
         token_ids=ids,
         tokens=response.usage.completion_tokens if response.usage else len(ids or ()),
         stopped="length" if choice.finish_reason == "length" else "end",
@@ -90,7 +92,7 @@ def _parts(message: ChatCompletionMessage) -> Parts:
     fields, content = message.model_extra or {}, message.content or ""
     for name in _REASONING:
         if isinstance(thinking := fields.get(name), str) and thinking:
-            return Parts(thinking, content, closed=bool(content))
+            return Parts(thinking, content, closed=bool(content.strip()))
     before, mark, _ = content.partition(_MARKS.close)
     return _MARKS.split(content, opened=bool(mark) and _MARKS.open not in before)
 
@@ -148,6 +150,8 @@ def _refused(error: Any, server: ServerOptions, body: dict[str, Any]) -> UsageEr
         403: f"the key in {KEY} may not use this model",
         404: f"choose a --model that {server.address}/models lists; a base_url usually ends in /v1",
     }.get(status, "correct what the server names; `engine_options.extra_body` is sent as it is")
+    if status in (400, 422) and any(THINKING in turn for turn in body["messages"]):
+        hint = "if it accepts no thinking in earlier turns: --set history=answer"
     message = "" if status == 401 else f": {_message(error, server)}"  # with 401 a server may repeat the key
     return UsageError(f"the server at {server.address} refuses `{body['model']}` with status {status}{message}", hint)
 

@@ -334,6 +334,7 @@ def test_an_answer_is_a_completion(
         ({"content": "<think>\n3 + 4\n</think>\n\nIt is 7."}, ("It is 7.", "3 + 4", True)),
         ({"content": "3 + 4\n</think>\n\nIt is 7."}, ("It is 7.", "3 + 4", True)),
         ({"content": "<think>\n3 +"}, ("", "3 +", False)),
+        ({"content": "\n", "reasoning": "3 +"}, ("\n", "3 +", False)),
         ({"content": "It is 7.", "reasoning": None}, ("It is 7.", None, True)),
         ({"content": "I put it between <think> and </think>."}, ("I put it between <think> and </think>.", None, True)),
     ],
@@ -348,6 +349,8 @@ def test_thinking_is_apart_from_the_answer(
     assert (completion.thinking, completion.thought_closed) == (thinking, closed)
     assert completion.text == answer or (answer is None and "wrench" in completion.text)
     assert completion.cut_in_thought == (not closed)
+    marked = f"<think>\n{thinking}\n</think>\n\n{completion.text}"  # what a task that reads everything receives
+    assert completion.raw == (None if thinking is None else marked)
 
 
 def test_the_arguments_of_the_chat_template_are_sent_and_part_of_the_cache(behind: Server, tmp_path: Path) -> None:
