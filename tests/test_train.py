@@ -455,7 +455,9 @@ def test_the_metrics_of_a_batch() -> None:
         "groups/unjudged": 1 / 6,
         "reflections/leak_rate": 2 / 10,
         "reflections/truncated": 2 / 12,
+        "reflections/cut_in_thought": 0,
         "retries/truncated": 2 / 12,
+        "retries/cut_in_thought": 0,
         "retries/unjudged": 4 / 12,
     }
 
