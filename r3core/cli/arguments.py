@@ -179,7 +179,7 @@ def trained_from(arguments: Arguments, folder: Path) -> tuple[Task, Config] | No
     flags.setdefault("task", origin["task"])
     if flags["task"] == origin["task"] and not any(key.startswith("task_options.") for key in flags):
         flags["task_options"] = origin["task_options"]
-    # below what is given: the model is compared under the chat template that it was trained with
+    # below --set and flags, above a --config file: the model is compared as it was trained
     trained = [f"template.{name}={json.dumps(value)}" for name, value in origin.get("template", {}).items()]
     for name in ("chat_template", "history", "template_date"):  # folders of earlier versions lack some of them
         if origin.get(name):

@@ -18,7 +18,7 @@ from r3core.generation.generator import (
     overlong,
     without_token_ids,
 )
-from r3core.generation.probe import facts, merged_system
+from r3core.generation.probe import facts, merged_system, require_tools
 from r3core.generation.rendering import RAISED
 from r3core.generation.thinking import Marks, Parts, answer_start, marks_of, with_thinking
 from r3core.generation.tool_calls import MalformedCalls, canonical, form_of, read_calls
@@ -90,7 +90,8 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, after: int |
     """Return the token ids of a prompt, or only those behind the content of the message with index `after`."""
     control = control_tokens(tokenizer)
     messages, tools = _as_template_reads(tokenizer, prompt.messages), prompt.tools
-    _check_tools(tokenizer, messages, tools)
+    if tools:
+        require_tools(facts(tokenizer))
     sampled = {
         index: turn[TOKENS]
         for index, turn in enumerate(prompt.messages)
@@ -245,18 +246,6 @@ def _as_template_reads(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Me
             message = message if thinking is None else with_thinking(message, thinking)
         read.append(message)
     return read
-
-
-def _check_tools(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: list[Tool]) -> None:
-    if not tools:
-        return
-    with_tools, without = (_rendered(tokenizer, messages, offered, tokenize=False) for offered in (tools, []))
-    if with_tools == without:
-        raise UsageError(
-            "the task's prompts have tools, and this model's chat template has no place for tools",
-            "put the tools into the text of the prompt (apigen: leave `template` out), or choose a model that was "
-            "trained to call tools",
-        )
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: list[Tool], **options: Any) -> Any:

@@ -114,13 +114,19 @@ def checked_facts(tokenizer: PreTrainedTokenizerBase, *, tools: bool = False) ->
         raise UsageError(f"the chat template of `{name}` does not accept the turns of a run: {found.refused}", hint)
     if found.lost:
         raise UsageError(f"the chat template of `{name}` leaves out {', '.join(found.lost)}", hint)
-    if tools and not found.tools:
+    if tools:
+        require_tools(found)
+    return found
+
+
+def require_tools(template: TemplateFacts) -> None:
+    """Raise UsageError when a chat template has no place for tools."""
+    if not template.tools:
         raise UsageError(
             "the task's prompts have tools, and this model's chat template has no place for tools",
             "put the tools into the text of the prompt (apigen: leave `template` out), or choose a model that was "
             "trained to call tools",
         )
-    return found
 
 
 def merged_system(messages: Sequence[Message], template: TemplateFacts) -> list[Message]:
