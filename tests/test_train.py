@@ -226,7 +226,7 @@ class ThinkingTrainer(RecordingTrainer):
     [
         ("reflection", "template", (2 + 1) / (12 + 13 + 13 + 14)),
         ("answer-of-reflection", "template", 1.0),
-        ("reflection", "verbatim", 1.0),
+        ("reflection", "verbatim", (12 + 13 + 13) / (12 + 13 + 13 + 14)),  # no retry has read the one that was cut off
     ],
 )
 def test_thinking_is_trained_or_not_and_what_the_retry_reads_is_reported(
