@@ -11,7 +11,7 @@ from typing import Any
 from r3core.errors import RunError, one_line
 
 RESUME_TRAINING = "run the same command to resume from the last checkpoint"
-_SECONDS_FOR_FIRST_REPORT = 3
+_SECONDS_FOR_FIRST_REPORT = 10  # a process with torch takes seconds to end on a busy machine
 
 
 class LostProcessError(RunError):
@@ -59,7 +59,7 @@ def lost_process_errors() -> Iterator[None]:
 
 
 def wait_before_reporting(error: Exception) -> None:
-    """Wait a few seconds before an error is printed that another process can explain better, or prints too.
+    """Wait some seconds before an error is printed that another process can explain better, or prints too.
 
     When that process has ended, the launcher ends this one during the wait. So an error that occurs in all processes is
     printed once, by rank 0.
