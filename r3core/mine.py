@@ -69,7 +69,6 @@ def mine(run: Run, protocol: Protocol, executor: Executor, *, model: str) -> lis
     if overlong := counts["overlong"]:
         print(f"left out: {overlong:,} attempts whose prompt does not fit the model's context", file=sys.stderr)
     if not failures:
-        thinking = counts["cut_in_thought"]
         raise RunError(
             f"none of the {len(episodes)} attempts is a failure to learn from under `mine.keep={config.mine.keep}`",
             *([f"{thinking:,} attempts were cut off in their thinking at {limit}: raise it"] if thinking else []),

@@ -10,6 +10,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from r3core import prompts
@@ -93,7 +94,7 @@ class Protocol:
         requests = [self.reflection_request(episode) for episode in failed]
         leaks = self.judge.leaks()
         completions = self._generate(
-            [e.example for e in failed], requests, generator, sampling, into=leaks, unjudged=_no_leak
+            [e.example for e in failed], requests, generator, sampling, into=leaks, unjudged=no_leak
         )
         tested = zip(self.with_reflections(failed, completions), leaks.result(), strict=True)
         reflected = iter([with_leak(episode, leaked) for episode, leaked in tested])
@@ -176,6 +177,21 @@ class Protocol:
         self.judge.check_errors()
         return answers
 
+    def submit(
+        self,
+        examples: Sequence[Example],
+        new: Sequence[tuple[int, Completion]],
+        *,
+        into: Batch[T],
+        unjudged: Callable[[Completion], T],
+    ) -> None:
+        """Give completions to a judge's batch, each with the index of its example; see `_generate` for `unjudged`."""
+        answered = [(index, completion) for index, completion in new if not completion.unanswered]
+        into.add((index, examples[index], response(self.task, completion)) for index, completion in answered)
+        for index, completion in new:
+            if completion.unanswered:
+                into.set_result(index, unjudged(completion))
+
     def _generate(
         self,
         examples: Sequence[Example],
@@ -191,17 +207,15 @@ class Protocol:
         `unjudged` returns the result of a completion without an answer: its prompt does not fit the model's context, or
         it was cut off in its thinking. Raises RunError when too many of the prompts do not fit.
         """
-
-        def ended(new: Sequence[tuple[int, Completion]]) -> None:
-            answered = [(index, completion) for index, completion in new if not completion.unanswered]
-            into.add((index, examples[index], response(self.task, completion)) for index, completion in answered)
-            for index, completion in new:
-                if completion.unanswered:
-                    into.set_result(index, unjudged(completion))
-
+        ended = partial(self.submit, examples, into=into, unjudged=unjudged)
         completions = generator.generate(requests, sampling, ended=ended) if requests else []
         self.lengths.count(examples, completions, limit=self.config.max_overlong)
         return completions
+
+
+def no_leak(_: Completion) -> bool | None:
+    """Return the result of the leak test for a reflection without an answer: unknown."""
+    return None
 
 
 def response(task: Task, turn: Text) -> str:
@@ -218,10 +232,6 @@ def with_leak(episode: Episode, leaked: bool | None) -> Episode:
     """Return the episode with the result of its reflection's leak test."""
     assert episode.reflection is not None
     return episode.model_copy(update={"reflection": episode.reflection.model_copy(update={"leaked": leaked})})
-
-
-def _no_leak(_: Completion) -> bool | None:
-    return None
 
 
 def _no_verdict(completion: Completion) -> Verdict:

@@ -19,8 +19,8 @@ from r3core.generation.generator import (
     without_token_ids,
 )
 from r3core.generation.probe import facts, merged_system, require_tools
-from r3core.generation.rendering import RAISED
-from r3core.generation.thinking import Marks, Parts, answer_start, marks_of, with_thinking
+from r3core.generation.rendering import RAISED, with_thinking
+from r3core.generation.thinking import Marks, Parts, answer_start, marks_of
 from r3core.generation.tool_calls import MalformedCalls, canonical, form_of, read_calls
 from r3core.task import Message, Prompt, Tool
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from r3core.episode import THINKING
 from r3core.errors import one_line
-from r3core.generation.thinking import with_thinking
 from r3core.task import Message, Tool
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ _TOOL: Tool = {
 }
 
 
+_REASONING = (THINKING, "reasoning", "thinking")
+"""The keys under which chat templates read a message's thought."""
+
+
 class Refusal(str):
     """The message of a template that raised instead of rendering a conversation."""
 
@@ -55,6 +59,11 @@ def rendering(
         )
     except RAISED as error:
         return Refusal(one_line(error) or type(error).__name__)
+
+
+def with_thinking(message: Message, thinking: str) -> Message:
+    """Return an assistant's message with a thought, under every key that chat templates read."""
+    return {**message, **dict.fromkeys(_REASONING, thinking)}
 
 
 def user(text: str) -> Message:

@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
-from r3core.episode import THINKING
+from r3core.generation.rendering import ATTEMPT, TASK, THOUGHT, Refusal, rendering, user, with_thinking
 from r3core.task import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_THOUGHT, _ANSWER, _TASK = "Qthoughtq", "Qanswerq", "Qtaskq"
-_REASONING = (THINKING, "reasoning", "thinking")
-"""The keys under which chat templates read a message's thought."""
 _LAST_MARK = re.compile(r"(?:<[^<>\s]+>|\[[^\[\]\s]+\]|◁[^◁▷\s]+▷)$")
 _LITERALS = (
     (re.compile(r"</?((?:\w+:)?think(?:ing)?)>"), ("<{}>", "</{}>")),
@@ -98,16 +95,6 @@ def marks_of(tokenizer: PreTrainedTokenizerBase) -> Marks | None:
     return cached[1]
 
 
-def with_thinking(message: Message, thinking: str) -> Message:
-    """Return an assistant's message with a thought, under every key that chat templates read."""
-    return {**message, **dict.fromkeys(_REASONING, thinking)}
-
-
-def without_thinking(message: Message) -> Message:
-    """Return a message without its thought."""
-    return {key: value for key, value in message.items() if key not in _REASONING}
-
-
 def answer_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], answer: str) -> int:
     """Return the index of the first token of an answer at the end of generated tokens.
 
@@ -132,18 +119,18 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 def _derived(tokenizer: PreTrainedTokenizerBase) -> Marks | None:
     """Return what a template writes around the thought of its last turn; None when it does not show it."""
-    answer: Message = {"role": "assistant", "content": _ANSWER}
+    answer: Message = {"role": "assistant", "content": ATTEMPT}
     request, plain = _rendered(tokenizer, request=True), _rendered(tokenizer, answer)
-    whole = _rendered(tokenizer, with_thinking(answer, _THOUGHT))
-    before, found, after = whole.partition(_THOUGHT)
-    between, answered, _ = after.partition(_ANSWER)
+    whole = _rendered(tokenizer, with_thinking(answer, THOUGHT))
+    before, found, after = whole.partition(THOUGHT)
+    between, answered, _ = after.partition(ATTEMPT)
     close = between.strip()
     opening = before.removeprefix(request).strip() if before.startswith(request) else ""
     if not opening and (mark := _LAST_MARK.search(before.rstrip())):  # the request opens a thought, or closes one
         opening = mark.group()
     if not (found and answered and opening and close):
         return None
-    head = plain.removeprefix(request).partition(_ANSWER)[0].strip() if plain.startswith(request) else ""
+    head = plain.removeprefix(request).partition(ATTEMPT)[0].strip() if plain.startswith(request) else ""
     if head and close != head and close.endswith(head):
         return Marks(opening, close.removesuffix(head).strip(), head)
     return Marks(opening, close)
@@ -159,10 +146,5 @@ def _literal(template: str) -> Marks | None:
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, *turns: Message, request: bool = False) -> str:
     """Return a short conversation in the chat template; empty when the template does not accept it."""
-    from jinja2 import TemplateError
-
-    messages: list[Message] = [{"role": "user", "content": _TASK}, *turns]
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=request))
-    except (TemplateError, TypeError, ValueError):  # templates raise what their expressions raise
-        return ""
+    text = rendering(tokenizer, [user(TASK), *turns], request=request)
+    return "" if isinstance(text, Refusal) else text

@@ -36,7 +36,7 @@ from r3core.generation.chat import completion, encode
 from r3core.generation.generator import Continued, Sampling
 from r3core.generation.probe import facts
 from r3core.generation.template import original, using
-from r3core.protocol import Protocol, response, seed_of, with_leak
+from r3core.protocol import Protocol, no_leak, seed_of, with_leak
 from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
 from r3core.runs import Run
 from r3core.task import Message
@@ -250,11 +250,8 @@ class ReflectionTrainer(GRPOTrainer):
         reflections = self.completions
         episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], reflections)
         leaks = self.protocol.judge.leaks()  # tested by worker processes while the retries are generated
-        for index, (episode, reflection) in enumerate(zip(episodes, reflections, strict=True)):
-            if reflection.unanswered:
-                leaks.set_result(index, None)
-            else:
-                leaks.add([(index, episode.example, response(self.protocol.task, reflection))])
+        examples = [episode.example for episode in episodes]
+        self.protocol.submit(examples, list(enumerate(reflections)), into=leaks, unjudged=no_leak)
         repeated = [episode for episode in episodes for _ in range(per_reflection)]
         seed = self._seed("retry", self.accelerator.process_index)
         retried = self.protocol.retry(repeated, self.policy, seed=seed)
