@@ -37,10 +37,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "accelerate"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "base"
-    password.beginner().save_pretrained(folder)
-    password.tokenizer().save_pretrained(folder)
-    return folder
+    return password.saved(tmp_path_factory.mktemp("model") / "base")
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,7 @@ LEARNING: dict[str, Any] = {"steps": 60, "learning_rate": 4e-3, "lora": {"r": 8,
 
 @pytest.fixture(scope="module")
 def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "beginner"
-    password.beginner().save_pretrained(folder)
-    password.tokenizer().save_pretrained(folder)
-    return folder
+    return password.saved(tmp_path_factory.mktemp("models") / "beginner")
 
 
 def trained(path: Path, config: Config, beginner: Path) -> Run:

@@ -121,10 +121,7 @@ def test_the_hints_of_training_fit_its_settings(
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "base"
-    password.beginner().save_pretrained(folder)
-    password.tokenizer().save_pretrained(folder)
-    return folder
+    return password.saved(tmp_path_factory.mktemp("model") / "base")
 
 
 @pytest.fixture

@@ -243,3 +243,10 @@ def _main(directory: Path, step: int, folder: Path, options: str = "") -> None:
 
 if __name__ == "__main__":
     _main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
+
+
+def saved(folder: Path) -> Path:
+    """Save the beginner and its tokenizer in a folder, and return the folder."""
+    beginner().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
