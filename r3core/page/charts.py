@@ -85,7 +85,7 @@ class Chart(NamedTuple):
 
 def charts(runs: Sequence[Collected]) -> list[Chart]:
     """Return the charts of a page that have something to show, in the order of the page."""
-    drawn = [rates(runs), cross(runs), categories(runs), *curves(runs), *validation(runs), seconds(runs), tokens(runs)]
+    drawn = [rates(runs), cross(runs), *categories(runs), *curves(runs), *validation(runs), seconds(runs), tokens(runs)]
     return [chart for chart in drawn if chart.rows]
 
 
@@ -111,8 +111,9 @@ def rates(runs: Sequence[Collected]) -> Chart:
         "Second try and fix rate should be higher for the trained model than for the base, and the fix rate higher "
         "than its controls, which retry with something else in the reflection's place."
     )
-    height = alt.Step(max(12, 28 // max(1, len(_labels(runs)))))
-    chart = alt.layer(interval, point).properties(width="container", height=height)
+    chart = alt.layer(interval, point).properties(
+        width="container", height=_height(len(order), len(_labels(runs)), each=14)
+    )
     return _chart("rates", "Both tries, and the retries with other reflections", meaning, chart, columns, rows)
 
 
@@ -136,7 +137,7 @@ def cross(runs: Sequence[Collected]) -> Chart:
     interval = encoded.mark_rule(strokeWidth=2, color="currentColor").encode(x="low:Q", x2="high:Q")
     if len(runs) > 1:
         interval = interval.encode(color=alt.value("currentColor"))
-    chart = alt.layer(bar, interval).properties(width="container", height=alt.Step(24))
+    chart = alt.layer(bar, interval).properties(width="container", height=_height(4, len(runs), each=20))
     meaning = (
         "All four on the failures of the base model. If the trained model's reflections help the base's retries too, "
         "they are better reflections; if only its own retries improve, something else was learned."
@@ -144,30 +145,33 @@ def cross(runs: Sequence[Collected]) -> Chart:
     return _chart("cross", "Whose reflections, whose retries", meaning, chart, columns, rows)
 
 
-def categories(runs: Sequence[Collected]) -> Chart:
-    """How many failed answers each error category has, before and after training."""
-    rows = [
-        (turn, shown(category), label, count)
-        for label, side in _series(runs)
-        for turn, counts in (("first try", side.first_error_categories), ("retry", side.second_error_categories))
-        for category, count in counts.items()
-    ]
-    columns = ("try", "category", "model", "failed")
+def categories(runs: Sequence[Collected]) -> list[Chart]:
+    """How many failed answers each error category has, for first tries and for retries, before and after training."""
+    series = _series(runs)
+    first = [(label, side.first_error_categories) for label, side in series]
+    second = [(label, side.second_error_categories) for label, side in series]
+    return [_categories(runs, "first tries", first), _categories(runs, "retries", second)]
+
+
+def _categories(runs: Sequence[Collected], which: str, counts: Sequence[tuple[str, dict[str, int]]]) -> Chart:
+    columns = ("category", "model", "failed")
+    rows = [(shown(category), label, count) for label, of_side in counts for category, count in of_side.items()]
+    height = _height(len({row[0] for row in rows}), len(counts), each=12)
     chart = (
         alt.Chart(_data(columns, rows))
         .mark_bar()
         .encode(
             x=alt.X("failed:Q", title="failed answers"),
-            y=alt.Y("category:N", sort="-x", title=None, axis=alt.Axis(labelLimit=300)),
+            y=alt.Y("category:N", sort="-x", title=None, axis=alt.Axis(labelLimit=260)),
             yOffset=alt.YOffset("model:N", sort=_labels(runs)),
             color=_colour(runs),
-            row=alt.Row("try:N", title=None, header=alt.Header(labelAngle=0, labelAnchor="start", labelOrient="top")),
             tooltip=_tooltip(columns),
         )
-        .properties(width=420, height=alt.Step(14))
+        .properties(width="container", height=height)
     )
-    meaning = "Why answers failed, as the verifier names it, before and after training."
-    return _chart("error-categories", "Error categories of failed answers", meaning, chart, columns, rows)
+    name = f"error-categories-{which.replace(' ', '-')}"
+    meaning = f"Why {which} failed, in the verifier's categories, before and after training."
+    return _chart(name, f"Failed {which} by error category", meaning, chart, columns, rows)
 
 
 def curves(runs: Sequence[Collected]) -> list[Chart]:
@@ -232,7 +236,7 @@ def _stacked(unit: str, title: str, meaning: str, runs: Sequence[Collected], row
             color=_colour_of("part", parts),
             tooltip=_tooltip(columns),
         )
-        .properties(width="container", height=alt.Step(22))
+        .properties(width="container", height=_height(len({row[1] for row in rows}), len(runs), each=20))
     )
     if len(runs) > 1:
         chart = chart.encode(yOffset="run:N")
@@ -271,6 +275,11 @@ def _chart(
     if spec.get("width") == "container":
         spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     return Chart(name, title, meaning, spec, columns, rows)
+
+
+def _height(places: int, bars: int, *, each: int) -> int:
+    """Return the height in pixels of a chart with some bars at each of its places."""
+    return max(1, places) * (max(1, bars) * each + 8)
 
 
 def _data(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> alt.InlineData:

@@ -22,6 +22,8 @@ from r3core.task import Verdict, Wording
 
 PAGE = "report.html"
 """The page's file in a run directory."""
+PAIRS = 6
+"""Problems whose reflections are shown beside each other, before and after training."""
 _HERE = Path(__file__).parent
 
 
@@ -64,6 +66,7 @@ def render(runs: Sequence[Collected], *, live: bool = False) -> str:
         "folders": ", ".join(shown(str(run.record.path)) for run in runs),
         "version_of_r3": __version__,
         "data": data,
+        "pairs": _pairs(data) if len(runs) == 1 else [],
     }
     return environment.get_template("page.html").render(content, sections=_links(content))
 
@@ -136,6 +139,13 @@ def _files(run: Collected) -> list[tuple[str, sample.Counts]]:
     evaluated = [("evaluate-base", run.base), ("evaluate-trained", run.trained)]
     found = [(name, counted) for name, counted in evaluated if counted.outcomes]
     return found or [("mine", sample.count(run.record, "mine"))]
+
+
+def _pairs(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the reflections of both models on the first problems of the sample at which both failed at first."""
+    both = [entry for entry in data["problems"] if sum("reflection" in side for side in entry["sides"]) == 2]
+    random = sorted(both, key=lambda entry: digest(f"pair:{entry['key']}"))  # not in the order of the changes
+    return [{"key": entry["key"], "id": entry["id"], "sides": entry["sides"]} for entry in random[:PAIRS]]
 
 
 def _conversation(run: Collected) -> dict[str, str]:
@@ -255,7 +265,7 @@ def _table(run: Collected) -> dict[str, Any]:
 
 _SECTIONS = (
     ("controls", "Controls", ("rates", "cross"), False),
-    ("categories", "Error categories", ("error-categories",), False),
+    ("categories", "Error categories", ("error-categories-",), False),
     ("validation", "Evaluation during training", ("validation",), False),
     ("training", "Training", ("curve-",), True),
     ("costs", "Time and tokens", ("seconds", "tokens"), False),
@@ -281,6 +291,7 @@ def _links(content: dict[str, Any]) -> list[tuple[str, str]]:
     links = [("result", "Result")] if content["tables"] else []
     links += [(section["id"], section["title"]) for section in content["charts"]]
     links += [("forecast", "Forecast")] if any(run["forecast"] for run in content["runs"]) else []
+    links += [("reflections", "Reflections")] if content["pairs"] else []
     links.append(("episodes", "Episodes"))
     links += [("certificate", "Verifier")] if any(run["certificate"] for run in content["runs"]) else []
     return [*links, ("settings", "Settings")]
