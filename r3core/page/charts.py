@@ -24,7 +24,7 @@ from r3core.stats import Rate
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#f0e442")
 BASE, TRAINED = COLOURS[:2]
-_SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "triangle-down")
+_SHAPES = ("circle", "diamond")  # base, trained
 _RATE = alt.Scale(domain=[0, 100])
 
 CURVES: dict[str, tuple[str, str]] = {
@@ -96,16 +96,17 @@ def rates(runs: Sequence[Collected]) -> Chart:
     order = list(dict.fromkeys(row[0] for row in rows))
     y = alt.Y("measure:N", sort=order, title=None, axis=alt.Axis(labelLimit=260))
     encoded = alt.Chart(_data(columns, rows)).encode(
-        y=y, yOffset=alt.YOffset("model:N", sort=_labels(runs)), color=_colour(runs), tooltip=_tooltip(columns)
+        y=y,
+        yOffset=alt.YOffset("model:N", sort=_labels(runs)),
+        color=_colour(runs),
+        opacity=_opacity(runs),
+        tooltip=_tooltip(columns),
     )
     interval = encoded.mark_rule(strokeWidth=2).encode(
         x=alt.X("low:Q", title="% with 95% interval", scale=_RATE), x2="high:Q"
     )
-    shapes = alt.Scale(
-        domain=_labels(runs), range=[_SHAPES[place % len(_SHAPES)] for place in range(len(_labels(runs)))]
-    )
-    point = encoded.mark_point(filled=True, size=70, opacity=1).encode(
-        x="rate:Q", shape=alt.Shape("model:N", sort=_labels(runs), scale=shapes, legend=_legend())
+    point = encoded.mark_point(filled=True, size=70).encode(
+        x="rate:Q", shape=alt.Shape("model:N", sort=_labels(runs), scale=_scale(runs, _SHAPES), legend=_legend())
     )
     meaning = (
         "Second try and fix rate should be higher for the trained model than for the base, and the fix rate higher "
@@ -129,14 +130,17 @@ def cross(runs: Sequence[Collected]) -> Chart:
     y = alt.Y("combination:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
     encoded = alt.Chart(_data(columns, rows)).encode(y=y, tooltip=_tooltip(columns))
     if len(runs) > 1:
-        encoded = encoded.encode(yOffset="run:N", color=_colour_of("run", [run.name for run in runs]))
+        encoded = encoded.encode(
+            yOffset=alt.YOffset("run:N", sort=[run.name for run in runs]),
+            color=_colour_of("run", [run.name for run in runs]),
+        )
         bar = encoded.mark_bar(opacity=0.8)
     else:
         bar = encoded.mark_bar(color=TRAINED)
     bar = bar.encode(x=alt.X("rate:Q", title="fix rate in % with 95% interval", scale=_RATE))
     interval = encoded.mark_rule(strokeWidth=2, color="currentColor").encode(x="low:Q", x2="high:Q")
     if len(runs) > 1:
-        interval = interval.encode(color=alt.value("currentColor"))
+        interval = interval.encode(color=alt.ColorValue("currentColor"))
     chart = alt.layer(bar, interval).properties(width="container", height=_height(4, len(runs), each=20))
     meaning = (
         "All four on the failures of the base model. If the trained model's reflections help the base's retries too, "
@@ -165,6 +169,7 @@ def _categories(runs: Sequence[Collected], which: str, counts: Sequence[tuple[st
             y=alt.Y("category:N", sort="-x", title=None, axis=alt.Axis(labelLimit=260)),
             yOffset=alt.YOffset("model:N", sort=_labels(runs)),
             color=_colour(runs),
+            opacity=_opacity(runs),
             tooltip=_tooltip(columns),
         )
         .properties(width="container", height=height)
@@ -239,7 +244,7 @@ def _stacked(unit: str, title: str, meaning: str, runs: Sequence[Collected], row
         .properties(width="container", height=_height(len({row[1] for row in rows}), len(runs), each=20))
     )
     if len(runs) > 1:
-        chart = chart.encode(yOffset="run:N")
+        chart = chart.encode(yOffset=alt.YOffset("run:N", sort=[run.name for run in runs]))
     return _chart(unit, title, meaning, chart, columns, rows)
 
 
@@ -299,7 +304,24 @@ def _tooltip(columns: Sequence[str]) -> list[alt.Tooltip]:
 
 
 def _colour(runs: Sequence[Collected]) -> alt.Color:
-    return _colour_of("model", _labels(runs))
+    """Return one colour per model for one run, and one per run for several; then the shape tells base and trained."""
+    if len(runs) == 1:
+        return _colour_of("model", _labels(runs))
+    colours = [COLOURS[place % len(COLOURS)] for place, run in enumerate(runs) for _ in run.sides]
+    scale = alt.Scale(domain=_labels(runs), range=colours)
+    return alt.Color("model:N", sort=_labels(runs), scale=scale, legend=_legend())
+
+
+def _opacity(runs: Sequence[Collected]) -> alt.Opacity | alt.OpacityValue:
+    """Return full opacity, and half of it for the base model's marks where several runs share a chart."""
+    if len(runs) == 1:
+        return alt.OpacityValue(1)
+    return alt.Opacity("model:N", sort=_labels(runs), scale=_scale(runs, (0.5, 1)), legend=_legend())
+
+
+def _scale(runs: Sequence[Collected], values: Sequence[Any]) -> alt.Scale:
+    """Return the scale that gives every base model the first of two values, and every trained model the second."""
+    return alt.Scale(domain=_labels(runs), range=[values[model == "trained"] for run in runs for model in run.sides])
 
 
 def _colour_of(name: str, labels: Sequence[str]) -> alt.Color:

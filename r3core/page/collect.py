@@ -27,7 +27,7 @@ MAX_POINTS = 300
 """Points of a curve; more steps are averaged."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Collected:
     """One run, as the page shows it."""
 
@@ -46,6 +46,8 @@ class Collected:
     """A sample of the groups of training."""
     groups_in_all: int
     group_tokens: Counter[str]
+    mined: int
+    """Attempts of mining."""
     mined_tokens: int
     task: Task | None = field(repr=False)
     """None where its plugin is not installed."""
@@ -83,6 +85,7 @@ def collect(folder: Path, *, name: str) -> Collected:
     """
     record, config = open_record(folder), config_of(folder)
     groups, group_tokens, in_all = sample.groups(record)
+    mined = [int(row["attempt"]["tokens"]) for row in record.rows("mine")]
     return Collected(
         record=record,
         config=config,
@@ -97,7 +100,8 @@ def collect(folder: Path, *, name: str) -> Collected:
         groups=groups,
         groups_in_all=in_all,
         group_tokens=group_tokens,
-        mined_tokens=sum(row["attempt"]["tokens"] for row in record.rows("mine")),
+        mined=len(mined),
+        mined_tokens=sum(mined),
         task=_task(config),
     )
 

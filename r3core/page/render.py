@@ -104,20 +104,13 @@ def _data(runs: Sequence[Collected], drawn: Sequence[charts.Chart]) -> dict[str,
 
 def _problems(runs: Sequence[Collected]) -> list[dict[str, Any]]:
     """Return a sample of the problems that the runs attempted, each with the turns of every model at it."""
-    counts = [(run, name, counted) for run in runs for name, counted in _files(run)]
+    counts = [(run, name, counted) for run in runs for name, counted in _files(run)] or [
+        (run, "mine", sample.count(run.record, "mine")) for run in runs
+    ]
     kinds = {key: kind for run in reversed(runs) for key, kind in run.changes.items()}
     keys = sample.chosen({key for _, _, counted in counts for key in counted.outcomes}, kinds)
-    places = {
-        (id(run), model): 2 * place + column
-        for place, run in enumerate(runs)
-        for column, model in enumerate(("base", "trained"))
-    }
     found = [
-        (
-            run,
-            places[id(run), name.removeprefix("evaluate-")] if name != "mine" else places[id(run), "base"],
-            sample.episodes(run.record, name, set(keys)),
-        )
+        (run, 2 * runs.index(run) + (name == "evaluate-trained"), sample.episodes(run.record, name, set(keys)))
         for run, name, _ in counts
     ]
     problems = []
@@ -135,10 +128,9 @@ def _problems(runs: Sequence[Collected]) -> list[dict[str, Any]]:
 
 
 def _files(run: Collected) -> list[tuple[str, sample.Counts]]:
-    """Return the files with a run's episodes: those of the evaluation, or the attempts of mining before it."""
+    """Return the files with the episodes of a run's evaluation, and what they count."""
     evaluated = [("evaluate-base", run.base), ("evaluate-trained", run.trained)]
-    found = [(name, counted) for name, counted in evaluated if counted.outcomes]
-    return found or [("mine", sample.count(run.record, "mine"))]
+    return [(name, counted) for name, counted in evaluated if counted.outcomes]
 
 
 def _pairs(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -299,10 +291,10 @@ def _links(content: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _sampled(runs: Sequence[Collected], data: dict[str, Any]) -> str:
     """Return which of the episodes are in the page."""
-    attempted = len({key for run in runs for _, counted in _files(run) for key in counted.outcomes})
+    attempted = len({key for run in runs for key in run.base.outcomes}) or sum(run.mined for run in runs)
     groups = sum(run.groups_in_all for run in runs)
     return (
-        f"In this page: {_part(len(data['problems']), attempted, 'problems attempted')}, and "
+        f"In this page: {_part(len(data['problems']), attempted, 'attempts at problems')}, and "
         f"{_part(len(data['groups']), groups, 'groups of training')}. A sample is random, the same for every run, and "
         f"begins with up to {sample.OF_EACH} problems of each kind of change."
     )
