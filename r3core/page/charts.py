@@ -321,7 +321,9 @@ def _opacity(runs: Sequence[Collected]) -> alt.Opacity | alt.OpacityValue:
 
 def _scale(runs: Sequence[Collected], values: Sequence[Any]) -> alt.Scale:
     """Return the scale that gives every base model the first of two values, and every trained model the second."""
-    return alt.Scale(domain=_labels(runs), range=[values[model == "trained"] for run in runs for model in run.sides])
+    return alt.Scale(
+        type="ordinal", domain=_labels(runs), range=[values[model == "trained"] for run in runs for model in run.sides]
+    )
 
 
 def _colour_of(name: str, labels: Sequence[str]) -> alt.Color:
