@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from r3core.errors import ConfigError, TaskError
+from r3core.errors import TaskError
 from r3core.files import digest
 from r3core.training.launch import started_by_run
 
@@ -123,12 +123,13 @@ class Arguments:
         """Return the task and the configuration; those of an existing run if nothing but its directory is given."""
         from r3core.config import PLACEMENT, chosen_preset, chosen_task, configure, read_settings
         from r3core.plugins.discovery import get_task
+        from r3core.recorded import config_of
 
         folder = self.flags.get("output_dir")
         given = self.overrides or self.config or self.flags.keys() - {"output_dir", *PLACEMENT}
         if not given and folder is not None and (folder / "config.json").exists():
             placement = {key: value for key, value in self.flags.items() if key in PLACEMENT}
-            config = _stored_config(folder, placement)
+            config = config_of(folder, placement)
             return get_task(config.task, **config.task_options), config
         settings = read_settings(self.config, self.overrides, flags=self.flags)
         task = _get_task(*chosen_task(settings), preset=chosen_preset(settings))
@@ -221,26 +222,6 @@ def _get_task(name: str, options: dict[str, Any], *, preset: str | None) -> Task
             raise
         listed = ", ".join(f"{key}={value}" for key, value in changed.items())
         raise TaskError(error.message, *error.hints, f"the preset `{preset}` sets {listed} for this task") from None
-
-
-def _stored_config(folder: Path, placement: dict[str, Any]) -> Config:
-    """Return the configuration of the run in a directory, with another placement where one is given."""
-    from pydantic import ValidationError
-
-    from r3core.config import NOT_SETTINGS, Config, explained
-    from r3core.runs import RunRecord
-
-    stored = RunRecord(folder).read_json("config")
-    try:
-        settings = {key: value for key, value in stored.items() if key not in NOT_SETTINGS}
-        return Config.model_validate(settings | {"output_dir": folder} | placement)
-    except (AttributeError, ValidationError) as error:
-        if isinstance(error, ValidationError) and error.errors()[0]["loc"][0] in placement:
-            raise explained(error) from None
-        raise ConfigError(
-            f"`{folder / 'config.json'}` is not a configuration of this version of r3",
-            "give the task and its settings again, and another --output-dir",
-        ) from None
 
 
 def _fingerprint(folder: Path) -> str:
