@@ -33,7 +33,7 @@ def view(
 ) -> None:
     """Open the page of a run, or one page that compares several.
 
-    The page is served where there is no desktop, and while a run is in progress: then it is kept up to date.
+    The page is served where there is no desktop, and while a run is in progress: then it follows the run.
     """
     from r3core.page import write_page
     from r3core.recorded import open_record, status_of
