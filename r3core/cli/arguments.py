@@ -78,7 +78,15 @@ FLAGS: dict[str, Flag] = {
     "accelerate_config": _flag(Path, "Configuration file of `accelerate launch` for training.", "accelerate_config"),
     "limit": _flag(int, "Maximum number of problems, in mining and in evaluation.", "mine.limit", "evaluate.limit"),
     "seed": Flag(Seed, ("seed",)),
+    "run": Flag(Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory.")], ("output_dir",)),
     "output_dir": _flag(Path, "Run directory.", "output_dir"),
+    "csv": Flag(
+        Annotated[bool, typer.Option("--csv", help="Also write the tables to RUN/tables, as CSV.")], default=False
+    ),
+    "png": Flag(
+        Annotated[bool, typer.Option("--png", help="Also write the charts to RUN/charts, as PNG and SVG.")],
+        default=False,
+    ),
     "uncertified": Flag(Uncertified, ("uncertified",)),
     "dry_run": Flag(DryRun, default=False),
     "as_json": Flag(Json, default=False),
@@ -104,6 +112,8 @@ class Arguments:
     """Dotted configuration keys and their values, only those that are given."""
     dry_run: bool = False
     as_json: bool = False
+    csv: bool = False
+    png: bool = False
 
     @classmethod
     def of(cls, **given: Any) -> Arguments:
@@ -115,8 +125,7 @@ class Arguments:
             flags=flags
             | _named_values("task_options", given.get("task_option"), flag="--task-option", example="numbers=4")
             | _named_values("lora", given.get("lora"), flag="--lora", example="r=32"),
-            dry_run=given.get("dry_run", False),
-            as_json=given.get("as_json", False),
+            **{name: given.get(name, False) for name in ("dry_run", "as_json", "csv", "png")},
         )
 
     def resolve(self) -> tuple[Task, Config]:
@@ -134,6 +143,11 @@ class Arguments:
         settings = read_settings(self.config, self.overrides, flags=self.flags)
         task = _get_task(*chosen_task(settings), preset=chosen_preset(settings))
         return task, configure(task, settings)
+
+    def directory(self) -> Path:
+        """Return the directory of an existing run: the one that is named, or that of the configuration."""
+        named: Path | None = self.flags.get("output_dir")
+        return self.resolve()[1].directory if named is None else named
 
 
 def with_flags(*names: str) -> Callable[[Callable[[Arguments], None]], Callable[..., None]]:

@@ -1,16 +1,9 @@
-"""The page of a run: one offline HTML file."""
+"""The page of one or several runs: one HTML file with the result, the charts and the episodes, which needs no network.
 
-from __future__ import annotations
+`collect.py` reads a run, `sample.py` its episodes, `charts.py` draws, and `render.py` puts them into `page.html`.
+"""
 
-from collections.abc import Sequence
-from html import escape
-from pathlib import Path
+from r3core.page.export import write_csv, write_png
+from r3core.page.render import PAGE, version, write_page
 
-from r3core.files import atomic_write
-
-
-def write_page(runs: Sequence[Path], to: Path, *, live: bool = False) -> Path:
-    """Write the page of one run, or one that compares several, and return its path."""
-    names = ", ".join(run.name for run in runs)
-    atomic_write(to, f'<!doctype html><meta charset="utf-8"><title>{escape(names)}</title><p>{live}</p>')
-    return to
+__all__ = ["PAGE", "version", "write_csv", "write_page", "write_png"]
