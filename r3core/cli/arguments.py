@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -128,7 +129,7 @@ class Arguments:
         given = self.overrides or self.config or self.flags.keys() - {"output_dir", *PLACEMENT}
         if not given and folder is not None and (folder / "config.json").exists():
             placement = {key: value for key, value in self.flags.items() if key in PLACEMENT}
-            config = _stored_config(folder, placement)
+            config = stored_config(folder, placement)
             return get_task(config.task, **config.task_options), config
         settings = read_settings(self.config, self.overrides, flags=self.flags)
         task = _get_task(*chosen_task(settings), preset=chosen_preset(settings))
@@ -223,7 +224,7 @@ def _get_task(name: str, options: dict[str, Any], *, preset: str | None) -> Task
         raise TaskError(error.message, *error.hints, f"the preset `{preset}` sets {listed} for this task") from None
 
 
-def _stored_config(folder: Path, placement: dict[str, Any]) -> Config:
+def stored_config(folder: Path, placement: Mapping[str, Any] = MappingProxyType({})) -> Config:
     """Return the configuration of the run in a directory, with another placement where one is given."""
     from pydantic import ValidationError
 
@@ -233,7 +234,7 @@ def _stored_config(folder: Path, placement: dict[str, Any]) -> Config:
     stored = RunRecord(folder).read_json("config")
     try:
         settings = {key: value for key, value in stored.items() if key not in NOT_SETTINGS}
-        return Config.model_validate(settings | {"output_dir": folder} | placement)
+        return Config.model_validate({**settings, "output_dir": folder, **placement})
     except (AttributeError, ValidationError) as error:
         if isinstance(error, ValidationError) and error.errors()[0]["loc"][0] in placement:
             raise explained(error) from None
