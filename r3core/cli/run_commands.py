@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -65,7 +65,10 @@ def run(arguments: Arguments) -> None:
         pipeline.mine()
         pipeline.train()
         pipeline.evaluate()
-        _finish(pipeline, pipeline.report(), as_json=arguments.as_json)
+        result = pipeline.report()
+        _print_result(pipeline.run, pipeline.config, result, as_json=arguments.as_json)
+        _print_explanation(pipeline, to=sys.stderr if arguments.as_json else sys.stdout)
+        _write_page(pipeline.run.path)
 
 
 @with_flags(*GENERATE, *MINE)
@@ -277,6 +280,12 @@ def _print_result(run: RunRecord, config: Config, result: Result, *, as_json: bo
     shares = ", ".join(f"{part} {share:.1%}" for part, share in shares_of_a_step(run).items())
     typer.echo(f"- {seconds}" + (f"; of a training step: {shares}" if shares else ""))
     typer.echo(f"- run directory: {run.path}")
+
+
+def _print_explanation(pipeline: Pipeline, *, to: TextIO) -> None:
+    from r3core.explain import explain, print_explanation
+
+    print_explanation(explain(pipeline.run, pipeline.config), to)
 
 
 def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:

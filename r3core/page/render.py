@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from r3core import __version__
+from r3core import __version__, explain
 from r3core.files import atomic_write, digest
 from r3core.page import charts, collect, sample
 from r3core.page.collect import Collected
@@ -167,7 +167,7 @@ def _run(run: Collected) -> dict[str, Any]:
         "name": run.name,
         "claim": shown(_claim(run)),
         "state": shown(_state(run)),
-        "findings": None,
+        "findings": explain.diagnose(run.record, run.config),
         "forecast": collect.compared_with_forecast(run),
         "probed": run.forecast.probed if run.forecast else 0,
         "certificate": certificate
