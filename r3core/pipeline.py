@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from r3core import report
+from r3core.activity import ENGINE, WORKERS, waiting_for
 from r3core.check import certificate_of, require_passed
 from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
@@ -29,6 +30,7 @@ from r3core.generation.transformers import TransformersGenerator
 from r3core.mine import mine
 from r3core.plugins.engines import checked_engine, engine_of
 from r3core.preflight import check_template, print_notes, template_date
+from r3core.progress import watched
 from r3core.protocol import Protocol
 from r3core.runs import ReadOnlyRun, Run, RunRecord, values_of
 from r3core.task import Task
@@ -88,7 +90,8 @@ class Pipeline:
         if self.run.done("train") is not None:
             return
         self.check_template()
-        certificate = certificate_of(self.task, self.config.judge)
+        with watched("check"), waiting_for(WORKERS, "probes of the verifier"):
+            certificate = certificate_of(self.task, self.config.judge)
         self.run.write_json("certificate", certificate)
         if not self.config.uncertified:
             require_passed(certificate, self.config.task)
@@ -100,7 +103,8 @@ class Pipeline:
         if self.engine.in_process and self.run.done("mine") is None:
             name = model_of(self.config, self.task)
             assert isinstance(self.executor, LocalExecutor)
-            generator = self.executor.generator(name)
+            with watched("load"):
+                generator = self.executor.generator(name)
             assert isinstance(generator, TransformersGenerator)
             check_padding(generator.model, generator.tokenizer, name=name)
 
@@ -139,7 +143,8 @@ class Pipeline:
         from r3core.training.precision import training_dtype
 
         served = bool(self.config.grpo_options().get("use_vllm"))  # then transformers' cache is not used
-        model, tokenizer = load(self.config, name, dtype=training_dtype(self.config), generates=not served)
+        with watched("train"), waiting_for(ENGINE, f"loading {name}"):
+            model, tokenizer = load(self.config, name, dtype=training_dtype(self.config), generates=not served)
         if world_size() == 1:  # several processes may hold parts of it; `r3 run` has checked it before it mined
             check_padding(model, tokenizer, name=name)
         failures = read_failures(self.run.path / "failures")[0]

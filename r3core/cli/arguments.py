@@ -13,6 +13,7 @@ import typer
 
 from r3core.errors import TaskError
 from r3core.files import digest
+from r3core.progress import quiet
 from r3core.training.launch import started_by_run
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 Uncertified = Annotated[
     bool | None, typer.Option("--uncertified", help="Train even if the verifier does not pass `r3 check`.")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress; warnings and errors are printed.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and exit; nothing is written.")]
 
 
@@ -89,12 +91,13 @@ FLAGS: dict[str, Flag] = {
     ),
     "uncertified": Flag(Uncertified, ("uncertified",)),
     "dry_run": Flag(DryRun, default=False),
+    "quiet": Flag(Quiet, default=False),
     "as_json": Flag(Json, default=False),
 }
 """Every option of the commands on runs, in the order of their help."""
 FIND = ("task", "task_option", "config", "overrides", "output_dir", "as_json")
 """The options that find an existing run."""
-GENERATE = (*FIND, "model", "chat_template", "preset", "engine", "limit", "seed", "dry_run")
+GENERATE = (*FIND, "model", "chat_template", "preset", "engine", "limit", "seed", "dry_run", "quiet")
 """The options of commands that generate text."""
 MINE = ("samples", "keep", "failures")
 """The options of mining alone."""
@@ -156,7 +159,8 @@ def with_flags(*names: str) -> Callable[[Callable[[Arguments], None]], Callable[
     def decorate(work: Callable[[Arguments], None]) -> Callable[..., None]:
         def command(**given: Any) -> None:
             try:
-                work(Arguments.of(**given))
+                with quiet(given.pop("quiet", False)):
+                    work(Arguments.of(**given))
             except KeyboardInterrupt:
                 if not started_by_run():  # else the process that started this one prints it
                     typer.echo("interrupted; run the same command to resume", err=True)

@@ -21,6 +21,7 @@ from r3core.cli.arguments import (
     Json,
     ModelName,
     Overrides,
+    Quiet,
     Seed,
     TaskName,
     TaskOptions,
@@ -88,7 +89,7 @@ def mine(arguments: Arguments) -> None:
         _print_facts({"failures": failures, "counts": facts}, as_json=arguments.as_json)
 
 
-@with_flags(*FIND, *TRAIN, "model", "chat_template", "preset", "engine", "seed", "dry_run", "failures")
+@with_flags(*FIND, *TRAIN, "model", "chat_template", "preset", "engine", "seed", "dry_run", "quiet", "failures")
 def train(arguments: Arguments) -> None:
     """Train the reflections on the failures of a run.
 
@@ -195,6 +196,7 @@ def rescore(
     output_dir: Annotated[
         Path | None, typer.Option(help="Write the failures that still fail to this failure dataset.")
     ] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Verify all recorded answers again, and print which verdicts changed.
@@ -202,11 +204,13 @@ def rescore(
     The run directory or failure dataset itself is not changed.
     """
     from r3core import rescore as rescoring
+    from r3core.progress import quiet as silenced
     from r3core.report import print_rescored
     from r3core.settings import assignments
 
     options = dict(assignments(task_option or [], flag="--task-option", example="numbers=4"))
-    rescored = rescoring.rescore(source, spec=task, options=options, output=output_dir)
+    with silenced(quiet):
+        rescored = rescoring.rescore(source, spec=task, options=options, output=output_dir)
     if as_json:
         typer.echo(json.dumps(rescored.model_dump(mode="json"), indent=2))
     else:
