@@ -29,7 +29,10 @@ from r3core.files import atomic_write, cut_off_torn_row
 T = TypeVar("T")
 Value = TypeVar("Value", bound=BaseModel)
 
-_NOT_RESULTS = ("config.json", "environment.json", "sessions.jsonl", "clock.jsonl", "certificate.json", "template.json")
+_NOT_RESULTS = (
+    *("config.json", "environment.json", "sessions.jsonl", "clock.jsonl", "certificate.json", "template.json"),
+    *("report.html", "tables", "charts"),
+)
 _RESOLVED = "grpo_resolved"
 _PATIENCE = 30.0  # seconds in which processes that were killed must free the lock
 _MAX_DIFFERENCES = 8  # listed in an error message; more are counted
