@@ -1,4 +1,4 @@
-"""What a run directory says about itself: its configuration, and how far the run has come."""
+"""What a run directory records about itself: its configuration, and how far the run has come."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Status(Frozen):
 
     finished: tuple[Stage, ...]
     stage: Stage | None
-    """The stage that has begun and is not finished; None between two stages and after the last."""
+    """The stage that has started and is not finished; None between two stages and after the last."""
     in_progress: bool
     """Whether the process that has locked the run directory is alive, on this machine."""
 
@@ -41,8 +41,8 @@ class Status(Frozen):
 def status_of(run: RunRecord) -> Status:
     """Return how far a run has come."""
     finished = tuple(stage for stage in STAGES if run.done(stage) is not None)
-    begun = [stage for stage in STAGES if any((run.path / f"{name}.jsonl").exists() for name in _ROWS[stage])]
-    unfinished = [stage for stage in begun if stage not in finished]
+    started = [stage for stage in STAGES if any((run.path / f"{name}.jsonl").exists() for name in _ROWS[stage])]
+    unfinished = [stage for stage in started if stage not in finished]
     return Status(finished=finished, stage=unfinished[-1] if unfinished else None, in_progress=_locked(run.path))
 
 

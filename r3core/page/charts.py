@@ -1,4 +1,4 @@
-"""The charts of a page as Vega-Lite specifications, each with the figures that it is drawn from.
+"""The charts of a page as Vega-Lite specifications, each with the figures behind it.
 
 Vega-Lite (through Altair) for these reasons: one specification gives the interactive chart of the page and the PNG and
 SVG of a paper; its script can be inlined (0.9 MB; plotly's has 4.5, bokeh's 1.1) and runs under a Content-Security-
@@ -60,7 +60,7 @@ CURVES: dict[str, tuple[str, str]] = {
         "entropy",
         "How uncertain the model is per token, in nats. A fall to 0 means that all reflections become the same.",
     ),
-    "loss": ("loss", "The loss of GRPO. It is near 0 by construction, and says little about progress."),
+    "loss": ("loss", "The loss of GRPO. It is near 0 by construction, and means little about progress."),
     "grad_norm": ("gradient norm", "Length of the gradient before clipping. Peaks point to a learning rate too high."),
     "learning_rate": ("learning rate", "The learning rate of the step, after warm-up and schedule."),
     "seconds/generation": ("seconds of generation", "Seconds per step for reflections and retries."),
@@ -85,8 +85,8 @@ class Chart(NamedTuple):
 
 def charts(runs: Sequence[Collected]) -> list[Chart]:
     """Return the charts of a page that have something to show, in the order of the page."""
-    drawn = [rates(runs), cross(runs), *categories(runs), *curves(runs), *validation(runs), seconds(runs), tokens(runs)]
-    return [chart for chart in drawn if chart.rows]
+    made = [rates(runs), cross(runs), *categories(runs), *curves(runs), *validation(runs), seconds(runs), tokens(runs)]
+    return [chart for chart in made if chart.rows]
 
 
 def rates(runs: Sequence[Collected]) -> Chart:
@@ -304,7 +304,7 @@ def _tooltip(columns: Sequence[str]) -> list[alt.Tooltip]:
 
 
 def _colour(runs: Sequence[Collected]) -> alt.Color:
-    """Return one colour per model for one run, and one per run for several; then the shape tells base and trained."""
+    """Return one colour per model for one run, and one per run for several; then base and trained differ in shape."""
     if len(runs) == 1:
         return _colour_of("model", _labels(runs))
     colours = [COLOURS[place % len(COLOURS)] for place, run in enumerate(runs) for _ in run.sides]

@@ -66,7 +66,7 @@ class Collected:
 
     @property
     def max_steps(self) -> int | None:
-        """The number of training steps that are planned, where training has begun."""
+        """The number of training steps that are planned, where training has started."""
         resolved = (self.record.read_json("config") or {}).get("grpo_resolved") or {}
         return int(resolved["max_steps"]) if "max_steps" in resolved else None
 
@@ -107,7 +107,7 @@ def collect(folder: Path, *, name: str) -> Collected:
 
 
 def names_of(folders: Iterable[Path]) -> list[str]:
-    """Return a short name for each run: the end of its path that tells it from the others."""
+    """Return a short name for each run: the end of its path that no other run has."""
     resolved = [folder.resolve() for folder in folders]
     for depth in range(1, 10):
         names = ["/".join(path.parts[-depth:]) for path in resolved]

@@ -30,7 +30,7 @@
   for (const place of document.querySelectorAll("[data-chart]")) {
     // `ast` interprets expressions instead of compiling them, which the page's security policy forbids
     window.vegaEmbed(place, data.charts[place.dataset.chart], { renderer: "svg", actions: false, ast: true, config: theme })
-      .catch((error) => place.append(element("p", {}, `This chart could not be drawn: ${error.message}`)));
+      .catch((error) => place.append(element("p", {}, `This chart cannot be shown: ${error.message}`)));
   }
 
   // ---- one turn, one conversation
@@ -47,7 +47,7 @@
     return turn.stopped ? element("span", { class: "tag" }, how[turn.stopped]) : null;
   }
 
-  function said(title, turn, { trained = "", extra = [] } = {}) {
+  function generated(title, turn, { trained = "", extra = [] } = {}) {
     const parts = [];
     if (turn.thinking) {
       const text = trained === "reflection" ? element("span", { class: "trained" }, turn.thinking) : turn.thinking;
@@ -81,20 +81,20 @@
 
   function conversation(side) {
     const run = data.runs[data.columns[side.column].run];
-    const parts = [said("attempt", side.attempt)];
+    const parts = [generated("attempt", side.attempt)];
     if (side.reflection) {
       parts.push(afterFailure(run, side.attempt, run.reflect));
-      parts.push(said("reflection", side.reflection, { trained: run.tokens, extra: [leak(side.reflection)] }));
+      parts.push(generated("reflection", side.reflection, { trained: run.tokens, extra: [leak(side.reflection)] }));
     }
     const retries = side.retries || {};
     if (retries.reflect) {
       parts.push(message("user", run.retry));
-      parts.push(said("retry", retries.reflect, { extra: [element("span", { class: "tag" }, `reward ${reward(retries.reflect)}`)] }));
+      parts.push(generated("retry", retries.reflect, { extra: [element("span", { class: "tag" }, `reward ${reward(retries.reflect)}`)] }));
     }
     const controls = Object.entries(retries).filter(([arm]) => arm !== "reflect");
     if (controls.length) {
       parts.push(element("details", {}, element("summary", {}, `${controls.length} controls`),
-        ...controls.map(([arm, turn]) => said(data.arms[arm] || arm, turn))));
+        ...controls.map(([arm, turn]) => generated(data.arms[arm] || arm, turn))));
     }
     return element("div", { class: "column" }, element("h3", {}, data.columns[side.column].label,
       element("span", { class: "tag" }, STATES[side.state])), ...parts);
@@ -115,12 +115,12 @@
     const run = data.runs[group.run];
     const parts = [...prompt({ prompt: group.prompt, answer: "" })];
     if (group.attempt) {
-      parts.push(said("attempt", group.attempt), afterFailure(run, group.attempt, run.reflect));
+      parts.push(generated("attempt", group.attempt), afterFailure(run, group.attempt, run.reflect));
     }
     for (const one of group.reflections) {
       const earned = element("span", { class: "tag" }, `reward ${one.reward === null ? "none" : Math.round(one.reward * 100) / 100}`);
-      parts.push(said("reflection", one.reflection, { trained: run.tokens, extra: [earned, leak(one.reflection)] }));
-      parts.push(...one.retries.map((turn) => said("retry", turn)));
+      parts.push(generated("reflection", one.reflection, { trained: run.tokens, extra: [earned, leak(one.reflection)] }));
+      parts.push(...one.retries.map((turn) => generated("retry", turn)));
     }
     return parts;
   }

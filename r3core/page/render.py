@@ -49,9 +49,9 @@ def render(runs: Sequence[Collected], *, live: bool = False) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    drawn = charts.charts(runs)
+    figures = charts.charts(runs)
     scripts = [_charting_library(), (_HERE / "page.js").read_text(encoding="utf-8")]
-    data = _data(runs, drawn)
+    data = _data(runs, figures)
     content = {
         "title": _title(runs),
         "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
@@ -61,7 +61,7 @@ def render(runs: Sequence[Collected], *, live: bool = False) -> str:
         "version": version([run.record.path for run in runs]) if live else "",
         "runs": [_run(run) for run in runs],
         "tables": [_table(run) for run in runs if run.result is not None],
-        "charts": _sections(drawn),
+        "charts": _sections(figures),
         "sampled": _sampled(runs, data),
         "folders": ", ".join(shown(str(run.record.path)) for run in runs),
         "version_of_r3": __version__,
@@ -79,7 +79,7 @@ def version(folders: Sequence[Path]) -> str:
     return digest(repr(sorted((str(file), file.stat().st_size) for file in files)), length=12)
 
 
-def _data(runs: Sequence[Collected], drawn: Sequence[charts.Chart]) -> dict[str, Any]:
+def _data(runs: Sequence[Collected], figures: Sequence[charts.Chart]) -> dict[str, Any]:
     """Return what the page's script reads: charts, episodes, and how the runs differ in them."""
     columns = [
         {"run": place, "model": model, "label": f"{run.name}: {model}" if len(runs) > 1 else model}
@@ -93,7 +93,7 @@ def _data(runs: Sequence[Collected], drawn: Sequence[charts.Chart]) -> dict[str,
         for group in sample.within(run.groups, each)
     ]
     return {
-        "charts": {chart.name: chart.spec for chart in drawn},
+        "charts": {chart.name: chart.spec for chart in figures},
         "arms": CONTROLS_TEXT,
         "runs": [_conversation(run) for run in runs],
         "columns": columns,
@@ -264,14 +264,14 @@ _SECTIONS = (
 )
 
 
-def _sections(drawn: Sequence[charts.Chart]) -> list[dict[str, Any]]:
+def _sections(figures: Sequence[charts.Chart]) -> list[dict[str, Any]]:
     sections = [
         {
             "id": name,
             "title": title,
             "small": small,
             "before": "",
-            "charts": [chart for chart in drawn if any(chart.name.startswith(one) for one in which)],
+            "charts": [chart for chart in figures if any(chart.name.startswith(one) for one in which)],
         }
         for name, title, which, small in _SECTIONS
     ]
