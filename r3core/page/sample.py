@@ -52,19 +52,23 @@ class Counts(NamedTuple):
 
     outcomes: dict[Key, Outcome]
     tokens: Counter[str]
+    reflections: int
+    """How many of the episodes have a reflection."""
 
 
 def count(run: RunRecord, name: str) -> Counts:
     """Return the outcomes and the tokens of all episodes in `NAME.jsonl`."""
     outcomes: dict[Key, Outcome] = {}
     tokens: Counter[str] = Counter()
+    reflections = 0
     for episode in each_value(Episode, run.rows(name), name):
+        reflections += episode.reflection is not None
         outcomes[episode.example.id, episode.sample] = Outcome(_state(episode), solved(episode))
         tokens["attempts"] += episode.attempt.tokens
         tokens["reflections"] += episode.reflection.tokens if episode.reflection else 0
         for arm, retry in episode.retries.items():
             tokens["retries" if arm == "reflect" else "controls"] += retry.tokens
-    return Counts(outcomes, tokens)
+    return Counts(outcomes, tokens, reflections)
 
 
 def change(base: Outcome | None, trained: Outcome | None) -> Change:
