@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from r3core.distributed import wait_for_all
 from r3core.training.checkpoints import mark_complete
+from r3core.training.trackers import report_episodes
 from r3core.training.trainer import ReflectionTrainer
 
 
@@ -56,10 +57,13 @@ class StepCallback(TrainerCallback):
         self.advance(1, figure=main_figure(self.trainer._metrics["train"]))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Append one row of metrics to the run; TRL's summary after the last step is not one."""
+        """Append one row of metrics to the run, and report episodes; TRL's summary after the last step is neither."""
         if logs and "train_runtime" not in logs:
             self.trainer.run.append("train", [{"step": state.global_step, **logs}])
             self.save_clock()
+            if state.is_world_process_zero:
+                report_episodes(self.trainer, self.trainer.recorded)
+            self.trainer.recorded = []
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark a checkpoint as complete, once every process has written its shards of weights and optimizer states."""

@@ -111,6 +111,8 @@ class ReflectionTrainer(GRPOTrainer):
         self.generation_seconds = 0.0
         self.generation_index = 0
         """Number of generations so far in this step; part of the seed of each."""
+        self.recorded: list[dict[str, Any]] = []
+        """The episodes of the last generation, as `train-episodes` has them."""
         self.truncation = TruncationCounter(protocol.config)
         at_a_time = (args.generation_batch_size or 1) // (args.num_generations or 1)  # P
         with vllm_started_for(args, protocol.config, model):
@@ -294,19 +296,17 @@ class ReflectionTrainer(GRPOTrainer):
             self.truncation.add("reflection", cut_off, total=len(reflections))
             answers = [episode.retries["reflect"] for retries in retried for episode in retries]
             self.truncation.add("retry", sum(a.stopped == "length" for a in answers), total=len(answers))
-        self.run.append(
-            "train-episodes",
-            [
-                {
-                    "step": self.state.global_step + 1,
-                    "id": self.failures[index].id,
-                    "reflection": retries[0].reflection,
-                    "retries": [episode.retries["reflect"] for episode in retries],
-                    "reward": reward,
-                }
-                for (index, retries), reward in zip(rows, rewards, strict=True)
-            ],
-        )
+        self.recorded = [
+            {
+                "step": self.state.global_step + 1,
+                "id": self.failures[index].id,
+                "reflection": retries[0].reflection,
+                "retries": [episode.retries["reflect"] for episode in retries],
+                "reward": reward,
+            }
+            for (index, retries), reward in zip(rows, rewards, strict=True)
+        ]
+        self.run.append("train-episodes", self.recorded)
 
     def _read_by_retry(self, reflections: Sequence[Reflection]) -> float:
         """Return the share of the trained tokens that the retries have read; 1 for a model without thinking."""
