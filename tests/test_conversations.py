@@ -175,3 +175,11 @@ def test_arguments_that_do_not_fit_together_are_errors(
     shown = r3("show", *[run if one == "RUN" else one for one in arguments])
     assert (shown.code, shown.out) == (2, "")
     assert message in shown.err
+
+
+def test_half_a_surrogate_pair_is_escaped(run: Path, r3: R3) -> None:
+    rows = run / "evaluate-trained.jsonl"
+    rows.write_text(rows.read_text().replace('"7"', '"\\ud800"'))
+    shown = r3("show", run)
+    assert (shown.code, shown.err) == (0, "")
+    assert "\\ud800" in shown.out
