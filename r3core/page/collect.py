@@ -13,12 +13,11 @@ from typing import Any
 
 from r3core.check.certificate import Certificate
 from r3core.config import Config, configure
-from r3core.errors import ConfigError, R3Error
+from r3core.errors import ConfigError
 from r3core.evaluate import Result, Scores
 from r3core.forecast import Forecast, group_size
 from r3core.page import sample
-from r3core.plugins.discovery import get_task
-from r3core.recorded import Status, config_of, open_record, status_of
+from r3core.recorded import Status, config_of, open_record, status_of, task_of
 from r3core.runs import RunRecord, values_of
 from r3core.stats import Rate, Share
 from r3core.task import Task
@@ -102,7 +101,7 @@ def collect(folder: Path, *, name: str) -> Collected:
         group_tokens=group_tokens,
         mined=len(mined),
         mined_tokens=sum(mined),
-        task=_task(config),
+        task=task_of(config),
     )
 
 
@@ -200,13 +199,6 @@ def _untouched(run: Collected) -> Config:
     except ConfigError:
         pass
     return Config(task=run.config.task)
-
-
-def _task(config: Config) -> Task | None:
-    try:
-        return get_task(config.task, **config.task_options)
-    except R3Error:
-        return None
 
 
 def _value(kind: type[Any], record: RunRecord, name: str) -> Any:
