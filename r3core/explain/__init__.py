@@ -42,6 +42,7 @@ _CHECKS: Sequence[Callable[[Seen], Diagnosis | None]] = (
     training.few_updates,
     training.reward_flat,
 )
+_ORDER = list(RULES)
 
 
 class Explanation(Frozen):
@@ -78,10 +79,9 @@ def diagnoses_of(figures: Figures, config: Config) -> list[Diagnosis]:
     """Return the diagnoses of recorded figures."""
     seen = Seen(figures, config)
     made = [found for check in _CHECKS if (found := check(seen)) is not None]
-    order = list(RULES)
-    made.sort(key=lambda found: order.index(found.name))
-    causes = [found for found in made if found.name not in CONSEQUENCES]
-    return (causes or made)[:MAX_FINDINGS]
+    made.sort(key=lambda found: _ORDER.index(found.name))
+    needed = [found for place, found in enumerate(made) if place == 0 or found.name not in CONSEQUENCES]
+    return needed[:MAX_FINDINGS]
 
 
 def print_explanation(explanation: Explanation, to: TextIO) -> None:
