@@ -9,7 +9,7 @@ from r3core.config import Config
 from r3core.explain import evaluation, rewards, training, verifier
 from r3core.explain.figures import Figures, figures_of
 from r3core.explain.findings import Seen
-from r3core.explain.rules import CONSEQUENCES, MAX_FINDINGS, RULES, Diagnosis
+from r3core.explain.rules import CONSEQUENCES, FOLLOWS, MAX_FINDINGS, RULES, Diagnosis
 from r3core.runs import RunRecord
 from r3core.task import Frozen
 
@@ -80,7 +80,12 @@ def diagnoses_of(figures: Figures, config: Config) -> list[Diagnosis]:
     seen = Seen(figures, config)
     made = [found for check in _CHECKS if (found := check(seen)) is not None]
     made.sort(key=lambda found: _ORDER.index(found.name))
-    needed = [found for place, found in enumerate(made) if place == 0 or found.name not in CONSEQUENCES]
+    names = [found.name for found in made]
+    needed = [
+        found
+        for place, found in enumerate(made)
+        if FOLLOWS.get(found.name) not in names and (place == 0 or found.name not in CONSEQUENCES)
+    ]
     return needed[:MAX_FINDINGS]
 
 

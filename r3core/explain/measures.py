@@ -61,8 +61,7 @@ def grows_without_reward(figures: Figures, part: Callable[[Group], int], of: Cal
     Then training has brought it about, and not the limit.
     """
     steps = steps_of(figures)
-    rise = reward_change(figures)
-    if rise is None or rise.low > 0:
+    if not steps or rises(figures):
         return False
     return share(within(figures, (steps[0], steps[0])), part, of).high < share(figures.groups, part, of).low
 
@@ -108,6 +107,12 @@ def reward_change(figures: Figures) -> Change | None:
         return None
     before, after = (reward(figures, window) for window in ends)
     return change(before, after) if before.samples and after.samples else None
+
+
+def rises(figures: Figures) -> bool:
+    """Return whether the reward rises; a model that has collapsed may earn no reward at all at the end."""
+    change = reward_change(figures)
+    return change is not None and change.low > 0
 
 
 def rewards_over_time(figures: Figures) -> list[Mean]:

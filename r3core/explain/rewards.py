@@ -99,10 +99,8 @@ def groups_without_signal(seen: Seen) -> Diagnosis | None:
         return _all_alike(seen, "groups-all-right", right, mixed)
     mixed = measures.share(groups, lambda g: g.levels > 1, lambda _: 1)
     wrong = measures.share(groups, lambda g: g.levels == 1 and not g.reward, lambda _: 1)
-    if mixed.high >= RULES["groups-all-wrong"].limit or (change := measures.reward_change(seen.figures)) is None:
-        return None
-    if change.low > 0:  # it has learned, and few mixed groups are left
-        return None
+    if mixed.high >= RULES["groups-all-wrong"].limit or measures.rises(seen.figures):
+        return None  # where it has learned, few mixed groups may be left
     different = measures.share(groups, lambda g: g.distinct, lambda g: g.reflections)
     if different.high < 0.5:
         return _identical(seen, different, mixed)

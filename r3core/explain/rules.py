@@ -175,5 +175,10 @@ RULES: dict[str, Rule] = {
     ),
 }
 """Every diagnosis. A share is above a limit when its whole 95% interval is, so that few samples give no false alarm."""
+FOLLOWS = {
+    name: "learning-rate-high"
+    for name in ("validation-falls", "reflections-collapsed", "reflections-exploded", "first-try-lost")
+}
+"""Diagnosis -> the one that explains it, and whose advice holds for both."""
 CONSEQUENCES = ("learning-rate-low", "few-updates", "reward-flat")
 """Diagnoses that are made only where none of those above them explains the run."""

@@ -121,7 +121,7 @@ def few_updates(seen: Seen) -> Diagnosis | None:
     if not seen.figures.stages.get("train") or not 0 < steps < RULES["few-updates"].limit:
         return None
     change = measures.reward_change(seen.figures)
-    if (change and change.low > 0) or (paired and paired.second.low > 0):
+    if measures.rises(seen.figures) or (paired and paired.second.low > 0):
         return None
     rise = f"the reward changes by {_change(change)}" if change else "no change of the reward can be seen"
     return diagnosis(
@@ -133,8 +133,8 @@ def few_updates(seen: Seen) -> Diagnosis | None:
 
 
 def reflection_length(seen: Seen) -> Diagnosis | None:
-    ends, rise = measures.first_and_last(seen.figures), measures.reward_change(seen.figures)
-    if ends is None or (rise and rise.low > 0):
+    ends = measures.first_and_last(seen.figures)
+    if ends is None or measures.rises(seen.figures):
         return None
     change = measures.change(*(measures.length(seen.figures, window) for window in ends))
     before, after = change.before, change.after
