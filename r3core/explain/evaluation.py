@@ -109,9 +109,15 @@ def evaluation_too_small(seen: Seen) -> Diagnosis | None:
         "evaluation-too-small",
         f"the second try changes by {_points(second)} (p = {second.p:.2f}) on {problems:,} problems, too few to see "
         f"it: for a difference of {what}, {needed:,} problems give a power of 80%",
-        f"evaluate.limit={needed}",
+        _more_problems(needed, seen.figures.in_split),
         {"difference": second.difference, "low": second.low, "high": second.high, "n": problems, "needed": needed},
     )
+
+
+def _more_problems(needed: int, in_split: int | None) -> str:
+    if in_split is None or needed <= in_split:
+        return f"evaluate.limit={needed}"
+    return f"evaluate.limit=null evaluate.samples=4 (the split has {in_split:,} problems), or several seeds"
 
 
 def _difference(before: Rate, after: Rate) -> Difference:
