@@ -19,12 +19,29 @@ from r3core.truncation import PLURAL
 
 HEADINGS = ("", "base", "trained", "trained - base")
 _MAX_SHOWN = 100  # characters of a model's text in one line
-_CONTROLS = {
+CONTROLS_TEXT = {
     "none": "retry, no reflection",
     "generic": "retry, generic sentence",
     "shuffled": "retry, another's reflection",
     "resample": "plain resampling",
 }
+
+
+def claim(result: Result, config: Config) -> str:
+    """Return the result in one sentence, with its interval, its p-value and the number of problems."""
+    scope = f"{result.base.second.total:,} problems of the {config.evaluate.split} split, seed {config.seed}"
+    if result.trained is None or result.paired is None:
+        return f"The model solves {_percent(result.base.second)} in two tries ({scope}); nothing was trained."
+    change = result.paired.second
+    before, after = _percent(result.base.second), _percent(result.trained.second)
+    if change.low > 0:
+        found = f"Training the reflections raised the share of problems solved in two tries from {before} to {after}"
+    elif change.high < 0:
+        found = f"Training the reflections lowered the share of problems solved in two tries from {before} to {after}"
+    else:
+        found = f"No effect of training is visible: {before} of the problems solved in two tries before, {after} after"
+    points = f"{100 * change.difference:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}], {_p(change)}"
+    return f"{found}: {points} (95% interval; {scope})."
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:
@@ -35,7 +52,7 @@ def rows(result: Result) -> list[tuple[str, ...]]:
         ("first try", *(_rate(side.first) for side in sides), _difference(paired.first) if paired else ""),
         ("second try", *(_rate(side.second) for side in sides), _difference(paired.second) if paired else ""),
         ("fix rate", *(_rate(side.fix) for side in sides), ""),
-        *((f"  {_CONTROLS[arm]}", *(_rate(s.controls[arm]) for s in sides), "") for arm in result.base.controls),
+        *((f"  {CONTROLS_TEXT[arm]}", *(_rate(s.controls[arm]) for s in sides), "") for arm in result.base.controls),
         ("  reflection without the answer", *(_rate(side.fix_without_leak) for side in sides), ""),
         ("reflections with the answer", *(_rate(side.leaks) for side in sides), ""),
     ]
@@ -243,13 +260,21 @@ def _rate(rate: Rate) -> str:
     return f"{100 * rate.rate:5.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate.total else "-"
 
 
+def _percent(rate: Rate) -> str:
+    return f"{100 * rate.rate:.1f}%" if rate.total else "an unknown share"
+
+
 def _named(verifier: Verifier) -> str:
     return f"verifier version {verifier.version} ({verifier.hash})" if verifier.hash else "an unknown verifier"
 
 
 def _difference(difference: Difference) -> str:
-    p = "p < 0.001" if difference.p < 0.001 else f"p = {difference.p:.3f}"
-    return f"{100 * difference.difference:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}] {p}"
+    low, high = 100 * difference.low, 100 * difference.high
+    return f"{100 * difference.difference:+.1f} [{low:+.1f}, {high:+.1f}] {_p(difference)}"
+
+
+def _p(difference: Difference) -> str:
+    return "p < 0.001" if difference.p < 0.001 else f"p = {difference.p:.3f}"
 
 
 def _share(share: Share | Rate) -> str:

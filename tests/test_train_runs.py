@@ -23,10 +23,26 @@ from r3core.runs import Run, RunRecord
 from r3core.train import train
 from r3core.training.checkpoints import last_checkpoint
 from r3core.training.precision import rounding_warning, training_dtype
+from r3core.training.trackers import EPISODES
 
 pytestmark = pytest.mark.slow
 
 LEARNING: dict[str, Any] = {"steps": 60}
+OWN_METRICS = {
+    f"train/{name}"
+    for name in (
+        "groups/mixed",
+        "groups/unjudged",
+        "reflections/leak_rate",
+        "reflections/read_by_retry",
+        "retries/truncated",
+        "retries/unjudged",
+        "seconds/generation",
+        "seconds/verification",
+        "seconds/training",
+    )
+}
+"""Metrics of r3 that trackers receive beside TRL's own."""
 
 
 def trained(path: Path, config: Config, *, model: LlamaForCausalLM | None = None, task: Task | None = None) -> Run:
@@ -351,7 +367,14 @@ def test_steps_are_reported_to_tensorboard(tmp_path: Path) -> None:
     written = EventAccumulator(str(events)).Reload()
     rewards = [event.value for event in written.Scalars("train/reward")]
     assert rewards == pytest.approx([row["reward"] for row in run.read("train")])
-    assert "train/groups/mixed" in written.Tags()["scalars"]
+    assert set(written.Tags()["scalars"]) >= OWN_METRICS
+    texts = [event.tensor_proto.string_val[0].decode() for event in written.Tensors("episodes/text_summary")]
+    reported = [re.findall(r"^    (\w+): (.*)$", text, flags=re.MULTILINE) for text in texts]
+    assert [dict(of_step)["step"] for of_step in reported] == ["1", "2"]
+    episodes = run.read("train-episodes")
+    assert {value for of_step in reported for name, value in of_step if name == "reflection"} <= {
+        row["reflection"]["text"] for row in episodes
+    }
 
 
 def test_steps_are_reported_to_trackio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -360,7 +383,12 @@ def test_steps_are_reported_to_trackio(tmp_path: Path, capsys: pytest.CaptureFix
     run = trained(tmp_path / "run", password.config(steps=2, report_to="trackio", project="doors", run_name="one"))
     written = [row for row in SQLiteStorage.get_logs("doors", "one") if "train/reward" in row]
     assert [row["train/reward"] for row in written] == [row["reward"] for row in run.read("train")]
-    assert all("train/groups/mixed" in row for row in written)
+    assert all(row.keys() >= OWN_METRICS for row in written)
+    tables = [row["episodes"]["_value"] for row in SQLiteStorage.get_logs("doors", "one") if "episodes" in row]
+    assert [{row["step"] for row in table} for table in tables] == [{1}, {2}]
+    assert all(len(table) == EPISODES for table in tables)
+    recorded = {(row["step"], row["id"], row["reflection"]["text"]) for row in run.read("train-episodes")}
+    assert {(row["step"], row["id"], row["reflection"]) for table in tables for row in table} <= recorded
     assert capsys.readouterr().out == "", "standard output belongs to --json"
 
 
@@ -374,7 +402,11 @@ def test_steps_are_reported_to_wandb_offline(
     trained(tmp_path / "run", password.config(steps=2, report_to="wandb"))
     wandb.teardown()  # writes what is still in memory
     [record] = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    assert b"train/groups/mixed" in record.read_bytes()
+    assert all(name.encode() in record.read_bytes() for name in OWN_METRICS)
+    tables = [json.loads(path.read_text()) for path in tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")]
+    assert {row[0] for table in tables for row in table["data"]} == {1, 2}
+    columns = ["step", "id", "reflection", "retry", "verdict", "reward", "leaked"]
+    assert all(table["columns"] == columns and len(table["data"]) == EPISODES for table in tables)
     assert capsys.readouterr().out == "", "standard output belongs to --json"
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from r3core.cli.arguments import Json, stored_config
+from r3core.cli.arguments import Json
 
 
 def register(app: typer.Typer) -> None:
@@ -25,14 +25,11 @@ def explain(
 
     The findings come from recorded figures alone: no model is loaded, and nothing is written.
     """
-    from r3core.errors import UsageError
     from r3core.explain import explain as explanation_of
     from r3core.explain import print_explanation
-    from r3core.runs import RunRecord
+    from r3core.recorded import config_of, open_record
 
-    if not (run / "config.json").is_file():
-        raise UsageError(f"`{run}` is not a run directory: it has no config.json", "name the directory of a run")
-    explanation = explanation_of(RunRecord(run), stored_config(run))
+    explanation = explanation_of(open_record(run), config_of(run))
     if as_json:
         typer.echo(json.dumps({"run": str(run)} | explanation.model_dump(mode="json"), indent=2, ensure_ascii=False))
     else:

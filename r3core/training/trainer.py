@@ -28,7 +28,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from r3core.distributed import rank
+from r3core.activity import ENGINE, PROCESS, STEP, waiting_for
+from r3core.distributed import rank, world_size
 from r3core.episode import Episode, Reflection
 from r3core.failures import Failure
 from r3core.generation.cache import apply_time_step_limit
@@ -110,6 +111,8 @@ class ReflectionTrainer(GRPOTrainer):
         self.generation_seconds = 0.0
         self.generation_index = 0
         """Number of generations so far in this step; part of the seed of each."""
+        self.recorded: list[dict[str, Any]] = []
+        """The episodes of the last generation, as `train-episodes` has them."""
         self.truncation = TruncationCounter(protocol.config)
         at_a_time = (args.generation_batch_size or 1) // (args.num_generations or 1)  # P
         with vllm_started_for(args, protocol.config, model):
@@ -146,6 +149,13 @@ class ReflectionTrainer(GRPOTrainer):
         """Save as transformers does, in checkpoints too, but with the model's own chat template."""
         with using(self.processing_class, original(self.processing_class)):
             super().save_model(*arguments, **options)
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """Train as TRL does; a stall inside is reported as the step's, unless a part of it is known to wait."""
+        others = f"in {world_size()} processes" if world_size() > 1 else ""
+        with waiting_for(STEP, others):
+            loss: torch.Tensor = super().training_step(*arguments, **options)  # type: ignore[no-untyped-call]
+        return loss
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         trl: Any = super()._get_train_sampler(dataset)
@@ -217,7 +227,8 @@ class ReflectionTrainer(GRPOTrainer):
                 seed=self._seed("reflect", self.accelerator.process_index),
             )
             served = bool(self.use_vllm)
-            results = self.policy.continue_ids(prompt_ids, sampling, group=num_generations, logprobs=served)
+            with waiting_for(ENGINE, f"{len(prompt_ids):,} reflections"):
+                results = self.policy.continue_ids(prompt_ids, sampling, group=num_generations, logprobs=served)
             logprobs = [result.logprobs for result in results] if served else None
             return [result.ids for result in results], logprobs
         finally:
@@ -234,7 +245,8 @@ class ReflectionTrainer(GRPOTrainer):
         retried = self._retry(failure)
         # Groups may span processes, so each process computes the rewards of all P * G rows, in order of rank, and
         # returns its own B of them.
-        rows: list[tuple[int, list[Episode]]] = gather_object(list(zip(failure, retried, strict=True)))
+        with waiting_for(PROCESS, "the retries of the other ranks"):
+            rows: list[tuple[int, list[Episode]]] = gather_object(list(zip(failure, retried, strict=True)))
         rewards = self._rewards(rows)
         self.generation_seconds += perf_counter() - started - (self.protocol.judge.seconds - verifying)
         self.generation_index += 1
@@ -284,19 +296,17 @@ class ReflectionTrainer(GRPOTrainer):
             self.truncation.add("reflection", cut_off, total=len(reflections))
             answers = [episode.retries["reflect"] for retries in retried for episode in retries]
             self.truncation.add("retry", sum(a.stopped == "length" for a in answers), total=len(answers))
-        self.run.append(
-            "train-episodes",
-            [
-                {
-                    "step": self.state.global_step + 1,
-                    "id": self.failures[index].id,
-                    "reflection": retries[0].reflection,
-                    "retries": [episode.retries["reflect"] for episode in retries],
-                    "reward": reward,
-                }
-                for (index, retries), reward in zip(rows, rewards, strict=True)
-            ],
-        )
+        self.recorded = [
+            {
+                "step": self.state.global_step + 1,
+                "id": self.failures[index].id,
+                "reflection": retries[0].reflection,
+                "retries": [episode.retries["reflect"] for episode in retries],
+                "reward": reward,
+            }
+            for (index, retries), reward in zip(rows, rewards, strict=True)
+        ]
+        self.run.append("train-episodes", self.recorded)
 
     def _read_by_retry(self, reflections: Sequence[Reflection]) -> float:
         """Return the share of the trained tokens that the retries have read; 1 for a model without thinking."""

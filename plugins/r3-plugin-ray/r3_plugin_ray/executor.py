@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from r3_plugin_ray.actor import RESUME, Actor, Failed, Job, last_line
+from r3core.activity import ENGINE, waiting_for
 from r3core.config import Config
 from r3core.episode import Episode
 from r3core.errors import RunError, UsageError
@@ -150,7 +151,12 @@ class RayExecutor:
         watch: Any = partial(_Watch, actors, cpus, gpus, self.options.patience)
         context.custom_execution_callback_classes = [watch]
         del rows  # there may be gigabytes of them
-        for batch in data.iter_batches(batch_size=None, prefetch_batches=0):
+        arriving = iter(data.iter_batches(batch_size=None, prefetch_batches=0))
+        while True:
+            with waiting_for(ENGINE, f"batches by {actors} actors on the Ray cluster"):
+                batch = next(arriving, None)
+            if batch is None:
+                return
             yield from zip(map(int, batch["number"]), batch["result"], strict=True)
 
     def _gpus(self) -> float:
