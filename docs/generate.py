@@ -41,6 +41,7 @@ from r3_plugin_openai.server import ServerOptions
 from r3_plugin_ray.engine import RayOptions
 from r3core.cli.main import app
 from r3core.config import Config, Section
+from r3core.explain.rules import RULES
 from r3core.plugins.options import type_text
 from r3core.presets import PRESETS
 from r3core.training.grpo_options import OWNED
@@ -77,7 +78,7 @@ APIGEN = {
 def pages() -> dict[Path, str]:
     """Return the path and the text of every page that is generated, whole or in part."""
     written = {ROOT / "docs/cli.md": command_line(), ROOT / "docs/configuration.md": configuration()}
-    blocks = ("README.md", "docs/built-in-model.md", "docs/results.md", "docs/scale.md")
+    blocks = ("README.md", "docs/built-in-model.md", "docs/explain.md", "docs/results.md", "docs/scale.md")
     for page in (ROOT / name for name in blocks):
         written[page] = _filled(page.read_text(encoding="utf-8"))
     return written
@@ -168,6 +169,12 @@ def file_map() -> str:
     return table(("`r3core/`", "contents"), [*files, *folders])
 
 
+def diagnoses() -> str:
+    """Return a table of the diagnoses of `r3 explain`, the most important first."""
+    rows = [(f"`{name}`", rule.found.format(limit=rule.limit), rule.why) for name, rule in RULES.items()]
+    return table(("finding", "is made when", "reason for the limit"), rows)
+
+
 def countdown_corpus() -> str:
     """Return a table of the shares in the corpus of Countdown's model."""
     mixtures = COUNTDOWN.values()
@@ -221,6 +228,7 @@ def _phases(phases: Sequence[Phase], mixtures: Mapping[str, Any]) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "file map": file_map,
+    "diagnoses": diagnoses,
     "countdown corpus": countdown_corpus,
     "countdown phases": partial(_phases, countdown.PHASES, COUNTDOWN),
     "apigen corpus": apigen_corpus,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import password
 import pytest
+from command import R3
+from figures import demonstration
 from toy import Toy
 
 from r3core import Example, Prompt, Task, Verdict
@@ -17,13 +20,15 @@ from r3core.config import Config, Limits, resolve
 from r3core.episode import Answer, Reflection
 from r3core.evaluate import evaluate
 from r3core.executor import LocalExecutor
-from r3core.explain import explain
-from r3core.explain.rules import RULES
+from r3core.explain import diagnoses_of, explain
+from r3core.explain.figures import Figures, figures_of
+from r3core.explain.rules import MAX_FINDINGS, RULES
 from r3core.forecast import forecast
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.mine import mine
 from r3core.protocol import Protocol
 from r3core.runs import Run, RunRecord
+from r3core.stats import wilson
 from r3core.verification.judge import Judge
 
 RECORDS = Path(__file__).parent.parent / "docs" / "runs"
@@ -199,25 +204,39 @@ class Secret(password.Doors):
         return False
 
 
+class Half(Secret):
+    """Doors that half of the words open."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return response in password.WORDS[:4]
+
+
 class BrokenSecret(password.BrokenVerifier, Secret):
     """Doors whose verifier raises for three of the words."""
 
 
-def trained(path: Path, *, task: Task | None = None, judge: Limits | None = None, **options: Any) -> Recorded:
+def trained(
+    path: Path, *, task: Task | None = None, judge: Limits | None = None, turns: Any = None, **options: Any
+) -> Recorded:
     """Train the tiny model on passwords in a run of its own."""
     from r3core.train import train
 
-    turn = options.pop("turn", {})
     config = password.config(**options)
-    turns = config.sampling.model_copy(update={"reflection": config.sampling.reflection.model_copy(update=turn)})
-    config = config.model_copy(update={"sampling": turns, "judge": judge or config.judge})
+    sampling = config.sampling.model_dump()
+    turns = {turn: sampling[turn] | changed for turn, changed in (turns or {}).items()}
+    config = Config.model_validate(
+        config.model_dump() | {"sampling": sampling | turns, "judge": (judge or config.judge).model_dump()}
+    )
+    failures = [
+        failure.model_copy(update={"id": f"{failure.id}{number}"}) for number, failure in enumerate(password.failures())
+    ]
     with Run.open(path, config.record()) as run:
         run.finish(
             "train",
             train(
                 run,
                 password.protocol(config, task or Secret()),
-                password.failures(),
+                failures,
                 model=password.beginner(),
                 tokenizer=password.tokenizer(),
             ),
@@ -248,15 +267,15 @@ def rows(
     )
     chance = random.Random(1)
     verdicts = {True: Verdict.passed(), False: Verdict.failed("no"), None: Verdict.error("broken")}
+    episodes, metrics = [], []
     with Run.open(path, config.record()) as run:
         for step in range(1, steps + 1):
             part = (step - 1) / steps
-            entries = []
             for index in range(32):
                 passed = reward(part, chance)
                 reflection = Reflection(text=f"I see {index}.", tokens=tokens(part), leaked=leaked(part))
                 retry = Answer(text="?", tokens=1, verdict=verdicts[passed])
-                entries.append(
+                episodes.append(
                     {
                         "step": step,
                         "id": f"n{4 * step + index // 8}",
@@ -265,9 +284,10 @@ def rows(
                         "reward": None if passed is None else float(passed),
                     }
                 )
-            run.append("train-episodes", entries)
             base = {"loss": 0.1, "grad_norm": 0.5, "learning_rate": 2e-4, "entropy": 1 - 0.6 * part}
-            run.append("train", [{"step": step, **base, **logged}])
+            metrics.append({"step": step, **base, **logged})
+        run.append("train-episodes", episodes)
+        run.append("train", metrics)
         if finished:
             run.finish("train", {"steps": steps, "failures": 4 * steps})
     return path, config
@@ -289,8 +309,6 @@ def with_rows(path: Path, recorded: Recorded, name: str, made: list[dict[str, An
 
 def a_validation_that_falls(path: Path) -> Recorded:
     def rate(share: float) -> dict[str, Any]:
-        from r3core.stats import wilson
-
         return wilson(round(400 * share), 400).model_dump()
 
     evaluations = [{"step": step, "second": rate(share)} for step, share in ((0, 0.4), (20, 0.7), (40, 0.5))]
@@ -348,16 +366,16 @@ FAULTS: list[Any] = [
     ),
 ]
 TRAININGS: list[Any] = [
-    ("reflections-truncated", lambda path: trained(path, steps=4, turn={"max_tokens": 1})),
-    ("retries-truncated", lambda path: trained(path, steps=4)),
+    ("reflections-truncated", lambda path: trained(path, steps=4, turns={"reflection": {"max_tokens": 1}})),
+    ("retries-truncated", lambda path: trained(path, steps=4, turns={"retry": {"max_tokens": 1}})),
     ("groups-all-wrong", lambda path: trained(path, steps=4, task=Hopeless())),
-    ("groups-all-right", lambda path: trained(path, steps=4, task=Open())),
-    ("reflections-identical", lambda path: trained(path, steps=4, turn={"temperature": 0.05})),
+    ("groups-all-right", lambda path: trained(path, steps=12, task=Open())),
+    ("reflections-identical", lambda path: trained(path, steps=4, turns={"reflection": {"temperature": 0.05}})),
     ("rewards-shuffled", lambda path: trained(path, steps=20, train={"shuffle_rewards": True})),
     ("rewards-unjudged", lambda path: trained(path, steps=4, task=BrokenSecret(), judge=Limits(max_errors=1.0))),
     ("leaks-rewarded", lambda path: trained(path, steps=20, task=password.Doors())),
     ("learning-rate-low", lambda path: trained(path, steps=30, learning_rate=1e-9)),
-    ("learning-rate-high", lambda path: trained(path, steps=30, learning_rate=0.3)),
+    ("learning-rate-high", lambda path: trained(path, steps=30, learning_rate=0.3, task=Half())),
     ("few-updates", lambda path: trained(path, steps=3)),
 ]
 
@@ -393,3 +411,148 @@ def test_a_training_with_a_fault_is_found_and_nothing_else(
 
 def test_every_diagnosis_has_a_run_with_its_fault() -> None:
     assert {*names_of(FAULTS), *names_of(TRAININGS)} == set(RULES)
+
+
+# Runs without a fault.
+
+
+def test_nothing_stands_out_in_the_demonstration() -> None:
+    figures, config = demonstration()
+    assert figures.stages == {"mine": True, "train": True, "evaluate": True}
+    assert len(figures.groups) == 480
+    assert figures.trained
+    assert figures.trained.against
+    assert diagnoses_of(figures, config) == []
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 5, 10, 20, 40, 59])
+def test_nothing_stands_out_in_the_demonstration_when_it_is_killed(step: int) -> None:
+    figures, config = demonstration()
+    unfinished = figures.model_copy(
+        update={
+            "stages": {"mine": True, "train": False},
+            "steps": figures.steps[:step],
+            "groups": [group for group in figures.groups if group.step <= step],
+            **dict.fromkeys(("base", "trained", "paired", "mean_square", "weights_changed")),
+        }
+    )
+    assert diagnoses_of(unfinished, config) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((f"countdown-{seed}", []) for seed in range(3)),
+        ("countdown-greedy-0", ["first-try-lost"]),
+        ("countdown-greedy-1", ["first-try-lost"]),
+        ("countdown-greedy-2", ["first-try-lost"]),
+        ("apigen-0", []),
+        ("apigen-1", []),  # -2.9 [-5.8, -0.0] points
+        ("apigen-2", ["first-try-lost"]),
+    ],
+)
+def test_the_findings_of_the_published_results(name: str, expected: list[str], tmp_path: Path) -> None:
+    record = json.loads((RECORDS / f"{name}.json").read_bytes())
+    config = Config.model_validate(
+        {key: value for key, value in record["config"].items() if key in Config.model_fields}
+    )
+    (tmp_path / "stages").mkdir()
+    files = {"result": record["result"], "forecast": record["forecast"], "stages/mine": record["mined"]}
+    for file, value in files.items():
+        if value is not None:
+            (tmp_path / f"{file}.json").write_text(json.dumps(value))
+    assert diagnosed((tmp_path, config)) == expected
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 16, 48])
+def test_chance_gives_no_finding_but_that_nothing_was_learned(steps: int, tmp_path: Path) -> None:
+    found = set()
+    for seed in range(8):
+        chance = random.Random(100 * steps + seed)
+        recorded = rows(tmp_path / str(seed), lambda part, _, chance=chance: chance.random() < 0.3, steps=steps)
+        found |= set(diagnosed(recorded))
+    assert found <= {"reward-flat", "few-updates"}
+
+
+def test_a_run_without_a_record_is_examined_too(tmp_path: Path) -> None:
+    config = resolve(Toy())
+    explanation = explain(RunRecord(tmp_path), config)
+    assert (explanation.diagnoses, explanation.examined) == ([], [])
+    assert explanation.missing == ["certificate", "training", "evaluation"]
+
+
+def test_an_unfinished_evaluation_is_read_from_its_episodes(tmp_path: Path) -> None:
+    path, config = few_problems(tmp_path / "run")
+    trained = path / "evaluate-trained.jsonl"
+    trained.write_bytes(b"".join(trained.read_bytes().splitlines(keepends=True)[:30]) + b'{"torn')
+    (path / "result.json").unlink()
+    (path / "stages" / "evaluate.json").unlink()
+    figures = figures_of(RunRecord(path), config)
+    assert figures.stages == {"evaluate": False}
+    assert figures.base
+    assert figures.trained
+    assert (figures.base.scores.first.total, figures.trained.scores.first.total, figures.problems) == (40, 30, 30)
+
+
+def test_no_more_than_four_findings_are_made_the_most_important_first() -> None:
+    figures, config = demonstration()
+    assert figures.attempts_truncated
+    many = rates_of_faults(figures)
+    found = [one.name for one in diagnoses_of(many, config)]
+    assert found == sorted(found, key=list(RULES).index)
+    assert len(found) == MAX_FINDINGS
+    assert found[0] == "weights-unchanged"
+
+
+def rates_of_faults(figures: Figures) -> Figures:
+    """Return the figures with several faults."""
+    cut = wilson(90, 100)
+    groups = [group._replace(truncated=group.reflections, retries_truncated=group.retries) for group in figures.groups]
+    steps = [step._replace(finite=False) for step in figures.steps]
+    return figures.model_copy(
+        update={"weights_changed": 0.0, "attempts_truncated": cut, "groups": groups, "steps": steps}
+    )
+
+
+# The command.
+
+
+def test_the_command_prints_the_findings_with_the_setting_to_change(r3: R3, tmp_path: Path) -> None:
+    path, _ = attempts_that_are_cut_off(tmp_path / "run")
+    before = sorted(file.stat().st_mtime_ns for file in path.rglob("*"))
+    printed = r3("explain", path)
+    assert printed.code == 0
+    assert "1. attempts-truncated: 50.0% [37.7, 62.3] of 60 attempts in mining were cut off at sampling" in printed.out
+    assert "   change: sampling.attempt.max_tokens=4, or more" in printed.out
+    assert sorted(file.stat().st_mtime_ns for file in path.rglob("*")) == before
+
+
+def test_the_command_prints_one_object(r3: R3, tmp_path: Path) -> None:
+    path, _ = attempts_that_are_cut_off(tmp_path / "run")
+    [found] = json.loads(r3("explain", path, "--json").out)["diagnoses"]
+    assert found["name"] == "attempts-truncated"
+    assert found["figures"]["share"] == 0.5
+    assert found["figures"]["n"] == 60
+
+
+def test_the_command_prints_one_line_when_nothing_stands_out(r3: R3, tmp_path: Path) -> None:
+    path, _ = rows(tmp_path / "run", rising)
+    assert r3("explain", path).out == (
+        "nothing stands out: 1,536 reflections of 48 training steps; not recorded: certificate, evaluation\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["nothing-here", "folder"])
+def test_a_folder_that_is_no_run_is_an_error(r3: R3, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    printed = r3("explain", name)
+    assert printed.code == 2
+    assert f"error: `{name}` is not a run directory: it has no config.json" in printed.err
+
+
+def test_a_damaged_file_is_an_error(r3: R3, tmp_path: Path) -> None:
+    path, _ = rows(tmp_path / "run", rising)
+    (path / "forecast.json").write_text("{")
+    printed = r3("explain", path)
+    assert printed.code == 1
+    assert "forecast.json` is not JSON" in printed.err

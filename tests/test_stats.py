@@ -9,9 +9,12 @@ from r3core.stats import (
     Difference,
     Rate,
     clustered,
+    clustered_counts,
+    clustered_mean,
     expected_signal,
     mean_reward,
     paired,
+    problems_needed,
     signal,
     wilson,
 )
@@ -291,3 +294,58 @@ def test_the_mean_reward_and_its_interval() -> None:
 def test_a_rate_is_five_numbers() -> None:
     assert list(Rate.model_fields) == ["passed", "total", "rate", "low", "high"]
     assert list(Difference.model_fields) == ["difference", "low", "high", "p"]
+
+
+def test_counts_of_clusters_give_the_rate_of_their_samples() -> None:
+    outcomes = [(str(index), index % 3 == sample) for index in range(30) for sample in range(1 + index % 4)]
+    counts = [
+        (sum(right for key, right in outcomes if key == problem), sum(key == problem for key, _ in outcomes))
+        for problem in dict.fromkeys(key for key, _ in outcomes)
+    ]
+    assert clustered_counts([*counts, (0, 0)]) == clustered(outcomes)
+    assert clustered_counts([]) == wilson(0, 0)
+
+
+def test_the_error_of_a_mean_covers_the_spread_over_clusters() -> None:
+    rng = random.Random(3)
+
+    def sampled() -> list[tuple[float, int]]:
+        levels = [rng.gauss(0.5, 0.2) for _ in range(40)]
+        return [(sum(rng.gauss(level, 0.1) for _ in range(8)), 8) for level in levels]
+
+    means = [clustered_mean(sampled()) for _ in range(400)]
+    assert fmean(error for _, error in means) == pytest.approx(stdev(mean for mean, _ in means), rel=0.1)
+
+
+def test_clusters_of_different_sizes_weigh_by_their_size() -> None:
+    mean, error = clustered_mean([(3.0, 3), (0.0, 1), (0.0, 0)])
+    assert mean == 0.75
+    assert error == pytest.approx((2 * ((3 - 2.25) ** 2 + 0.75**2)) ** 0.5 / 4)
+    assert clustered_mean([(2.0, 4)]) == (0.5, float("inf"))
+    assert clustered_mean([]) == (0.0, float("inf"))
+    assert clustered_mean([(1.0, 2), (2.0, 4)]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(("discordant", "difference"), [(0.2, 0.1), (0.45, 0.08), (0.3, -0.12)])
+def test_the_number_of_problems_has_the_promised_power(discordant: float, difference: float) -> None:
+    needed = problems_needed(discordant, difference)
+    gained = (discordant + difference) / 2 / discordant
+    rng = random.Random(0)
+    found = 0
+    for _ in range(2_000):
+        changed = sum(rng.random() < discordant for _ in range(needed))
+        gains = sum(rng.random() < gained for _ in range(changed))
+        found += abs(2 * gains - changed) > 1.959964 * changed**0.5  # McNemar's test without a correction
+    assert found / 2_000 == pytest.approx(0.8, abs=0.03)
+
+
+def test_fewer_problems_are_needed_for_more_difference_and_for_less_power() -> None:
+    assert problems_needed(0.3, 0.1) < problems_needed(0.3, 0.05)
+    assert problems_needed(0.3, 0.1, power=0.5) < problems_needed(0.3, 0.1)
+    assert problems_needed(0.3, -0.1) == problems_needed(0.3, 0.1)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.6])
+def test_a_difference_that_cannot_be_is_refused(difference: float) -> None:
+    with pytest.raises(ValueError, match="must not be 0"):
+        problems_needed(0.3, difference)

@@ -9,7 +9,7 @@ from r3core.config import Config
 from r3core.explain import evaluation, rewards, training, verifier
 from r3core.explain.figures import Figures, figures_of
 from r3core.explain.findings import Seen
-from r3core.explain.rules import CONSEQUENCES, MAX_FINDINGS, RULES, Diagnosis
+from r3core.explain.rules import CONSEQUENCES, FOLLOWS, MAX_FINDINGS, RULES, Diagnosis
 from r3core.runs import RunRecord
 from r3core.task import Frozen
 
@@ -42,6 +42,7 @@ _CHECKS: Sequence[Callable[[Seen], Diagnosis | None]] = (
     training.few_updates,
     training.reward_flat,
 )
+_ORDER = list(RULES)
 
 
 class Explanation(Frozen):
@@ -78,10 +79,14 @@ def diagnoses_of(figures: Figures, config: Config) -> list[Diagnosis]:
     """Return the diagnoses of recorded figures."""
     seen = Seen(figures, config)
     made = [found for check in _CHECKS if (found := check(seen)) is not None]
-    order = list(RULES)
-    made.sort(key=lambda found: order.index(found.name))
-    causes = [found for found in made if found.name not in CONSEQUENCES]
-    return (causes or made)[:MAX_FINDINGS]
+    made.sort(key=lambda found: _ORDER.index(found.name))
+    names = [found.name for found in made]
+    needed = [
+        found
+        for place, found in enumerate(made)
+        if FOLLOWS.get(found.name) not in names and (place == 0 or found.name not in CONSEQUENCES)
+    ]
+    return needed[:MAX_FINDINGS]
 
 
 def print_explanation(explanation: Explanation, to: TextIO) -> None:

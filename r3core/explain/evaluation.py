@@ -11,6 +11,7 @@ from r3core.explain.rules import RULES, Diagnosis
 from r3core.stats import Difference, Rate, problems_needed
 
 _OTHERS: dict[Arm, str] = {"none": "without a reflection", "shuffled": "with another problem's"}
+_FEWEST_FIXED = 5
 _LEAST_DIFFERENCE = 0.05  # that an evaluation is planned for, where a smaller one was observed
 
 
@@ -18,6 +19,8 @@ def retry_ignores_reflection(seen: Seen) -> Diagnosis | None:
     name = "trained" if seen.figures.trained else "base"
     side = seen.figures.trained or seen.figures.base
     if side is None or not set(_OTHERS) <= side.against.keys():
+        return None
+    if side.scores.fix.passed < _FEWEST_FIXED:  # a model that fixes nothing ignores nothing
         return None
     compared = {arm: side.against[arm] for arm in _OTHERS}
     limit = RULES["retry-ignores-reflection"].limit
@@ -44,7 +47,7 @@ def first_try_lost(seen: Seen) -> Diagnosis | None:
         return None
     return diagnosis(
         "first-try-lost",
-        f"the first try falls by {_points(paired.first)}{_on_problems(seen)}: training on reflections has changed "
+        f"the first try falls ({_points(paired.first)}{_on_problems(seen)}): training on reflections has changed "
         "the answers too",
         setting(seen.config, "learning_rate", factor=0.5) + ", or fewer steps (grpo.max_steps)",
         {"difference": paired.first.difference, "low": paired.first.low, "high": paired.first.high},
@@ -106,9 +109,15 @@ def evaluation_too_small(seen: Seen) -> Diagnosis | None:
         "evaluation-too-small",
         f"the second try changes by {_points(second)} (p = {second.p:.2f}) on {problems:,} problems, too few to see "
         f"it: for a difference of {what}, {needed:,} problems give a power of 80%",
-        f"evaluate.limit={needed}",
+        _more_problems(needed, seen.figures.in_split),
         {"difference": second.difference, "low": second.low, "high": second.high, "n": problems, "needed": needed},
     )
+
+
+def _more_problems(needed: int, in_split: int | None) -> str:
+    if in_split is None or needed <= in_split:
+        return f"evaluate.limit={needed}"
+    return f"evaluate.limit=null evaluate.samples=4 (the split has {in_split:,} problems), or several seeds"
 
 
 def _difference(before: Rate, after: Rate) -> Difference:

@@ -118,6 +118,8 @@ class Figures(Frozen):
     """Mean over problems of the squared change of the second try."""
     problems: int = 0
     """Number of problems that both models attempted."""
+    in_split: int | None = None
+    """Number of problems in the evaluated split, where all of them were read."""
     validation: list[tuple[int, Rate]] = []
     """(step, second tries that passed) of each evaluation during training."""
     checks: list[Check] = []
@@ -251,6 +253,8 @@ def _evaluated(run: RunRecord, config: Config) -> dict[str, Any]:
         return {**from_result, "paired": result.paired}
     controls = CONTROLS if config.evaluate.controls else ()
     figures: dict[str, Any] = {name: _side(found, controls) for name, found in sides.items() if found}
+    if result and result.problems and result.problems.whole:
+        figures["in_split"] = result.problems.read
     if sides["trained"]:
         changes = _changes(sides["base"], sides["trained"])
         figures["paired"] = compare(sides["base"], sides["trained"])

@@ -45,7 +45,7 @@ def rate_figures(rate: Rate) -> dict[str, float]:
 def raised(limit: str) -> str:
     """Return a setting `key=NUMBER` with twice the number."""
     key, _, value = limit.partition("=")
-    return f"{key}={2 * int(value)}"
+    return f"{key}={2 * int(value)}, or more if that still cuts off many"
 
 
 def setting(config: Config, option: str, *, factor: float) -> str:

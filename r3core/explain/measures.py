@@ -55,6 +55,17 @@ def windows(steps: Sequence[int], width: float, least: int = 1) -> list[tuple[in
     return [(steps[start], steps[end - 1]) for start, end in zip(starts, ends, strict=True)][::-1]
 
 
+def grows_without_reward(figures: Figures, part: Callable[[Group], int], of: Callable[[Group], int]) -> bool:
+    """Return whether a share is clearly higher than in the first step, which no update precedes, and the reward is not.
+
+    Then training has brought it about, and not the limit.
+    """
+    steps = steps_of(figures)
+    if not steps or rises(figures):
+        return False
+    return share(within(figures, (steps[0], steps[0])), part, of).high < share(figures.groups, part, of).low
+
+
 def steps_of(figures: Figures) -> list[int]:
     """Return the steps that have groups, in order."""
     return sorted({group.step for group in figures.groups})
@@ -98,13 +109,20 @@ def reward_change(figures: Figures) -> Change | None:
     return change(before, after) if before.samples and after.samples else None
 
 
+def rises(figures: Figures) -> bool:
+    """Return whether the reward rises; a model that has collapsed may earn no reward at all at the end."""
+    change = reward_change(figures)
+    return change is not None and change.low > 0
+
+
 def rewards_over_time(figures: Figures) -> list[Mean]:
-    """Return the mean rewards of the windows in which a peak is looked for."""
+    """Return the mean rewards of the first step, which no update precedes, and of windows of a sixth of the steps."""
     steps = steps_of(figures)
     if len(steps) < 2:
         return []
     least = min(_MIN_PEAK_STEPS, len(steps) // 2)
-    means = [reward(figures, window) for window in windows(steps, PEAK_WINDOW, least)]
+    found = [(steps[0], steps[0]), *windows(steps, PEAK_WINDOW, least)]
+    means = [reward(figures, window) for window in found]
     return [mean for mean in means if mean.samples]
 
 
@@ -133,10 +151,11 @@ def _mean(
         more, number = of(group)
         sums[group.failure] = (total + more, count + number)
     clusters = [one for one in sums.values() if one[1]]
+    samples = sum(count for _, count in clusters)
     mean, error = clustered_mean(clusters)
     if bounded and clusters:
         # Where all groups agree there is no spread to estimate: at least the error of one more success and failure.
         likely = (mean * len(clusters) + 1) / (len(clusters) + 2)
         least = sqrt(likely * (1 - likely) / (len(clusters) + 2))
-        error = max(error, least) if error in (0.0, inf) else error
-    return Mean(mean, error, *window, sum(count for _, count in clusters))
+        error = max(error, least) if error in (0.0, inf) else max(error, sqrt(mean * (1 - mean) / samples))
+    return Mean(mean, error, *window, samples)

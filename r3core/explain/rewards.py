@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from r3core.evaluate import truncated
 from r3core.explain import measures
 from r3core.explain.figures import Group
 from r3core.explain.findings import Seen, diagnosis, raised, rate_figures, share_text
@@ -19,26 +22,27 @@ def attempts_truncated(seen: Seen) -> Diagnosis | None:
 
 
 def reflections_truncated(seen: Seen) -> Diagnosis | None:
-    trained = measures.share(seen.figures.groups, lambda g: g.truncated, lambda g: g.reflections)
-    return _most_truncated(seen, "reflection", trained)
+    return _most_truncated(seen, "reflection", lambda g: g.truncated, lambda g: g.reflections)
 
 
 def retries_truncated(seen: Seen) -> Diagnosis | None:
-    trained = measures.share(seen.figures.groups, lambda g: g.retries_truncated, lambda g: g.retries)
-    return _most_truncated(seen, "retry", trained)
+    return _most_truncated(seen, "retry", lambda g: g.retries_truncated, lambda g: g.retries)
 
 
-def _most_truncated(seen: Seen, turn: TurnKind, trained: Rate) -> Diagnosis | None:
-    """Return the finding for training, the trained model, the base model or the forecast: the one with most cut off."""
+def _most_truncated(
+    seen: Seen, turn: TurnKind, part: Callable[[Group], int], of: Callable[[Group], int]
+) -> Diagnosis | None:
+    """Return the finding for training, the trained model, the base model or the forecast: the one with most cut off.
+
+    Turns that a failed training has made long are not cut off for a low limit: they are left out.
+    """
     figures = seen.figures
-    shares = {"training": trained}
-    shares |= {
-        f"the {name} model's evaluation": side.scores.truncated
-        if turn == "reflection"
-        else side.scores.retries_truncated
-        for name, side in (("trained", figures.trained), ("base", figures.base))
-        if side
-    }
+    sides = {"base": figures.base}
+    shares = {}
+    if not measures.grows_without_reward(figures, part, of):
+        sides["trained"] = figures.trained
+        shares["training"] = measures.share(figures.groups, part, of)
+    shares |= {f"the {name} model's evaluation": truncated(side.scores)[turn] for name, side in sides.items() if side}
     if figures.forecast and not figures.groups:
         shares["the forecast"] = getattr(figures.forecast, f"{PLURAL[turn]}_truncated")
     known = {where: rate for where, rate in shares.items() if rate.total}
@@ -95,10 +99,8 @@ def groups_without_signal(seen: Seen) -> Diagnosis | None:
         return _all_alike(seen, "groups-all-right", right, mixed)
     mixed = measures.share(groups, lambda g: g.levels > 1, lambda _: 1)
     wrong = measures.share(groups, lambda g: g.levels == 1 and not g.reward, lambda _: 1)
-    if mixed.high >= RULES["groups-all-wrong"].limit or (change := measures.reward_change(seen.figures)) is None:
-        return None
-    if change.low > 0:  # it has learned, and few mixed groups are left
-        return None
+    if mixed.high >= RULES["groups-all-wrong"].limit or measures.rises(seen.figures):
+        return None  # where it has learned, few mixed groups may be left
     different = measures.share(groups, lambda g: g.distinct, lambda g: g.reflections)
     if different.high < 0.5:
         return _identical(seen, different, mixed)

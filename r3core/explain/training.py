@@ -64,8 +64,8 @@ def reward_falls(seen: Seen) -> Diagnosis | None:
         return None
     return diagnosis(
         "learning-rate-high",
-        f"the reward falls from {peak.value:.2f} in steps {peak.first} to {peak.last} to {end.value:.2f} in steps "
-        f"{end.first} to {end.last} ({_change(fall)}; {end.samples:,} reflections)",
+        f"the reward falls from {peak.value:.2f} in {_steps(peak)} to {end.value:.2f} in {_steps(end)} "
+        f"({_change(fall)}; {end.samples:,} reflections)",
         setting(seen.config, "learning_rate", factor=0.1),
         {"peak": peak.value, "end": end.value, "difference": fall.difference, "low": fall.low, "high": fall.high},
     )
@@ -121,7 +121,7 @@ def few_updates(seen: Seen) -> Diagnosis | None:
     if not seen.figures.stages.get("train") or not 0 < steps < RULES["few-updates"].limit:
         return None
     change = measures.reward_change(seen.figures)
-    if (change and change.low > 0) or (paired and paired.second.low > 0):
+    if measures.rises(seen.figures) or (paired and paired.second.low > 0):
         return None
     rise = f"the reward changes by {_change(change)}" if change else "no change of the reward can be seen"
     return diagnosis(
@@ -133,8 +133,8 @@ def few_updates(seen: Seen) -> Diagnosis | None:
 
 
 def reflection_length(seen: Seen) -> Diagnosis | None:
-    ends, rise = measures.first_and_last(seen.figures), measures.reward_change(seen.figures)
-    if ends is None or (rise and rise.low > 0):
+    ends = measures.first_and_last(seen.figures)
+    if ends is None or measures.rises(seen.figures):
         return None
     change = measures.change(*(measures.length(seen.figures, window) for window in ends))
     before, after = change.before, change.after
@@ -181,6 +181,10 @@ def _stillness(seen: Seen) -> str:
     if kl is not None:
         return f"; the KL divergence ends at {kl.after.value:.2g}"
     return f"; the entropy goes from {entropy.before.value:.3f} to {entropy.after.value:.3f}" if entropy else ""
+
+
+def _steps(mean: measures.Mean) -> str:
+    return f"step {mean.first}" if mean.first == mean.last else f"steps {mean.first} to {mean.last}"
 
 
 def _change(change: measures.Change) -> str:
