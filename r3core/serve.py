@@ -28,6 +28,7 @@ _FOLDERS = (".", "stages", "failures")
 """Where the files of a run are that its page shows; not those of its models and checkpoints."""
 # The port is that of the browser's side, another one behind a tunnel.
 _OWN_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?")
+_VERSION = re.compile(rb'<body data-version="([^"]*)"')
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -42,7 +43,7 @@ class Built(NamedTuple):
 
     content: bytes
     version: str
-    """A hash of the content; an open page asks for it and reloads when it is another one."""
+    """An open page asks for it, and reloads when it is another one."""
 
 
 class LivePage:
@@ -69,7 +70,8 @@ class LivePage:
         took = monotonic()
         content = self._build(live=any(map(may_change, statuses))).read_bytes()
         took = monotonic() - took
-        self.built = Built(content, digest(content, length=16))
+        named = _VERSION.search(content)  # of a page that reloads itself
+        self.built = Built(content, named[1].decode() if named else digest(content, length=12))
         self._state = state
         self._not_before = started + took + max(AT_MOST_EVERY, 3 * took)
         return True

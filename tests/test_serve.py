@@ -151,6 +151,16 @@ def test_the_page_is_rebuilt_only_when_a_file_of_the_run_changed(page: LivePage,
     assert page.refresh(4e9)
 
 
+def test_the_version_is_that_which_an_open_page_knows(run: Path, tmp_path: Path) -> None:
+    def build(*, live: bool) -> Path:
+        (tmp_path / "page.html").write_text('<title>a</title><body data-version="abc">')
+        return tmp_path / "page.html"
+
+    page = LivePage([run], build)
+    page.refresh()
+    assert page.built.version == "abc"
+
+
 def test_the_page_is_not_rebuilt_all_the_time(run: Path, builds: Builds) -> None:
     page = LivePage([run], builds)
     assert page.refresh(100.0)

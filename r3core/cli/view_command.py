@@ -35,7 +35,7 @@ def view(
 
     The page is served where there is no desktop, and while a run is in progress: then it follows the run.
     """
-    from r3core.page import write_page
+    from r3core.page import PAGE, write_page
     from r3core.recorded import open_record, status_of
     from r3core.serve import may_change
 
@@ -51,7 +51,7 @@ def view(
     elif output is None and (changing or not _writable(folders)):
         # a page that reloads itself has no place in the run directory: it works only while it is served
         with TemporaryDirectory(prefix="r3-view-") as folder:
-            _serve(folders, Path(folder) / "report.html", port=port)
+            _serve(folders, Path(folder) / PAGE, port=port)
     else:
         _serve(folders, output or _place(folders), port=port)
 
@@ -97,9 +97,10 @@ def _place(runs: list[Path]) -> Path:
     """Return where the page of finished runs belongs: into the run directory of one, into the cache for several."""
     from r3core.check.certificate import cache_folder
     from r3core.files import digest
+    from r3core.page import PAGE
 
     if len(runs) == 1:
-        return runs[0] / "report.html"
+        return runs[0] / PAGE
     return cache_folder() / "pages" / f"{digest(repr(runs), length=12)}.html"
 
 

@@ -18,7 +18,7 @@ _ARGUMENTS = (
     "--headless=new",
     "--no-sandbox",  # containers run as root, whose sandbox Chromium refuses
     "--disable-dev-shm-usage",  # the shared memory of containers is small
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # no host can be found, whatever a page requests
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no other host can be found, whatever a page requests
     "--disable-background-networking",
     "--disable-component-update",
     "--force-prefers-reduced-motion",
@@ -37,10 +37,16 @@ class Browser:
 
     def open(self, page: Path | str) -> None:
         """Open a file or an address, with an empty record of console and requests."""
-        self.driver.get("about:blank")  # so that the same page with another fragment is loaded again
+        self._navigate("about:blank")  # so that the same page with another fragment is loaded again
         self.console()
         self.requests()
-        self.driver.get(page.resolve().as_uri() if isinstance(page, Path) else page)
+        self._navigate(page.resolve().as_uri() if isinstance(page, Path) else page)
+
+    def _navigate(self, address: str) -> None:
+        # on a busy machine `get` can return while the page before is still there
+        self.run("window.isLeft = true")
+        self.driver.get(address)
+        self.wait("return !window.isLeft && document.readyState === 'complete'")
 
     def console(self) -> list[str]:
         """Return the lines of the console since the last call, with their level."""

@@ -1,0 +1,395 @@
+"""Each diagnosis is made of a small run that has this fault, and none of the demonstration."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import password
+import pytest
+from toy import Toy
+
+from r3core import Example, Prompt, Task, Verdict
+from r3core.check import check_task
+from r3core.config import Config, Limits, resolve
+from r3core.episode import Answer, Reflection
+from r3core.evaluate import evaluate
+from r3core.executor import LocalExecutor
+from r3core.explain import explain
+from r3core.explain.rules import RULES
+from r3core.forecast import forecast
+from r3core.generation.scripted import ScriptedGenerator
+from r3core.mine import mine
+from r3core.protocol import Protocol
+from r3core.runs import Run, RunRecord
+from r3core.verification.judge import Judge
+
+RECORDS = Path(__file__).parent.parent / "docs" / "runs"
+Recorded = tuple[Path, Config]
+
+
+# Runs with one fault each: a script takes the place of the model.
+
+
+class Shouting(Toy):
+    """Say the number, without any mark around it."""
+
+    def reference(self, example: Example) -> str | None:
+        return f"<answer>{example.answer}</answer>"
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return response.strip().removeprefix("<answer>").removesuffix("</answer>").strip() == example.answer
+
+
+class Gullible(Toy):
+    """Say the number, among anything else."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return str(example.answer) in response
+
+
+class Forgetful(Toy):
+    """Say the number; the references are wrong."""
+
+    def reference(self, example: Example) -> str | None:
+        return f"{example.answer}?"
+
+
+def number_in(conversation: Prompt) -> int:
+    return int(conversation.messages[0]["content"].removeprefix("Say ").removesuffix("."))
+
+
+def by_turn(
+    attempt: Callable[[int], str],
+    reflection: Callable[[int], str] = lambda number: "Hm.",
+    retry: Callable[[int], str] = lambda number: "no",
+    bare: Callable[[int], str] | None = None,
+) -> ScriptedGenerator:
+    """Return a generator with a reply to each turn, given the number; `bare` retries without an own reflection."""
+
+    def reply(conversation: Prompt, index: int) -> str:
+        number, last = number_in(conversation), conversation.messages[-1]["content"]
+        if len(conversation.messages) == 1:
+            return attempt(number)
+        if "reflection" in last:
+            return reflection(number)
+        own = len(conversation.messages) == 5 and conversation.messages[3]["content"] == reflection(number)
+        return retry(number) if own or bare is None else bare(number)
+
+    return ScriptedGenerator(reply)
+
+
+def right_if(passes: Callable[[int], bool]) -> Callable[[int], str]:
+    return lambda number: str(number) if passes(number) else "no"
+
+
+def mined(path: Path, generator: ScriptedGenerator, *overrides: str, task: Toy | None = None) -> Recorded:
+    """Mine 60 problems, with a forecast if `mine.probe` is set."""
+    task = task or Toy(problems=60)
+    config = resolve(task, overrides=("mine.probe=0", *overrides))
+    with Run.open(path, config.record()) as run, Judge(task) as judge:
+        protocol = Protocol(task, judge, config)
+        executor = LocalExecutor(protocol, lambda model: generator)
+        failures = mine(run, protocol, executor, model="any")
+        forecast(run, protocol, failures, executor=executor, model="any")
+    return path, config
+
+
+def evaluated(
+    path: Path, base: ScriptedGenerator, trained: ScriptedGenerator, *overrides: str, problems: int = 400
+) -> Recorded:
+    task = Toy(problems=problems)
+    config = resolve(task, overrides=overrides)
+    with Run.open(path, config.record()) as run, Judge(task) as judge:
+        protocol = Protocol(task, judge, config)
+        executor = LocalExecutor(protocol, lambda model: base if model == "base" else trained)
+        result = evaluate(run, protocol, list(task.load("test")), executor=executor, base="base", trained="trained")
+        run.write_json("result", result)
+        run.finish("evaluate", {"problems": problems, "trained": True})
+    return path, config
+
+
+def certified(path: Path, recorded: Recorded, task: Task) -> Recorded:
+    """Add the certificate of a task, passed or not, to a run."""
+    with Run.open(path, recorded[1].record()) as run:
+        run.write_json("certificate", check_task(task))
+    return recorded
+
+
+def attempts_that_are_cut_off(path: Path) -> Recorded:
+    return mined(
+        path, by_turn(lambda number: f"{number} it is" if number % 2 else "no"), "sampling.attempt.max_tokens=2"
+    )
+
+
+def marked_attempts(path: Path) -> Recorded:
+    task = Shouting(problems=60)
+    generator = by_turn(lambda number: f"<answer>**{number}**</answer>" if number % 3 else f"<answer>{number}</answer>")
+    return certified(path, mined(path, generator, task=task), task)
+
+
+def refused_references(path: Path) -> Recorded:
+    return certified(path, mined(path, by_turn(right_if(lambda number: number % 2 == 0))), Forgetful(problems=60))
+
+
+def wrong_answers_that_pass(path: Path) -> Recorded:
+    return certified(path, mined(path, by_turn(right_if(lambda number: number % 2 == 0))), Gullible(problems=60))
+
+
+def hopeless_forecast(path: Path) -> Recorded:
+    return mined(path, by_turn(lambda number: "no"), "mine.probe=60", "grpo.num_generations=4")
+
+
+def too_easy_forecast(path: Path) -> Recorded:
+    return mined(path, by_turn(lambda number: "no", retry=str), "mine.probe=60", "grpo.num_generations=4")
+
+
+def retries_that_ignore_the_reflection(path: Path) -> Recorded:
+    def third(number: int) -> bool:
+        return number % 3 == 0
+
+    one = by_turn(lambda number: "no", retry=right_if(third))
+    return evaluated(path, one, one, "evaluate.controls=true")
+
+
+def a_worse_first_try(path: Path) -> Recorded:
+    base = by_turn(right_if(lambda number: number % 10 < 5), retry=right_if(lambda number: number % 10 < 7))
+    trained = by_turn(right_if(lambda number: number % 10 < 3), retry=right_if(lambda number: number % 10 < 9))
+    return evaluated(path, base, trained)
+
+
+def a_gain_at_the_first_try_alone(path: Path) -> Recorded:
+    base = by_turn(right_if(lambda number: number % 10 < 2), retry=right_if(lambda number: number % 10 == 9))
+    trained = by_turn(right_if(lambda number: number % 10 < 6), retry=right_if(lambda number: number % 20 == 9))
+    return evaluated(path, base, trained)
+
+
+def few_problems(path: Path) -> Recorded:
+    base = by_turn(lambda number: "no", retry=right_if(lambda number: number % 10 < 3))
+    trained = by_turn(lambda number: "no", retry=right_if(lambda number: number % 10 in (1, 2, 3, 4)))
+    return evaluated(path, base, trained, problems=40)
+
+
+# Trainings: those of the tiny model that guesses passwords, and rows as the trainer writes them.
+
+
+class Hopeless(password.Doors):
+    """Doors without a password."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return False
+
+
+class Open(password.Doors):
+    """Doors that every word opens."""
+
+    def verify(self, example: Example, response: str) -> Verdict | bool:
+        return True
+
+    def leaks(self, example: Example, reflection: str) -> bool:
+        return False
+
+
+class Secret(password.Doors):
+    """Doors whose password is no leak."""
+
+    def leaks(self, example: Example, reflection: str) -> bool:
+        return False
+
+
+class BrokenSecret(password.BrokenVerifier, Secret):
+    """Doors whose verifier raises for three of the words."""
+
+
+def trained(path: Path, *, task: Task | None = None, judge: Limits | None = None, **options: Any) -> Recorded:
+    """Train the tiny model on passwords in a run of its own."""
+    from r3core.train import train
+
+    turn = options.pop("turn", {})
+    config = password.config(**options)
+    turns = config.sampling.model_copy(update={"reflection": config.sampling.reflection.model_copy(update=turn)})
+    config = config.model_copy(update={"sampling": turns, "judge": judge or config.judge})
+    with Run.open(path, config.record()) as run:
+        run.finish(
+            "train",
+            train(
+                run,
+                password.protocol(config, task or Secret()),
+                password.failures(),
+                model=password.beginner(),
+                tokenizer=password.tokenizer(),
+            ),
+        )
+    return path, config
+
+
+def rows(
+    path: Path,
+    reward: Callable[[float, random.Random], bool | None],
+    *,
+    tokens: Callable[[float], int] = lambda part: 10,
+    leaked: Callable[[float], bool] = lambda part: False,
+    steps: int = 48,
+    finished: bool = True,
+    overrides: Sequence[str] = (),
+    **logged: Any,
+) -> Recorded:
+    """Write the rows of a training with 4 groups of 8 per step; a function gets the part of it that is done."""
+    config = resolve(
+        Toy(),
+        overrides=(
+            "grpo.num_generations=8",
+            "grpo.per_device_train_batch_size=32",
+            "grpo.learning_rate=2e-4",
+            *overrides,
+        ),
+    )
+    chance = random.Random(1)
+    verdicts = {True: Verdict.passed(), False: Verdict.failed("no"), None: Verdict.error("broken")}
+    with Run.open(path, config.record()) as run:
+        for step in range(1, steps + 1):
+            part = (step - 1) / steps
+            entries = []
+            for index in range(32):
+                passed = reward(part, chance)
+                reflection = Reflection(text=f"I see {index}.", tokens=tokens(part), leaked=leaked(part))
+                retry = Answer(text="?", tokens=1, verdict=verdicts[passed])
+                entries.append(
+                    {
+                        "step": step,
+                        "id": f"n{4 * step + index // 8}",
+                        "reflection": reflection,
+                        "retries": [retry],
+                        "reward": None if passed is None else float(passed),
+                    }
+                )
+            run.append("train-episodes", entries)
+            base = {"loss": 0.1, "grad_norm": 0.5, "learning_rate": 2e-4, "entropy": 1 - 0.6 * part}
+            run.append("train", [{"step": step, **base, **logged}])
+        if finished:
+            run.finish("train", {"steps": steps, "failures": 4 * steps})
+    return path, config
+
+
+def rising(part: float, chance: random.Random) -> bool:
+    return chance.random() < 0.3 + 0.5 * part
+
+
+def level(part: float, chance: random.Random) -> bool:
+    return chance.random() < 0.3
+
+
+def with_rows(path: Path, recorded: Recorded, name: str, made: list[dict[str, Any]]) -> Recorded:
+    with Run.open(path, recorded[1].record()) as run:
+        run.append(name, made)
+    return recorded
+
+
+def a_validation_that_falls(path: Path) -> Recorded:
+    def rate(share: float) -> dict[str, Any]:
+        from r3core.stats import wilson
+
+        return wilson(round(400 * share), 400).model_dump()
+
+    evaluations = [{"step": step, "second": rate(share)} for step, share in ((0, 0.4), (20, 0.7), (40, 0.5))]
+    return with_rows(path, rows(path, rising), "validation", evaluations)
+
+
+def unchanged_weights(path: Path) -> Recorded:
+    recorded = rows(path, rising)
+    with Run.open(path, recorded[1].record()) as run:
+        run.finish("train", {"steps": 48, "failures": 192, "weights_changed": 0.001})
+    return recorded
+
+
+def a_gain_on_the_training_problems_alone(path: Path) -> Recorded:
+    one = by_turn(lambda number: "no", retry=right_if(lambda number: number % 10 < 3))
+    rows(path, rising)
+    config = resolve(Toy(problems=400), overrides=("grpo.num_generations=8",))
+    evaluated(path.with_name("evaluated"), one, one)
+    for name in ("evaluate-base.jsonl", "evaluate-trained.jsonl"):
+        (path / name).write_bytes((path.with_name("evaluated") / name).read_bytes())
+    return path, config
+
+
+slow = pytest.mark.slow
+FAULTS: list[Any] = [
+    ("attempts-truncated", attempts_that_are_cut_off),
+    pytest.param("formats-refused", marked_attempts, marks=slow),  # it makes a certificate
+    pytest.param("references-refused", refused_references, marks=slow),  # it makes a certificate
+    pytest.param("verifier-untrusted", wrong_answers_that_pass, marks=slow),  # it makes a certificate
+    ("groups-all-wrong", hopeless_forecast),
+    ("groups-all-right", too_easy_forecast),
+    ("retry-ignores-reflection", retries_that_ignore_the_reflection),
+    ("first-try-lost", a_worse_first_try),
+    ("gain-at-first-try", a_gain_at_the_first_try_alone),
+    ("evaluation-too-small", few_problems),
+    ("gain-not-held-out", a_gain_on_the_training_problems_alone),
+    ("validation-falls", a_validation_that_falls),
+    ("weights-unchanged", unchanged_weights),
+    ("not-finite", lambda path: rows(path, rising, grad_norm=float("nan"))),
+    ("trained-tokens-unread", lambda path: rows(path, rising, **{"reflections/read_by_retry": 0.2})),
+    ("importance-ratio-low", lambda path: rows(path, rising, **{"sampling/importance_sampling_ratio/mean": 0.1})),
+    ("leaks-rewarded", lambda path: rows(path, rising, leaked=lambda part: part > 0.4)),
+    ("reflections-collapsed", lambda path: rows(path, level, tokens=lambda part: 20 if part < 0.5 else 2)),
+    ("reflections-exploded", lambda path: rows(path, level, tokens=lambda part: 20 if part < 0.5 else 90)),
+    ("reward-flat", lambda path: rows(path, level)),
+    ("learning-rate-low", lambda path: rows(path, level, kl=1e-5, steps=60)),
+    ("few-updates", lambda path: rows(path, level, steps=6)),
+    (
+        "learning-rate-high",
+        lambda path: rows(path, lambda part, chance: chance.random() < (0.7 if part < 0.6 else 0.2)),
+    ),
+    (
+        "rewards-unjudged",
+        lambda path: rows(path, lambda part, chance: rising(part, chance) if chance.random() < 0.8 else None),
+    ),
+]
+TRAININGS: list[Any] = [
+    ("reflections-truncated", lambda path: trained(path, steps=4, turn={"max_tokens": 1})),
+    ("retries-truncated", lambda path: trained(path, steps=4)),
+    ("groups-all-wrong", lambda path: trained(path, steps=4, task=Hopeless())),
+    ("groups-all-right", lambda path: trained(path, steps=4, task=Open())),
+    ("reflections-identical", lambda path: trained(path, steps=4, turn={"temperature": 0.05})),
+    ("rewards-shuffled", lambda path: trained(path, steps=20, train={"shuffle_rewards": True})),
+    ("rewards-unjudged", lambda path: trained(path, steps=4, task=BrokenSecret(), judge=Limits(max_errors=1.0))),
+    ("leaks-rewarded", lambda path: trained(path, steps=20, task=password.Doors())),
+    ("learning-rate-low", lambda path: trained(path, steps=30, learning_rate=1e-9)),
+    ("learning-rate-high", lambda path: trained(path, steps=30, learning_rate=0.3)),
+    ("few-updates", lambda path: trained(path, steps=3)),
+]
+
+
+def names_of(faults: Sequence[Any]) -> list[str]:
+    return [getattr(fault, "values", fault)[0] for fault in faults]
+
+
+def diagnosed(recorded: Recorded) -> list[str]:
+    """Return the names of the diagnoses, after checking that each is complete."""
+    found = explain(RunRecord(recorded[0]), recorded[1]).diagnoses
+    for one in found:
+        assert one.finding
+        assert one.advice
+        assert all(isinstance(value, float) for value in one.figures.values())
+    return [one.name for one in found]
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS, ids=names_of(FAULTS))
+def test_a_recorded_fault_is_found_and_nothing_else(
+    name: str, fault: Callable[[Path], Recorded], tmp_path: Path
+) -> None:
+    assert diagnosed(fault(tmp_path / "run")) == [name]
+
+
+@slow
+@pytest.mark.parametrize(("name", "fault"), TRAININGS, ids=names_of(TRAININGS))
+def test_a_training_with_a_fault_is_found_and_nothing_else(
+    name: str, fault: Callable[[Path], Recorded], tmp_path: Path
+) -> None:
+    assert diagnosed(fault(tmp_path / "run")) == [name]
+
+
+def test_every_diagnosis_has_a_run_with_its_fault() -> None:
+    assert {*names_of(FAULTS), *names_of(TRAININGS)} == set(RULES)
