@@ -158,7 +158,8 @@ def compared_with_forecast(run: Collected) -> list[tuple[str, str, str]]:
     for label, share, metric in pairs:
         values = [row[metric] for row in early if row.get(metric) is not None]
         steps = "step 1" if len(early) == 1 else f"steps 1 to {len(early)}"
-        measured = f"{100 * fmean(values):.1f}% ({steps}, about {in_each * len(early):.0f} groups)" if values else "-"
+        many = f", about {in_each * len(early):.0f} groups" if in_each else ""
+        measured = f"{100 * fmean(values):.1f}% ({steps}{many})" if values else "-"
         rows.append((label, f"{100 * share.rate:.1f}% [{100 * share.low:.1f}, {100 * share.high:.1f}]", measured))
     return rows
 

@@ -68,6 +68,7 @@ def render(runs: Sequence[Collected], *, live: bool = False) -> str:
         "version_of_r3": __version__,
         "data": data,
         "controls": _controls(runs[0]),
+        "lengths": _lengths(runs[0]),
         "pairs": _pairs(data) if len(runs) == 1 else [],
     }
     return environment.get_template("page.html").render(content, sections=_links(content))
@@ -284,7 +285,6 @@ def _table(run: Collected) -> dict[str, Any]:
         "notes": notes(run.result, run.config),
         "changes": [(kind, counts[kind]) for kind in sample.CHANGES if counts[kind]],
         "attempted": len(run.base.outcomes),
-        "lengths": _lengths(run),
     }
 
 
