@@ -33,7 +33,7 @@ def weights_unchanged(seen: Seen) -> Diagnosis | None:
     dtype = "" if rate == 0 else "; dtype=float32 saves smaller updates, train.dtype=float32 trains with them"
     return diagnosis(
         "weights-unchanged",
-        f"{changed:.2%} of the weights in `model/` differ from the base model's, at grpo.learning_rate={rate:g}{smaller}",
+        f"{changed:.2%} of the weights in `model/` differ from the base model's, at learning rate {rate:g}{smaller}",
         f"a higher grpo.learning_rate{dtype}",
         {"weights_changed": changed},
     )
