@@ -99,7 +99,7 @@ class Stage:
     def waits(self) -> str:
         """Return what the stage waits for and since when; empty where that is unknown."""
         activity = current()
-        return "" if activity is None else f"waiting for {activity} for {duration(self.now() - activity.since)}"
+        return "" if activity is None else f"waiting {duration(self.now() - activity.since)} for {activity}"
 
 
 class Lines:
@@ -229,6 +229,7 @@ def _bar(stage: Stage) -> AbstractContextManager[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Task as Row
+    from rich.table import Column
     from rich.text import Text
 
     class Now(ProgressColumn):
@@ -237,19 +238,27 @@ def _bar(stage: Stage) -> AbstractContextManager[Any]:
         max_refresh = 0.5
 
         def render(self, task: Row) -> Text:
-            return Text(bar_text(stage))
+            return Text(bar_text(stage), no_wrap=True, overflow="ellipsis")
 
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Now())
-    shown = Progress(*columns, console=Console(stderr=True))
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:>10}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=min(40, max(8, console.width - 75)), table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        Now(),
+    )
+    shown = Progress(*columns, console=console)
     row = shown.add_task(stage.label, total=stage.total, completed=stage.done)
     stage.advanced = lambda: shown.update(row, completed=stage.done)
     return shown
 
 
 def bar_text(stage: Stage) -> str:
-    """Return what stands behind the bar of a stage: time left, main figure, and what a stall waits for."""
-    waits = stage.waits() if stage.stalled >= STALL_SECONDS and stage.done < stage.total else ""
-    return ", ".join(part for part in (_left(stage), stage.figure, waits) if part)
+    """Return what stands behind the bar of a stage: time left and main figure, or what a stall waits for."""
+    if stage.stalled >= STALL_SECONDS and stage.done < stage.total and (waits := stage.waits()):
+        return waits
+    return ", ".join(part for part in (_left(stage), stage.figure) if part)
 
 
 def duration(seconds: float) -> str:

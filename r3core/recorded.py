@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from r3core import prompts
 from r3core.config import NOT_SETTINGS, Config, explained
-from r3core.errors import ConfigError, UsageError
+from r3core.errors import ConfigError, R3Error, UsageError
+from r3core.plugins.discovery import get_task
 from r3core.runs import RunRecord
-from r3core.task import Frozen
+from r3core.task import Example, Frozen, Message, Prompt, Task
 
 Stage = Literal["mine", "train", "evaluate"]
 STAGES: tuple[Stage, ...] = ("mine", "train", "evaluate")
@@ -73,6 +75,27 @@ def config_of(folder: Path, placement: Mapping[str, Any] | None = None) -> Confi
             f"`{folder / 'config.json'}` is not a configuration of this version of r3",
             "give the task and its settings again, and another --output-dir",
         ) from None
+
+
+def task_of(config: Config) -> Task | None:
+    """Return the task of a run with its options; None where its plugin is missing, or does not have them any more."""
+    try:
+        return get_task(config.task, **config.task_options)
+    except R3Error:
+        return None
+
+
+def messages_of(task: Task | None, example: Example) -> list[Message]:
+    """Return the messages of a recorded problem, as the task builds them where it can, else as they were recorded."""
+    try:
+        if task is not None:
+            return prompts.attempt(task, example).messages
+    except R3Error:
+        pass  # the task has changed since the run
+    recorded = example.prompt
+    if isinstance(recorded, Prompt):
+        return recorded.messages
+    return [{"role": "user", "content": recorded}] if isinstance(recorded, str) else recorded or []
 
 
 def _locked(folder: Path) -> bool:

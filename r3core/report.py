@@ -77,13 +77,22 @@ def error_categories(result: Result) -> list[tuple[str, ...]]:
 
 def notes(result: Result, config: Config) -> list[str]:
     """Return the notes under the table: data, statistics, definitions, and whatever limits the result."""
-    test = "exact McNemar test" if config.evaluate.samples == 1 else "permutation test and bootstrap"
+    test = (
+        "exact McNemar test with Newcombe's interval"
+        if config.evaluate.samples == 1
+        else "permutation test and bootstrap"
+    )
     lines = [
         f"{_problems(result, config)}; {result.base.first.total} attempts, {config.evaluate.samples} per problem, "
         f"seed {config.seed}; Wilson intervals; {test} over the same problems",
         "second try = the attempt or the retry passes; fix rate = share of failed attempts whose retry passes; "
         "each model on its own failures" + (", in the last rows both on the base's" if result.cross else ""),
     ]
+    if result.trained is not None:
+        lines.append(
+            "one training run: the intervals count the problems, not what another training seed would change; both "
+            "models sample with the same seeds"
+        )
     lines.append(
         "cut off at the token limit: "
         + "; ".join(f"{name}: {_cut_off(side)}" for name, side in _sides(result).items())

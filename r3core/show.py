@@ -17,6 +17,7 @@ from r3core.generation.models import load
 from r3core.generation.transformers import TransformersGenerator
 from r3core.protocol import Protocol, seed_of
 from r3core.task import Prompt, Task
+from r3core.transcript import CLOSE, ENDS, OPEN
 from r3core.truncation import limit_of
 from r3core.verification.judge import Judge
 
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _visible = partial(visible, keep="\n")
-OPEN, CLOSE = "⟦", "⟧"
-"""Brackets around the trained tokens: they are visible without colours too."""
-_ENDS = {
-    "end": "and the end-of-turn token",
-    "length": "cut off at the limit",
-    "overlong": "its prompt does not fit the context",
-}
 
 
 def print_conversations(task: Task, config: Config, *, count: int) -> None:
@@ -61,7 +55,7 @@ def print_conversations(task: Task, config: Config, *, count: int) -> None:
         console.rule(Text(f"{number}. {episode.example.id}"), align="left")
         attempt = conversation(protocol.attempt_request(episode.example), episode.attempt)
         console.print(f"-- attempt: {episode.attempt.verdict.outcome}", attempt, sep="\n")
-        console.print(f"-- reflection ({reflection.tokens} tokens, {_ENDS[reflection.stopped]}: {marked_are})")
+        console.print(f"-- reflection ({reflection.tokens} tokens, {ENDS[reflection.stopped]}: {marked_are})")
         console.print(decoded([*encode(tokenizer, request), *ids[:first]]) + marked)
         if reflection.unanswered:
             limit = f"was cut off in its thinking, at {limit_of(config, 'reflection')}: raise it"

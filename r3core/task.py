@@ -150,6 +150,8 @@ class Task(Frozen, ABC):
     'it is 2001'
     """
 
+    model_config = ConfigDict(use_attribute_docstrings=True)  # a string under an option is its meaning in `r3 tasks`
+
     name: ClassVar[str]
     """The task's name on the command line."""
     version: ClassVar[str] = "1"

@@ -29,7 +29,9 @@ def test_tasks_are_listed_as_one_json_object() -> None:
     countdown = next(task for task in listed["tasks"] if task["name"] == "countdown")
     assert countdown["summary"].startswith("Combine all given numbers")
     assert countdown["distribution"] == "r3-plugin-countdown"
-    assert {"name": "numbers", "type": "tuple[int, ...]", "default": [3], "required": False} in countdown["options"]
+    numbers = next(option for option in countdown["options"] if option["name"] == "numbers")
+    assert numbers.pop("meaning").startswith("How many numbers")
+    assert numbers == {"name": "numbers", "type": "tuple[int, ...]", "default": [3], "required": False}
 
 
 def test_an_error_for_people_is_printed_without_a_traceback(

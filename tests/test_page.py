@@ -199,8 +199,8 @@ def test_steps_with_groups_are_evenly_spaced_from_the_first_to_the_last(tmp_path
 def test_tokens_and_seconds_are_those_of_the_rows(tmp_path: Path) -> None:
     base = [episode("n7", controls=True)]
     run = collect(write_run(tmp_path, base=base, groups=group("n7", [1]), steps=2), name="run")
-    assert tokens(run)["evaluate base"] == {"attempts": 1, "reflections": 3, "retries": 1, "controls": 4}
-    assert seconds(run)["train"] == pytest.approx(
+    assert tokens(run)["evaluation, base"] == {"attempts": 1, "reflections": 3, "retries": 1, "controls": 4}
+    assert seconds(run)["training"] == pytest.approx(
         {"generation": 1.6, "verification": 0.2, "training": 2.4, "loading, saving, rest": 5.8}
     )
 
@@ -213,7 +213,8 @@ def test_curves_of_long_trainings_are_averaged() -> None:
 
 
 def test_the_forecast_is_compared_with_the_first_steps(tmp_path: Path) -> None:
-    run = write_run(tmp_path, base=[episode("n7")], steps=20)
+    rows = [row for step in range(1, 21) for row in group("n7", [1, 0], step=step)]
+    run = write_run(tmp_path, base=[episode("n7")], groups=rows, steps=20)
     assert compared_with_forecast(collect(run, name="run")) == []
     share = Share(rate=0.25, low=0.2, high=0.3)
     forecast = Forecast(
@@ -231,9 +232,9 @@ def test_the_forecast_is_compared_with_the_first_steps(tmp_path: Path) -> None:
     )
     (run / "forecast.json").write_text(forecast.model_dump_json())
     rows = {label: rest for label, *rest in compared_with_forecast(collect(run, name="run"))}
-    assert rows["mean reward of a reflection"] == ["25.0% [20.0, 30.0]", "21.3% (steps 1 to 2)"]
-    assert rows["groups of 8 with different rewards"] == ["25.0% [20.0, 30.0]", "80.0% (steps 1 to 2)"]
-    assert rows["reflections cut off at the token limit"][1] == "1.0% (steps 1 to 2)"
+    assert rows["mean reward of a reflection"] == ["25.0% [20.0, 30.0]", "21.3% (steps 1 to 2, about 2 groups)"]
+    assert rows["groups of 8 with different rewards"] == ["25.0% [20.0, 30.0]", "80.0% (steps 1 to 2, about 2 groups)"]
+    assert rows["reflections cut off at the token limit"][1] == "1.0% (steps 1 to 2, about 2 groups)"
 
 
 def test_settings_that_differ_from_the_defaults_are_listed(tmp_path: Path) -> None:

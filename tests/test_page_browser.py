@@ -50,6 +50,7 @@ HOSTILE = [
     "constructor",
     "hasOwnProperty",
 ]
+HALF = "half a surrogate pair \ud83d."
 _SHORT = [text for text in HOSTILE if len(text) < 1_000]
 
 
@@ -89,10 +90,10 @@ def finished(folder: Path) -> Path:
 def hostile(folder: Path) -> Path:
     """The page of a run in which every text that a model or a task writes is hostile."""
 
-    def episodes(outcomes: str, texts: list[str] = HOSTILE) -> list[Episode]:
+    def episodes(outcomes: str, texts: list[str]) -> list[Episode]:
         return [
             episode(
-                f"{number} {text[:300]}",
+                f"{number} {text[:300].replace(HALF, 'half')}",
                 outcomes,
                 attempt=text,
                 reflection=text,
@@ -117,8 +118,8 @@ def hostile(folder: Path) -> Path:
         mined=mined,
         groups=groups,
         steps=len(_SHORT),
-        base=episodes("fail fail"),
-        trained=episodes("fail pass"),
+        base=episodes("fail fail", [*HOSTILE, HALF]),
+        trained=episodes("fail pass", [*HOSTILE, HALF]),
         settings={"wording": {"retry": _SHORT[0] + _SHORT[1]}, "model": _SHORT[4]},
     )
     return write_page([run], folder / "hostile.html")
@@ -199,9 +200,9 @@ def test_hostile_text_makes_no_element(browser: Browser, hostile: Path) -> None:
 
 def test_hostile_text_is_shown_as_it_is_with_what_cannot_be_seen_escaped(browser: Browser, hostile: Path) -> None:
     browser.open(hostile)
-    assert open_all(browser, "problems") == len(HOSTILE)
+    assert open_all(browser, "problems") == len(HOSTILE) + 1
     shown = browser.run("return [...document.querySelectorAll('pre')].map((one) => one.textContent)")
-    for text in _SHORT:
+    for text in (*_SHORT, HALF):
         assert visible(text, keep="\n\t") in shown
     content = browser.run("return document.querySelector('main').textContent + document.title")
     for hidden in "\x00\x1b\x07\x7f\x9b\u202e\u202c\u2066\u2069\u200b\u2028\u2029":

@@ -270,7 +270,7 @@ def test_a_dry_run_leaves_a_finished_run_as_it_is(r3: R3, copied: Path) -> None:
 
 
 NAMES = {"--task", "--task-option", "--config", "--set", "--output-dir", "--json"}
-GENERATES = NAMES | {"--model", "--chat-template", "--preset", "--engine", "--limit", "--seed", "--dry-run"}
+GENERATES = NAMES | {"--model", "--chat-template", "--preset", "--engine", "--limit", "--seed", "--dry-run", "--quiet"}
 MINES = {"--samples", "--keep", "--failures"}
 TRAINS = {"--lora", "--processes", "--accelerate-config", "--uncertified"}
 OPTIONS = {
@@ -280,7 +280,7 @@ OPTIONS = {
     "eval": GENERATES,
     "report": NAMES,
     "show": {"--task", "--task-option", "--model", "--chat-template", "--set", "--seed", "-n"},
-    "rescore": {"--task", "--task-option", "--output-dir", "--json"},
+    "rescore": {"--task", "--task-option", "--output-dir", "--json", "--quiet"},
 }
 """Command -> its options."""
 

@@ -11,7 +11,8 @@ from toy import Toy
 from r3core import Example, Prompt, RunError, Split
 from r3core.config import resolve
 from r3core.episode import Text
-from r3core.show import CLOSE, OPEN, _ids, print_conversations
+from r3core.show import _ids, print_conversations
+from r3core.transcript import CLOSE, OPEN
 
 SHORT = [f"sampling.{turn}.max_tokens=4" for turn in ("attempt", "reflection", "retry")]
 

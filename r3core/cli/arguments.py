@@ -41,7 +41,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 Uncertified = Annotated[
     bool | None, typer.Option("--uncertified", help="Train even if the verifier does not pass `r3 check`.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress; warnings and errors are printed.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress; warnings and errors are printed.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and exit; nothing is written.")]
 
 

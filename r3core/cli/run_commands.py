@@ -17,13 +17,8 @@ from r3core.cli.arguments import (
     MINE,
     TRAIN,
     Arguments,
-    ChatTemplateFile,
     Json,
-    ModelName,
-    Overrides,
     Quiet,
-    Seed,
-    TaskName,
     TaskOptions,
     model_to_compare,
     trained_from,
@@ -45,7 +40,7 @@ def register(app: typer.Typer) -> None:
     for command in (run, mine, train):
         app.command()(command)
     app.command("eval")(evaluate)
-    for command in (report, show, rescore):
+    for command in (report, rescore):
         app.command()(command)
 
 
@@ -157,36 +152,6 @@ def report(arguments: Arguments) -> None:
     for wanted, write, name in ((arguments.csv, write_csv, "tables"), (arguments.png, write_png, "charts")):
         if wanted:
             typer.echo(f"{len(write([folder], folder / name))} files in {folder / name}", err=True)
-
-
-def show(
-    task: TaskName = None,
-    task_option: TaskOptions = None,
-    model: ModelName = None,
-    chat_template: ChatTemplateFile = None,
-    count: Annotated[int, typer.Option("-n", help="Number of failures.", min=1)] = 3,
-    overrides: Overrides = None,
-    seed: Seed = None,
-) -> None:
-    """Print attempt, reflection and retry as the model sees them.
-
-    The tokens that are trained are marked.
-    """
-    from r3core.preflight import check_template, print_notes
-    from r3core.show import print_conversations
-
-    arguments = Arguments.of(
-        task=task,
-        task_option=task_option,
-        model=model,
-        chat_template=chat_template,
-        overrides=overrides,
-        seed=seed,
-    )
-    quiet_libraries()
-    resolved, config = arguments.resolve()
-    print_notes(check_template(resolved, config))
-    print_conversations(resolved, config, count=count)
 
 
 def rescore(

@@ -28,13 +28,13 @@ def weights_unchanged(seen: Seen) -> Diagnosis | None:
     changed = seen.figures.weights_changed
     if changed is None or changed >= RULES["weights-unchanged"].limit:
         return None
-    rate = seen.config.grpo_options().get("learning_rate")
-    more = "" if rate is None else f", or a higher grpo.learning_rate than {rate:g}"
+    rate = float(seen.config.grpo_options().get("learning_rate", 1e-6))
+    smaller = "" if rate == 0 else ": updates were smaller than the dtype can hold"
+    dtype = "" if rate == 0 else "; dtype=float32 saves smaller updates, train.dtype=float32 trains with them"
     return diagnosis(
         "weights-unchanged",
-        f"{changed:.2%} of the weights in `model/` differ from the base model's: updates were smaller than the dtype "
-        "can hold",
-        f"dtype=float32 saves them all, train.dtype=float32 trains them{more}",
+        f"{changed:.2%} of the weights in `model/` differ from the base model's, at learning rate {rate:g}{smaller}",
+        f"a higher grpo.learning_rate{dtype}",
         {"weights_changed": changed},
     )
 

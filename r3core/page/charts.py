@@ -30,18 +30,19 @@ _RATE = alt.Scale(domain=[0, 100])
 CURVES: dict[str, tuple[str, str]] = {
     "reward": (
         "mean reward",
-        "Share of the retries that passed, averaged over the reflections of the step. It should rise.",
+        "Share of the retries that passed, averaged over the reflections of the step. It should rise; with "
+        "few groups per step it also varies by chance.",
     ),
     "groups/mixed": (
         "groups with different rewards",
         "Share of the groups whose reflections earned different rewards. Only these teach something.",
     ),
     "groups/all_right": (
-        "groups with all rewards 1",
+        "groups in which all passed",
         "Share of the groups in which every retry passed: their failures have become easy.",
     ),
     "groups/all_wrong": (
-        "groups with all rewards 0",
+        "groups in which all failed",
         "Share of the groups in which every retry failed: their failures are too hard for now.",
     ),
     "groups/unjudged": ("groups without a verdict", "Share of the groups in which no retry could be judged."),
@@ -60,12 +61,15 @@ CURVES: dict[str, tuple[str, str]] = {
         "entropy",
         "How uncertain the model is per token, in nats. A fall to 0 means that all reflections become the same.",
     ),
-    "loss": ("loss", "The loss of GRPO. It is near 0 by construction, and means little about progress."),
+    "loss": (
+        "loss",
+        "The loss of GRPO. It depends on the rewards and lengths of each step, and shows little about progress.",
+    ),
     "grad_norm": ("gradient norm", "Length of the gradient before clipping. Peaks point to a learning rate too high."),
     "learning_rate": ("learning rate", "The learning rate of the step, after warm-up and schedule."),
     "seconds/generation": ("seconds of generation", "Seconds per step for reflections and retries."),
     "seconds/verification": ("seconds of verification", "Seconds per step that the run waited for the verifier."),
-    "seconds/training": ("seconds of the update", "Seconds per step for the gradient and the optimizer."),
+    "seconds/training": ("seconds of training", "Seconds per step for the gradient and the optimizer."),
 }
 """Metric of training -> the title of its curve, and what it means."""
 
@@ -103,7 +107,7 @@ def rates(runs: Sequence[Collected]) -> Chart:
         tooltip=_tooltip(columns),
     )
     interval = encoded.mark_rule(strokeWidth=2).encode(
-        x=alt.X("low:Q", title="% with 95% interval", scale=_RATE), x2="high:Q"
+        x=alt.X("low:Q", title="% with 95% interval", scale=_RATE, axis=alt.Axis(tickCount=10)), x2="high:Q"
     )
     point = encoded.mark_point(filled=True, size=70).encode(
         x="rate:Q", shape=alt.Shape("model:N", sort=_labels(runs), scale=_scale(runs, _SHAPES), legend=_legend())
@@ -143,8 +147,9 @@ def cross(runs: Sequence[Collected]) -> Chart:
         interval = interval.encode(color=alt.ColorValue("currentColor"))
     chart = alt.layer(bar, interval).properties(width="container", height=_height(4, len(runs), each=20))
     meaning = (
-        "All four on the failures of the base model. If the trained model's reflections help the base's retries too, "
-        "they are better reflections; if only its own retries improve, something else was learned."
+        "All four on the failures of the base model; base with base is the fix rate above, the others are sampled "
+        "anew, so equal models differ by chance. If the trained model's reflections help the base's retries too, they "
+        " are better reflections; if only its own retries improve, something else was learned."
     )
     return _chart("cross", "Whose reflections, whose retries", meaning, chart, columns, rows)
 
@@ -214,7 +219,13 @@ def seconds(runs: Sequence[Collected]) -> Chart:
         for stage, parts in collect.seconds(run).items()
         for part, spent in parts.items()
     ]
-    return _stacked("seconds", "Where the time went", "Seconds of each stage, over all sessions.", runs, rows)
+    return _stacked(
+        "seconds",
+        _total("Where the time went", rows, "seconds"),
+        "Seconds of each stage, over all sessions.",
+        runs,
+        rows,
+    )
 
 
 def tokens(runs: Sequence[Collected]) -> Chart:
@@ -226,7 +237,11 @@ def tokens(runs: Sequence[Collected]) -> Chart:
         for turn, count in turns.items()
     ]
     meaning = "Tokens that each stage generated, without the forecast and the cross table."
-    return _stacked("tokens", "Where the tokens went", meaning, runs, rows)
+    return _stacked("tokens", _total("Where the tokens went", rows, "tokens"), meaning, runs, rows)
+
+
+def _total(title: str, rows: Sequence[tuple[Any, ...]], unit: str) -> str:
+    return f"{title}: {sum(row[3] for row in rows):,.0f} {unit} in all"
 
 
 def _stacked(unit: str, title: str, meaning: str, runs: Sequence[Collected], rows: list[tuple[Any, ...]]) -> Chart:
@@ -254,8 +269,12 @@ def _curve(runs: Sequence[Collected], metric: str, title: str, meaning: str) -> 
     if metric in _SHOWN_IF_NOT_ZERO and not any(value for _, _, value in rows):
         rows = []
     columns = ("run", "step", title)
-    share = metric.startswith(("groups/", "reflections/", "retries/")) or metric == "reward"
-    scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=False)
+    share = metric.startswith("groups/") or metric == "reward"
+    scale = (
+        alt.Scale(domain=[0, 1])
+        if share
+        else alt.Scale(zero=metric.startswith(("reflections/", "retries/", "seconds/")))
+    )
     encoded = alt.Chart(_data(columns, rows)).encode(
         x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d")),
         y=alt.Y(f"{title}:Q", title=None, scale=scale),

@@ -13,12 +13,11 @@ from typing import Any
 
 from r3core.check.certificate import Certificate
 from r3core.config import Config, configure
-from r3core.errors import ConfigError, R3Error
+from r3core.errors import ConfigError
 from r3core.evaluate import Result, Scores
 from r3core.forecast import Forecast, group_size
 from r3core.page import sample
-from r3core.plugins.discovery import get_task
-from r3core.recorded import Status, config_of, open_record, status_of
+from r3core.recorded import Status, config_of, open_record, status_of, task_of
 from r3core.runs import RunRecord, values_of
 from r3core.stats import Rate, Share
 from r3core.task import Task
@@ -102,7 +101,7 @@ def collect(folder: Path, *, name: str) -> Collected:
         group_tokens=group_tokens,
         mined=len(mined),
         mined_tokens=sum(mined),
-        task=_task(config),
+        task=task_of(config),
     )
 
 
@@ -148,6 +147,7 @@ def compared_with_forecast(run: Collected) -> list[tuple[str, str, str]]:
         return []
     early = run.steps[: max(1, len(run.steps) // 10)]
     forecast, group = run.forecast, group_size(run.config)
+    in_each = run.groups_in_all / max(1, len({row["step"] for row in run.steps}))
     pairs: list[tuple[str, Share | Rate, str]] = [
         ("mean reward of a reflection", forecast.reward, "reward"),
         (f"groups of {group} with different rewards", forecast.signal[group], "groups/mixed"),
@@ -157,7 +157,9 @@ def compared_with_forecast(run: Collected) -> list[tuple[str, str, str]]:
     rows = []
     for label, share, metric in pairs:
         values = [row[metric] for row in early if row.get(metric) is not None]
-        measured = f"{100 * fmean(values):.1f}% (steps 1 to {len(early)})" if values else "not recorded"
+        steps = "step 1" if len(early) == 1 else f"steps 1 to {len(early)}"
+        many = f", about {in_each * len(early):.0f} groups" if in_each else ""
+        measured = f"{100 * fmean(values):.1f}% ({steps}{many})" if values else "-"
         rows.append((label, f"{100 * share.rate:.1f}% [{100 * share.low:.1f}, {100 * share.high:.1f}]", measured))
     return rows
 
@@ -165,25 +167,27 @@ def compared_with_forecast(run: Collected) -> list[tuple[str, str, str]]:
 def tokens(run: Collected) -> dict[str, Counter[str]]:
     """Return the tokens that each stage generated, by turn; the cross table and the forecast are not counted."""
     by_stage = {
-        "mine": Counter({"attempts": run.mined_tokens}),
-        "train": run.group_tokens,
-        "evaluate base": run.base.tokens,
-        "evaluate trained": run.trained.tokens,
+        "mining": Counter({"attempts": run.mined_tokens}),
+        "training": run.group_tokens,
+        "evaluation, base": run.base.tokens,
+        "evaluation, trained": run.trained.tokens,
     }
     return {stage: +counts for stage, counts in by_stage.items() if +counts}
 
 
 def seconds(run: Collected) -> dict[str, dict[str, float]]:
     """Return the seconds of each stage; those of training by part."""
-    by_stage: dict[str, dict[str, float]] = {stage: {stage: spent} for stage, spent in run.record.seconds().items()}
-    if "train" in by_stage:
+    spent = {_STAGES.get(stage, stage): duration for stage, duration in run.record.seconds().items()}
+    by_stage: dict[str, dict[str, float]] = {stage: {stage: duration} for stage, duration in spent.items()}
+    if "training" in by_stage:
         parts = {part: sum(row.get(f"seconds/{part}") or 0.0 for row in run.steps) for part in _PARTS}
-        rest = max(0.0, by_stage["train"]["train"] - sum(parts.values()))
-        by_stage["train"] = {**parts, "loading, saving, rest": rest}
+        rest = max(0.0, spent["training"] - sum(parts.values()))
+        by_stage["training"] = {**parts, "loading, saving, rest": rest}
     return by_stage
 
 
 _PARTS = ("generation", "verification", "training")
+_STAGES = {"mine": "mining", "train": "training", "evaluate": "evaluation"}
 
 
 def _untouched(run: Collected) -> Config:
@@ -196,13 +200,6 @@ def _untouched(run: Collected) -> Config:
     except ConfigError:
         pass
     return Config(task=run.config.task)
-
-
-def _task(config: Config) -> Task | None:
-    try:
-        return get_task(config.task, **config.task_options)
-    except R3Error:
-        return None
 
 
 def _value(kind: type[Any], record: RunRecord, name: str) -> Any:

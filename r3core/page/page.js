@@ -5,6 +5,7 @@
   const byId = (id) => document.getElementById(id);
   const PAGE_SIZE = 50;
   let visible = PAGE_SIZE;
+  let only = null; // the episode of a link, which is then alone in the list
   let matching = [];
 
   function element(name, attributes = {}, ...children) {
@@ -22,7 +23,7 @@
     font: "system-ui, sans-serif",
     axis: {
       labelColor: "currentColor", titleColor: "currentColor", domainColor: "currentColor", tickColor: "currentColor",
-      gridColor: "currentColor", gridOpacity: 0.15, domainOpacity: 0.4, tickOpacity: 0.4, titleFontWeight: "normal",
+      labelFontSize: 11, labelFlush: false, labelOverlap: true, gridColor: "currentColor", gridOpacity: 0.15, domainOpacity: 0.4, tickOpacity: 0.4, titleFontWeight: "normal",
     },
     legend: { labelColor: "currentColor", titleColor: "currentColor" },
     header: { labelColor: "currentColor", titleColor: "currentColor" },
@@ -39,7 +40,7 @@
     const word = { pass: "passed", fail: "failed", error: "not judged" }[turn.outcome];
     const why = turn.reason ? `: ${turn.reason}` : "";
     return element("span", {}, element("span", { class: turn.outcome }, word), why,
-      turn.category ? element("span", { class: "tag" }, turn.category) : null);
+      turn.category && !turn.reason?.startsWith(turn.category) ? element("span", { class: "tag" }, turn.category) : null);
   }
 
   function ended(turn) {
@@ -75,22 +76,20 @@
   function prompt(problem) {
     return [
       ...problem.prompt.map((one) => message(one.role, one.text)),
-      problem.answer ? element("p", { class: "meaning" }, `reference: ${problem.answer}`) : null,
+      problem.answer ? element("p", { class: "meaning" }, `answer in the dataset: ${problem.answer}`) : null,
     ];
   }
 
   function conversation(side) {
     const run = data.runs[data.columns[side.column].run];
     const parts = [generated("attempt", side.attempt)];
-    if (side.reflection) {
-      parts.push(afterFailure(run, side.attempt, run.reflect));
-      parts.push(generated("reflection", side.reflection, { trained: run.tokens, extra: [leak(side.reflection)] }));
-    }
     const retries = side.retries || {};
-    if (retries.reflect) {
-      parts.push(message("user", run.retry));
-      parts.push(generated("retry", retries.reflect, { extra: [element("span", { class: "tag" }, `reward ${reward(retries.reflect)}`)] }));
+    if (side.reflection) {
+      const earns = retries.reflect ? element("span", { class: "tag" }, `reward ${reward(retries.reflect)}`) : null;
+      parts.push(afterFailure(run, side.attempt, run.reflect));
+      parts.push(generated("reflection", side.reflection, { trained: run.tokens, extra: [earns, leak(side.reflection)] }));
     }
+    if (retries.reflect) parts.push(message("user", run.retry), generated("retry", retries.reflect));
     const controls = Object.entries(retries).filter(([arm]) => arm !== "reflect");
     if (controls.length) {
       parts.push(element("details", {}, element("summary", {}, `${controls.length} controls`),
@@ -117,9 +116,9 @@
     if (group.attempt) {
       parts.push(generated("attempt", group.attempt), afterFailure(run, group.attempt, run.reflect));
     }
-    for (const one of group.reflections) {
+    for (const [place, one] of group.reflections.entries()) {
       const earned = element("span", { class: "tag" }, `reward ${one.reward === null ? "none" : Math.round(one.reward * 100) / 100}`);
-      parts.push(generated("reflection", one.reflection, { trained: run.tokens, extra: [earned, leak(one.reflection)] }));
+      parts.push(generated(`reflection ${place + 1} of ${group.reflections.length}`, one.reflection, { trained: run.tokens, extra: [earned, leak(one.reflection)] }));
       parts.push(...one.retries.map((turn) => generated("retry", turn)));
     }
     return parts;
@@ -135,7 +134,7 @@
     if (entry.reflections) {
       return [entry.attempt, ...entry.reflections.flatMap((one) => [one.reflection, ...one.retries])].filter(Boolean);
     }
-    return sidesOf(entry).flatMap((side) => [side.attempt, side.reflection, ...Object.values(side.retries || {})]).filter(Boolean);
+    return sidesOf(entry).flatMap((side) => [side.attempt, side.reflection, (side.retries || {}).reflect]).filter(Boolean);
   }
 
   function groupKind(group) {
@@ -219,15 +218,21 @@
   }
 
   function draw() {
-    matching = entries().filter(matches);
+    matching = only ? [only] : entries().filter(matches);
     byId("list").replaceChildren(...matching.slice(0, visible).map(row));
     byId("found").textContent = `${matching.length.toLocaleString("en")} of ${entries().length.toLocaleString("en")} in this page`;
-    byId("more").hidden = matching.length <= visible;
+    byId("more").textContent = only ? "Show all episodes" : "Show more";
+    byId("more").hidden = !only && matching.length <= visible;
   }
 
   function filtered() {
     visible = PAGE_SIZE;
+    only = null;
     draw();
+    const outcome = byId("outcome").value;
+    if (location.hash.startsWith("#filter=") || location.hash.startsWith("#episode=") || outcome) {
+      history.replaceState(null, "", outcome ? `#filter=${encodeURIComponent(outcome)}` : "#episodes");
+    }
   }
 
   function clear() {
@@ -248,33 +253,33 @@
       byId("outcome").value = value;
       filtered();
       byId("episodes").scrollIntoView();
+      byId("outcome").focus({ preventScroll: true });
     } else if (name === "episode") {
       const kind = data.groups.some((group) => group.key === value) ? "groups" : "problems";
       const all = kind === "groups" ? data.groups : data.problems;
       const place = all.findIndex((entry) => entry.key === value);
       if (place < 0) {
         byId("found").textContent = "The episode of this link is not in this page.";
+        byId("episodes").scrollIntoView();
         return;
       }
-      if (byId("kind").value !== kind || !matches(all[place])) {
-        clear();
-        byId("kind").value = kind;
-        fillFilters();
-      }
-      visible = Math.max(visible, entries().filter(matches).indexOf(all[place]) + 1);
+      clear();
+      byId("kind").value = kind;
+      fillFilters();
+      only = all[place];
       draw();
-      const details = [...document.querySelectorAll("details.episode")].find((one) => one.dataset.key === value);
+      const details = document.querySelector("details.episode");
       details.open = true;
-      details.scrollIntoView();
+      byId("episodes").scrollIntoView();
+      details.querySelector("summary").focus({ preventScroll: true });
     }
   }
 
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   for (const id of ["outcome", "category", "leaked", "truncated", "search"]) byId(id).addEventListener("input", filtered);
   byId("kind").addEventListener("input", () => { fillFilters(); filtered(); });
-  byId("more").addEventListener("click", () => { visible += PAGE_SIZE; draw(); });
+  byId("more").addEventListener("click", () => { if (only) filtered(); else { visible += PAGE_SIZE; draw(); } });
   window.addEventListener("hashchange", follow);
-  window.addEventListener("beforeprint", () => document.querySelectorAll("details:not(.episode)").forEach((one) => { one.open = true; }));
   if (!data.problems.length && data.groups.length) byId("kind").value = "groups";
   fillFilters();
   draw();

@@ -13,6 +13,7 @@ from typing import Any
 
 from r3core import __version__, explain
 from r3core.files import atomic_write, digest
+from r3core.forecast import group_size
 from r3core.page import charts, collect, sample
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
@@ -66,6 +67,8 @@ def render(runs: Sequence[Collected], *, live: bool = False) -> str:
         "folders": ", ".join(shown(str(run.record.path)) for run in runs),
         "version_of_r3": __version__,
         "data": data,
+        "controls": _controls(runs[0]),
+        "lengths": _lengths(runs[0]),
         "pairs": _pairs(data) if len(runs) == 1 else [],
     }
     return environment.get_template("page.html").render(content, sections=_links(content))
@@ -166,6 +169,7 @@ def _run(run: Collected) -> dict[str, Any]:
     return {
         "name": run.name,
         "claim": shown(_claim(run)),
+        "method": shown(_method(run)),
         "state": shown(_state(run)),
         "findings": explain.diagnose(run.record, run.config),
         "forecast": collect.compared_with_forecast(run),
@@ -179,7 +183,6 @@ def _run(run: Collected) -> dict[str, Any]:
             "excused": [one for one in certificate.findings if one.status in ("waived", "refused")],
             "not_checked": [shown(reason) for reason in certificate.not_checked],
         },
-        "setup": shown(_setup(run)),
         "without": _without(run),
         "changed": collect.settings(run),
         "settings": collect.all_settings(run),
@@ -188,6 +191,8 @@ def _run(run: Collected) -> dict[str, Any]:
 
 
 def _claim(run: Collected) -> str:
+    if run.result is not None and (run.record.done("train") or {}).get("weights_changed") == 0:
+        return "Training changed no weight of the model, so this run shows nothing about training."
     if run.result is not None:
         return claim(run.result, run.config)
     if run.steps:
@@ -213,6 +218,34 @@ def _state(run: Collected) -> str:
         now += f", {len(run.base.outcomes) + len(run.trained.outcomes):,} episodes so far"
     how = "In progress" if run.status.in_progress else "Interrupted; the same command resumes it"
     return f"{how}: {done}; {now}. Run directory {run.record.path}."
+
+
+def _method(run: Collected) -> str:
+    """Return how the run was made, for a reader who has nothing but the page."""
+    config, options, mined = run.config, run.config.grpo_options(), run.record.done("mine") or {}
+    parts = [_setup(run)]
+    if "failures" in mined and "attempts" in mined:
+        split = config.mine.split
+        parts.append(
+            f"Mining: {mined['failures']:,} failures from {mined['attempts']:,} attempts at the {split} split."
+        )
+    if run.steps:
+        group, steps = group_size(config), run.max_steps or run.steps[-1]["step"]
+        retries = config.train.retries
+        reward = (
+            "1 if the retry after it passes, else 0" if retries == 1 else f"the share of {retries} retries that pass"
+        )
+        parts.append(
+            f"Training: GRPO on the tokens of reflections alone; the reward of a reflection is {reward}. "
+            f"{steps:,} steps, groups of {group} reflections on one failure, learning rate "
+            f"{options.get('learning_rate', 1e-6):g}, KL coefficient (beta) {options.get('beta', 0.0):g}."
+        )
+    if run.result is not None:
+        parts.append(
+            "Evaluation: each model attempts every problem; where it fails, it receives that verdict, writes a "
+            "reflection and tries once more."
+        )
+    return " ".join(parts)
 
 
 def _setup(run: Collected) -> str:
@@ -289,14 +322,37 @@ def _links(content: dict[str, Any]) -> list[tuple[str, str]]:
     return [*links, ("settings", "Settings")]
 
 
+def _lengths(run: Collected) -> str:
+    """Return the mean length of each model's reflections."""
+    counted = {name.removeprefix("evaluate-"): counts for name, counts in _files(run) if counts.reflections}
+    means = [f"{name} {counts.tokens['reflections'] / counts.reflections:.1f}" for name, counts in counted.items()]
+    return f"Mean tokens of a reflection: {', '.join(means)}." if means else ""
+
+
+def _controls(run: Collected) -> list[tuple[str, str]]:
+    """Return what each control puts in the reflection's place."""
+    wording = run.config.wording_for(run.task) if run.task is not None else Wording()
+    explained = {
+        "none": "the request to try again, right after the failure",
+        "generic": f"this sentence as the reflection: {wording.generic}",
+        "shuffled": "the reflection on the next failed problem, which may name other numbers or facts",
+        "resample": "a new attempt at the problem, without the failed one in sight",
+    }
+    return [(CONTROLS_TEXT[arm], shown(explained[arm])) for arm in (run.result.base.controls if run.result else {})]
+
+
 def _sampled(runs: Sequence[Collected], data: dict[str, Any]) -> str:
     """Return which of the episodes are in the page."""
     attempted = len({key for run in runs for key in run.base.outcomes}) or sum(run.mined for run in runs)
     groups = sum(run.groups_in_all for run in runs)
+    rule = (
+        f" A sample is random, the same for every run; it begins with up to {sample.OF_EACH} problems of each kind of "
+        f"change, and with {sample.GROUPS_PER_STEP} groups from each of up to {sample.MAX_STEPS} steps."
+    )
+    complete = len(data["problems"]) == attempted and len(data["groups"]) == groups
     return (
         f"In this page: {_part(len(data['problems']), attempted, 'attempts at problems')}, and "
-        f"{_part(len(data['groups']), groups, 'groups of training')}. A sample is random, the same for every run, and "
-        f"begins with up to {sample.OF_EACH} problems of each kind of change."
+        f"{_part(len(data['groups']), groups, 'groups of training')}." + ("" if complete else rule)
     )
 
 

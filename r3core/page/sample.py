@@ -13,13 +13,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from r3core.console import visible
 from r3core.episode import Answer, Episode, Reflection, Text
-from r3core.errors import R3Error
 from r3core.evaluate import solved
 from r3core.failures import Failure
 from r3core.files import digest
-from r3core.prompts import attempt as attempt_prompt
+from r3core.recorded import messages_of
 from r3core.runs import RunRecord, each_value
-from r3core.task import Example, Message, Prompt, Task
+from r3core.task import Example, Message, Task
 
 MAX_PROBLEMS = 1_000
 """Problems whose texts are in the page; the counts are always over all of them."""
@@ -52,19 +51,23 @@ class Counts(NamedTuple):
 
     outcomes: dict[Key, Outcome]
     tokens: Counter[str]
+    reflections: int
+    """How many of the episodes have a reflection."""
 
 
 def count(run: RunRecord, name: str) -> Counts:
     """Return the outcomes and the tokens of all episodes in `NAME.jsonl`."""
     outcomes: dict[Key, Outcome] = {}
     tokens: Counter[str] = Counter()
+    reflections = 0
     for episode in each_value(Episode, run.rows(name), name):
+        reflections += episode.reflection is not None
         outcomes[episode.example.id, episode.sample] = Outcome(_state(episode), solved(episode))
         tokens["attempts"] += episode.attempt.tokens
         tokens["reflections"] += episode.reflection.tokens if episode.reflection else 0
         for arm, retry in episode.retries.items():
             tokens["retries" if arm == "reflect" else "controls"] += retry.tokens
-    return Counts(outcomes, tokens)
+    return Counts(outcomes, tokens, reflections)
 
 
 def change(base: Outcome | None, trained: Outcome | None) -> Change:
@@ -116,7 +119,7 @@ def problem(task: Task | None, example: Example, sample: int) -> dict[str, Any]:
     return {
         "id": shown(example.id),
         "sample": sample,
-        "prompt": [{"role": shown(one["role"]), "text": shown(one["content"])} for one in _messages(task, example)],
+        "prompt": [{"role": shown(one["role"]), "text": shown(one["content"])} for one in messages_of(task, example)],
         "answer": shown(answer),
     }
 
@@ -222,18 +225,6 @@ def _state(episode: Episode) -> State:
     if not episode.failed:
         return "first"
     return "fixed" if passed else "not fixed"
-
-
-def _messages(task: Task | None, example: Example) -> list[Message]:
-    try:
-        if task is not None:
-            return attempt_prompt(task, example).messages
-    except R3Error:
-        pass  # the task has changed since the run: the page shows what was recorded
-    recorded = example.prompt
-    if isinstance(recorded, Prompt):
-        return recorded.messages
-    return [{"role": "user", "content": recorded}] if isinstance(recorded, str) else recorded or []
 
 
 def _texts(messages: Iterable[Message]) -> list[dict[str, str]]:

@@ -25,6 +25,8 @@ class Option(Frozen):
     default: JsonValue = None
     required: bool = False
     """A required option has no default."""
+    meaning: str = ""
+    """The string under the option in the class, or the `description` of its Field."""
 
 
 def options_of(task: type[Task]) -> list[Option]:
@@ -34,7 +36,8 @@ def options_of(task: type[Task]) -> list[Option]:
         required = field.is_required()
         default = None if required else field.get_default(call_default_factory=True, validated_data={})
         value = to_jsonable_python(default, fallback=str)
-        options.append(Option(name=name, type=type_text(field.annotation), default=value, required=required))
+        kind, meaning = type_text(field.annotation), field.description or ""
+        options.append(Option(name=name, type=kind, default=value, required=required, meaning=meaning))
     return options
 
 

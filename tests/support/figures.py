@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from r3core.cli.arguments import stored_config
 from r3core.config import NOT_SETTINGS, Config
 from r3core.explain.figures import Figures, figures_of
+from r3core.recorded import config_of
 from r3core.runs import RunRecord
 
 DEMONSTRATION = Path(__file__).with_name("countdown.json")
@@ -26,7 +26,7 @@ def demonstration() -> tuple[Figures, Config]:
 
 def _extract(folder: Path) -> dict[str, Any]:
     run = RunRecord(folder)
-    figures = figures_of(run, stored_config(folder))
+    figures = figures_of(run, config_of(folder))
     config = {key: value for key, value in run.read_json("config").items() if key not in NOT_SETTINGS}
     return {"config": config, "figures": figures.model_dump(mode="json")}
 
