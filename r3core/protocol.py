@@ -208,7 +208,9 @@ class Protocol:
         it was cut off in its thinking. Raises RunError when too many of the prompts do not fit.
         """
         ended = partial(self.submit, examples, into=into, unjudged=unjudged)
-        completions = generator.generate(requests, sampling, ended=ended) if requests else []
+        # A policy of several processes generates in all of them, or waits forever for the one that has no prompts.
+        joins = bool(requests) or getattr(generator, "collective", False)
+        completions = generator.generate(requests, sampling, ended=ended) if joins else []
         self.lengths.count(examples, completions, limit=self.config.max_overlong)
         return completions
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from r3core.config import Config
     from r3core.evaluate import Result
     from r3core.pipeline import Pipeline
+    from r3core.runs import RunRecord
     from r3core.task import Task
 
 
@@ -57,7 +58,7 @@ def run(arguments: Arguments) -> None:
     _check_training(task, config)
     if arguments.dry_run:
         return print_plan(task, config)
-    _check_machine(config)
+    _check_machine(task, config)
     with _pipeline(task, config) as pipeline:
         pipeline.certify()
         pipeline.check_model()
@@ -98,7 +99,7 @@ def train(arguments: Arguments) -> None:
     _check_training(task, config)
     if arguments.dry_run:
         return print_plan(task, config)
-    _check_machine(config)
+    _check_machine(task, config)
     launch.join_training()
     with _pipeline(task, config, shared=True) as pipeline:
         leads = rank() == 0 and not launch.started_by_run()
@@ -110,7 +111,7 @@ def train(arguments: Arguments) -> None:
         model = str(pipeline.train())
         if leads:
             facts = {"model": model, "shares_of_a_step": shares_of_a_step(pipeline.run)}
-            _print_facts(facts, as_json=arguments.as_json)
+            _print_facts(facts | _validation_of(pipeline.run), as_json=arguments.as_json)
 
 
 @with_flags(*GENERATE)
@@ -214,30 +215,35 @@ def _check_training(task: Task, config: Config) -> None:
     from r3core.training.grpo_options import check_training
     from r3core.training.launch import world_of
     from r3core.training.lora import check_adapter
+    from r3core.validation import check_validation
 
     quiet_libraries()
     local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
         check_splits(config)
+        check_validation(config)
         world = world_of(config)
         check_training(config.grpo, config.grpo_options(), world.processes)
         check_adapter(config, sharded=world.sharded)
 
 
-def _check_machine(config: Config) -> None:
-    """Raise an error if training cannot run on this machine; a dry run can plan for another one."""
+def _check_machine(task: Task, config: Config) -> None:
+    """Raise an error if training cannot run on this machine, or lacks problems; a dry run can plan for another one."""
     from r3core.runs import RunRecord
     from r3core.training.grpo_options import check_vllm
     from r3core.training.launch import check_machine
+    from r3core.validation import check_validation_split
 
     if RunRecord(config.directory).done("train") is None:
         check_vllm(config.grpo_options())
         check_machine(config)
+        check_validation_split(task, config)
 
 
 def _print_result(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
     from r3core.report import as_json as as_object
     from r3core.report import print_table, shares_of_a_step
+    from r3core.validation import describe_facts
 
     if as_json:
         typer.echo(json.dumps(as_object(result, pipeline.run), indent=2))
@@ -246,6 +252,8 @@ def _print_result(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in pipeline.run.seconds().items())
     shares = ", ".join(f"{part} {share:.1%}" for part, share in shares_of_a_step(pipeline.run).items())
     typer.echo(f"- {seconds}" + (f"; of a training step: {shares}" if shares else ""))
+    for line in describe_facts(pipeline.run.done("train")):
+        typer.echo(f"- {line}")
     typer.echo(f"- run directory: {pipeline.run.path}")
 
 
@@ -256,6 +264,12 @@ def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
     for name, value in facts.items():
         shown = ", ".join(f"{k} {_rounded(v)}" for k, v in value.items()) if isinstance(value, dict) else value
         typer.echo(f"{name}: {shown}")
+
+
+def _validation_of(run: RunRecord) -> dict[str, Any]:
+    """Return the facts of the evaluations during training; empty where there were none."""
+    facts = run.done("train") or {}
+    return {"validation": facts["validation"]} if "validation" in facts else {}
 
 
 def _rounded(value: Any) -> Any:
