@@ -17,17 +17,17 @@ RIVALS := .venv-rivals/.stamp
 VLLM := .venv-vllm/.stamp
 DEEPSPEED := .venv-deepspeed/.stamp
 
-.PHONY: demo test test-fast test-vllm test-deepspeed check bench docs
+.PHONY: demo test test-fast test-vllm test-deepspeed check bench docs browser
 
 demo: $(INSTALLED)
 	$(BIN)/r3 run --task countdown
 
-test: $(DEVELOP)
+test: $(DEVELOP) browser
 	$(BIN)/python -m pytest
 
-# The inner loop: about a minute, without training, worker processes, Ray and vLLM.
+# The inner loop: about a minute, without training, worker processes, Ray, vLLM and a browser.
 test-fast: $(DEVELOP)
-	$(BIN)/python -m pytest -m "not slow and not processes and not ray and not vllm"
+	$(BIN)/python -m pytest -m "not slow and not processes and not ray and not vllm and not browser"
 
 # vLLM itself, on the CPU. Its imports cause warnings, so warnings are not errors here.
 test-vllm: $(VLLM)
@@ -36,6 +36,16 @@ test-vllm: $(VLLM)
 # Training in two processes, sharded by ZeRO-3 on the CPU. It needs a C++ compiler.
 test-deepspeed: $(DEEPSPEED)
 	DS_ACCELERATOR=cpu .venv-deepspeed/bin/python -m pytest -W default --backends deepspeed -k deepspeed tests/test_launch.py
+
+# Chromium and its driver, for the tests marked `browser`; installed only where one is missing.
+browser:
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium chromium-driver; \
+	else \
+		echo 'error: the tests of pages need chromium and chromedriver, which only root on Debian can install here' >&2; \
+		echo 'hint: install them, or run $(BIN)/python -m pytest -m "not browser"' >&2; exit 1; \
+	fi
 
 check: $(DEVELOP)
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import tiny
 from engines import default_engines
 
 if TYPE_CHECKING:
+    from browser import Browser
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 
@@ -72,6 +73,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def r3(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> command.R3:
     """A function that runs a command in the directory of the test."""
     return command.runner(monkeypatch, capfd, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium that the tests of a module share."""
+    from browser import open_browser
+
+    with open_browser(tmp_path_factory.mktemp("downloads")) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,37 +1,6 @@
-"""Terminal output: progress bars, and model text escaped so that it cannot control the terminal."""
+"""Terminal output: model text escaped so that it cannot control the terminal, and libraries without their own bars."""
 
 from __future__ import annotations
-
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
-from r3core.distributed import rank
-
-
-@contextmanager
-def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar for the block; the yielded function advances it by a number of finished items.
-
-    Shows nothing where standard error is not a terminal, or in a training process other than that of rank 0.
-    """
-    if not sys.stderr.isatty() or rank() > 0:
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=total, completed=done)
-        yield lambda count: progress.advance(task, count)
 
 
 def visible(text: str, *, longest: int | None = None, keep: str = "") -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
+from r3core.activity import PROCESS, waiting_for
 from r3core.errors import RunError, one_line
 
 RESUME_TRAINING = "run the same command to resume from the last checkpoint"
@@ -33,13 +33,23 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
-def main_process_first() -> Any:
-    """Return a context that rank 0 enters first; the others enter it when rank 0 has left it."""
-    if world_size() == 1:
-        return nullcontext()
-    from accelerate import PartialState
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Run the block in rank 0 first; the others enter it when rank 0 has left it."""
+    if rank() > 0:
+        wait_for_all("rank 0")
+    yield
+    if rank() == 0:
+        wait_for_all("the other ranks")
 
-    return PartialState().main_process_first()
+
+def wait_for_all(detail: str = "") -> None:
+    """Wait until every training process is here; `detail` names those that come last."""
+    if world_size() > 1:
+        from accelerate import PartialState
+
+        with waiting_for(PROCESS, detail):
+            PartialState().wait_for_everyone()
 
 
 @contextmanager

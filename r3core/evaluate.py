@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 from r3core.config import Config
-from r3core.console import progress_bar
 from r3core.dataset import Selection
 from r3core.episode import CONTROLS, Answer, Arm, Episode
-from r3core.executor import Executor
+from r3core.executor import Executor, Tally, episodes_of
 from r3core.generation.generator import Generator
+from r3core.progress import percent
 from r3core.protocol import Protocol, seed_of
-from r3core.runs import Run, values_of
+from r3core.runs import Run
 from r3core.stats import Difference, Rate, clustered, paired, wilson
 from r3core.task import Example, Frozen
 from r3core.truncation import TurnKind, warn_if_truncated
@@ -172,17 +172,33 @@ def _episodes(
     """Return the episodes of one model, with every arm of each; `name` is `base` or `trained`."""
     config = protocol.config
     samples = config.evaluate.samples
-    size = max(1, config.batch_size // samples)
-    have = len(run.read(f"evaluate-{name}")) // samples
-    with progress_bar(f"eval {name}", len(examples), done=have) as bar:
+    return episodes_of(
+        run,
+        executor,
+        evaluated,
+        examples,
+        name=f"evaluate-{name}",
+        label=f"eval {name}",
+        unit="problems",
+        model=model,
+        size=max(1, config.batch_size // samples),
+        each=samples,
+        tally=_tally({"first try": _first, "second try": solved}),
+        tick=tick,
+    )
 
-        def done(count: int) -> None:
-            bar(count)
-            tick()
 
-        run_batches = partial(executor.map, evaluated, model=model)
-        rows = run.extend(f"evaluate-{name}", examples, run_batches, size=size, each=samples, done=done)
-    return values_of(Episode, rows, f"evaluate-{name}")
+def _tally(judged: dict[str, Callable[[Episode], bool | None]]) -> Tally:
+    """Return what counts the episodes that pass so far, in each of several respects."""
+    counts: dict[str, Counter[bool | None]] = {name: Counter() for name in judged}
+
+    def add(new: Iterable[Episode]) -> str:
+        for episode in new:
+            for name, passed in judged.items():
+                counts[name][passed(episode)] += 1
+        return ", ".join(f"{name} {percent(of[True], of[True] + of[False])}" for name, of in counts.items())
+
+    return add
 
 
 def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Example]) -> list[Episode]:
@@ -216,10 +232,19 @@ def _cross(
     failed = [episode for episode in base if episode.failed]
 
     def stage(name: str, episodes: Sequence[Episode], *, by: str, function: Callable[..., Any]) -> list[Episode]:
-        run_batches = partial(executor.map, partial(function, name=name), model=models[by])
-        size = protocol.config.batch_size
-        rows = run.extend(f"cross-{name}", episodes, run_batches, size=size, done=lambda _: tick())
-        return values_of(Episode, rows, f"cross-{name}")
+        return episodes_of(
+            run,
+            executor,
+            partial(function, name=name),
+            episodes,
+            name=f"cross-{name}",
+            label=f"cross {name}",
+            unit="failures",
+            model=models[by],
+            size=protocol.config.batch_size,
+            tally=_tally({"leaks": _leaked} if function is reflected else {"fixed": _fixed}),
+            tick=tick,
+        )
 
     reflections = stage("trained", failed, by="trained", function=reflected)
     cells = {
@@ -256,6 +281,18 @@ def _passed(answer: Answer | None) -> bool | None:
     if answer is None or answer.verdict.outcome == "error":
         return None
     return answer.verdict.outcome == "pass"
+
+
+def _first(episode: Episode) -> bool | None:
+    return _passed(episode.attempt)
+
+
+def _fixed(episode: Episode) -> bool | None:
+    return _passed(episode.retries.get("reflect"))
+
+
+def _leaked(episode: Episode) -> bool | None:
+    return episode.reflection.leaked if episode.reflection else None
 
 
 def _rate(outcomes: Iterable[tuple[Episode, bool | None]]) -> Rate:

@@ -14,6 +14,7 @@ from r3core.episode import Episode
 from r3core.executor import Executor
 from r3core.failures import Failure
 from r3core.generation.generator import Generator
+from r3core.progress import percent, progress
 from r3core.protocol import Protocol, seed_of
 from r3core.reward import judged, reward_of
 from r3core.runs import Run
@@ -63,8 +64,11 @@ def forecast(
         return None
     batch = [failure.episode() for failure in probed for _ in range(_REFLECTIONS)]
     started_at = perf_counter()
-    with run.clock("forecast"):
+    with run.clock("forecast"), progress("forecast", len(batch), unit="reflections") as stage:
         [episodes] = executor.map(reflected, [(0, batch)], model=model)
+        outcomes = [judged(episode.retries["reflect"]) for episode in episodes]
+        fixed = percent(outcomes.count(True), len(outcomes) - outcomes.count(None))
+        stage.advance(len(batch), figure=f"fixed {fixed}")
     seconds = perf_counter() - started_at
     result = _forecast(config, episodes, failures=len(failures), seconds=seconds)
     _warn(config, result)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 from r3core.config import Config, Mine
-from r3core.console import progress_bar
 from r3core.dataset import Selection, problems_to_mine
 from r3core.environment import environment
 from r3core.episode import Episode
 from r3core.errors import ConfigError, RunError, UsageError
-from r3core.executor import Executor
+from r3core.executor import Executor, Tally, episodes_of
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.generation.generator import Generator
+from r3core.progress import percent
 from r3core.protocol import Protocol, seed_of
 from r3core.reward import judged
-from r3core.runs import Run, values_of
+from r3core.runs import Run
 from r3core.task import Example
 from r3core.truncation import limit_of, warn_if_truncated
 from r3core.verification.judge import verifier_hash
@@ -56,16 +55,21 @@ def mine(run: Run, protocol: Protocol, executor: Executor, *, model: str) -> lis
     config = protocol.config
     examples, taken = problems_to_mine(protocol.task, config)
     samples = config.mine.samples
-    size = max(1, config.batch_size // samples)
-    with run.clock("mine") as tick, progress_bar("mine", len(examples), done=len(run.read("mine")) // samples) as bar:
-
-        def done(count: int) -> None:
-            bar(count)
-            tick()
-
-        run_batches = partial(executor.map, attempted, model=model)
-        rows = run.extend("mine", examples, run_batches, size=size, each=samples, done=done)
-    episodes = values_of(Episode, rows, "mine")
+    with run.clock("mine") as tick:
+        episodes = episodes_of(
+            run,
+            executor,
+            attempted,
+            examples,
+            name="mine",
+            label="mine",
+            unit="problems",
+            model=model,
+            size=max(1, config.batch_size // samples),
+            each=samples,
+            tally=_tally(),
+            tick=tick,
+        )
     failures = select(protocol, episodes)
     counts = _counts(episodes, failures, taken)
     limit = limit_of(config, "attempt")
@@ -90,6 +94,18 @@ def mine(run: Run, protocol: Protocol, executor: Executor, *, model: str) -> lis
         )
     run.finish("mine", counts)
     return failures
+
+
+def _tally() -> Tally:
+    """Return what counts the failures so far, and the share of attempts that pass."""
+    outcomes: Counter[str] = Counter()
+
+    def add(new: Iterable[Episode]) -> str:
+        outcomes.update(episode.attempt.verdict.outcome for episode in new)
+        failed, passed = outcomes["fail"], outcomes["pass"]
+        return f"{failed:,} failures, pass rate {percent(passed, passed + failed)}"
+
+    return add
 
 
 def attempted(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Example]) -> list[Episode]:

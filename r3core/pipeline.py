@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from r3core import report
+from r3core.activity import ENGINE, WORKERS, waiting_for
 from r3core.check import certificate_of, require_passed
 from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
@@ -29,11 +30,13 @@ from r3core.generation.transformers import TransformersGenerator
 from r3core.mine import mine
 from r3core.plugins.engines import checked_engine, engine_of
 from r3core.preflight import check_template, print_notes, template_date
+from r3core.progress import watched
 from r3core.protocol import Protocol
-from r3core.runs import ReadOnlyRun, Run, values_of
+from r3core.runs import ReadOnlyRun, Run, RunRecord, values_of
 from r3core.task import Task
 from r3core.training.checkpoints import changed_share
 from r3core.training.launch import launch_training, needs_launcher, started_by_run
+from r3core.validation import describe_facts
 from r3core.verification.judge import Judge, verifier_hash
 
 ORIGIN = "r3.json"
@@ -88,7 +91,8 @@ class Pipeline:
         if self.run.done("train") is not None:
             return
         self.check_template()
-        certificate = certificate_of(self.task, self.config.judge)
+        with watched("check"), waiting_for(WORKERS, "probes of the verifier"):
+            certificate = certificate_of(self.task, self.config.judge)
         self.run.write_json("certificate", certificate)
         if not self.config.uncertified:
             require_passed(certificate, self.config.task)
@@ -100,7 +104,8 @@ class Pipeline:
         if self.engine.in_process and self.run.done("mine") is None:
             name = model_of(self.config, self.task)
             assert isinstance(self.executor, LocalExecutor)
-            generator = self.executor.generator(name)
+            with watched("load"):
+                generator = self.executor.generator(name)
             assert isinstance(generator, TransformersGenerator)
             check_padding(generator.model, generator.tokenizer, name=name)
 
@@ -139,7 +144,8 @@ class Pipeline:
         from r3core.training.precision import training_dtype
 
         served = bool(self.config.grpo_options().get("use_vllm"))  # then transformers' cache is not used
-        model, tokenizer = load(self.config, name, dtype=training_dtype(self.config), generates=not served)
+        with watched("train"), waiting_for(ENGINE, f"loading {name}"):
+            model, tokenizer = load(self.config, name, dtype=training_dtype(self.config), generates=not served)
         if world_size() == 1:  # several processes may hold parts of it; `r3 run` has checked it before it mined
             check_padding(model, tokenizer, name=name)
         failures = read_failures(self.run.path / "failures")[0]
@@ -173,7 +179,7 @@ class Pipeline:
         """Return the comparison of the base model with a trained one, or the base's scores alone."""
         done = self.run.done("evaluate")
         if done is not None and done.get("trained") == (trained is not None):
-            return self._result()
+            return result_of(self.run)
         return self._compare(trained)
 
     def report(self) -> Result:
@@ -182,14 +188,8 @@ class Pipeline:
             raise RunError(
                 f"`{self.run.path}` was not evaluated yet", "run `r3 eval` first, or name the run with --output-dir"
             )
-        result = self._result()
-        if result.trained is not None and (self.run.path / "model").is_dir():
-            stored = self.run.read_json("certificate")
-            certificate = values_of(Certificate, [stored], "certificate")[0] if stored else None
-            card = report.model_card(result, self.config, certificate)
-            atomic_write(self.run.path / "model" / "README.md", card)
-            if certificate is not None:
-                atomic_write(self.run.path / "model" / "certificate.json", certificate.text())
+        result = result_of(self.run)
+        write_card(self.run, self.config, result)
         return result
 
     def check_template(self) -> None:
@@ -202,9 +202,6 @@ class Pipeline:
             if rank() == 0:
                 print_notes(lines)
         self._template_checked = True
-
-    def _result(self) -> Result:
-        return values_of(Result, [self.run.read_json("result")], "result")[0]
 
     def _compare(self, trained: Path | None) -> Result:
         self.check_template()
@@ -288,3 +285,21 @@ def origin_of(folder: Path) -> dict[str, Any]:
     if not isinstance(origin, dict) or not {"model", "revision", "task", "task_options"} <= origin.keys():
         raise UsageError(f"`{path}` does not contain the base model and the task", "restore it, or remove it")
     return origin
+
+
+def result_of(run: RunRecord) -> Result:
+    """Return the result of a run that was evaluated."""
+    return values_of(Result, [run.read_json("result")], "result")[0]
+
+
+def write_card(run: RunRecord, config: Config, result: Result) -> None:
+    """Write the model card and the certificate beside the run's own trained model, where there is one."""
+    folder = run.path / "model"
+    if result.trained is None or not folder.is_dir():
+        return
+    stored = run.read_json("certificate")
+    certificate = values_of(Certificate, [stored], "certificate")[0] if stored else None
+    notes = describe_facts(run.done("train"))
+    atomic_write(folder / "README.md", report.model_card(result, config, certificate, training=notes))
+    if certificate is not None:
+        atomic_write(folder / "certificate.json", certificate.text())

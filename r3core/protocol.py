@@ -10,10 +10,10 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 from r3core import prompts
+from r3core.activity import ENGINE, waiting_for
 from r3core.config import Config, Turn
 from r3core.episode import Answer, Arm, Episode, Reflection, Text
 from r3core.errors import RunError
@@ -94,7 +94,13 @@ class Protocol:
         requests = [self.reflection_request(episode) for episode in failed]
         leaks = self.judge.leaks()
         completions = self._generate(
-            [e.example for e in failed], requests, generator, sampling, into=leaks, unjudged=no_leak
+            [e.example for e in failed],
+            requests,
+            generator,
+            sampling,
+            turns="reflections",
+            into=leaks,
+            unjudged=no_leak,
         )
         tested = zip(self.with_reflections(failed, completions), leaks.result(), strict=True)
         reflected = iter([with_leak(episode, leaked) for episode, leaked in tested])
@@ -168,7 +174,10 @@ class Protocol:
     ) -> list[Answer]:
         sampling = _sampling(getattr(self.config.sampling, turn), seed)
         verdicts = self.judge.verdicts()
-        completions = self._generate(examples, requests, generator, sampling, into=verdicts, unjudged=_no_verdict)
+        turns = "attempts" if turn == "attempt" else "retries"
+        completions = self._generate(
+            examples, requests, generator, sampling, turns=turns, into=verdicts, unjudged=_no_verdict
+        )
         judged = zip(completions, verdicts.result(), strict=True)
         answers = [
             Answer(**_text(completion), verdict=malformed_calls(completion) or verdict)
@@ -199,18 +208,25 @@ class Protocol:
         generator: Generator,
         sampling: Sampling,
         *,
+        turns: str,
         into: Batch[T],
         unjudged: Callable[[Completion], T],
     ) -> list[Completion]:
         """Return one completion per prompt; each is judged, into `into`, while others are still being generated.
 
-        `unjudged` returns the result of a completion without an answer: its prompt does not fit the model's context, or
-        it was cut off in its thinking. Raises RunError when too many of the prompts do not fit.
+        `turns` names the completions for people. `unjudged` returns the result of a completion without an answer: its
+        prompt does not fit the model's context, or it was cut off in its thinking. Raises RunError when too many of the
+        prompts do not fit.
         """
-        ended = partial(self.submit, examples, into=into, unjudged=unjudged)
         # A policy of several processes generates in all of them, or waits forever for the one that has no prompts.
         joins = bool(requests) or getattr(generator, "collective", False)
-        completions = generator.generate(requests, sampling, ended=ended) if joins else []
+        with waiting_for(ENGINE, turns, total=len(requests)) as activity:
+
+            def ended(new: Sequence[tuple[int, Completion]]) -> None:
+                activity.done += len(new)
+                self.submit(examples, new, into=into, unjudged=unjudged)
+
+            completions = generator.generate(requests, sampling, ended=ended) if joins else []
         self.lengths.count(examples, completions, limit=self.config.max_overlong)
         return completions
 

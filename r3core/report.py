@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from r3core.check.certificate import Certificate
@@ -19,12 +20,29 @@ from r3core.truncation import PLURAL
 
 HEADINGS = ("", "base", "trained", "trained - base")
 _MAX_SHOWN = 100  # characters of a model's text in one line
-_CONTROLS = {
+CONTROLS_TEXT = {
     "none": "retry, no reflection",
     "generic": "retry, generic sentence",
     "shuffled": "retry, another's reflection",
     "resample": "plain resampling",
 }
+
+
+def claim(result: Result, config: Config) -> str:
+    """Return the result in one sentence, with its interval, its p-value and the number of problems."""
+    scope = f"{result.base.second.total:,} problems of the {config.evaluate.split} split, seed {config.seed}"
+    if result.trained is None or result.paired is None:
+        return f"The model solves {_percent(result.base.second)} in two tries ({scope}); nothing was trained."
+    change = result.paired.second
+    before, after = _percent(result.base.second), _percent(result.trained.second)
+    if change.low > 0:
+        found = f"Training the reflections raised the share of problems solved in two tries from {before} to {after}"
+    elif change.high < 0:
+        found = f"Training the reflections lowered the share of problems solved in two tries from {before} to {after}"
+    else:
+        found = f"No effect of training is visible: {before} of the problems solved in two tries before, {after} after"
+    points = f"{100 * change.difference:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}], {_p(change)}"
+    return f"{found}: {points} (95% interval; {scope})."
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:
@@ -35,7 +53,7 @@ def rows(result: Result) -> list[tuple[str, ...]]:
         ("first try", *(_rate(side.first) for side in sides), _difference(paired.first) if paired else ""),
         ("second try", *(_rate(side.second) for side in sides), _difference(paired.second) if paired else ""),
         ("fix rate", *(_rate(side.fix) for side in sides), ""),
-        *((f"  {_CONTROLS[arm]}", *(_rate(s.controls[arm]) for s in sides), "") for arm in result.base.controls),
+        *((f"  {CONTROLS_TEXT[arm]}", *(_rate(s.controls[arm]) for s in sides), "") for arm in result.base.controls),
         ("  reflection without the answer", *(_rate(side.fix_without_leak) for side in sides), ""),
         ("reflections with the answer", *(_rate(side.leaks) for side in sides), ""),
     ]
@@ -198,8 +216,11 @@ def as_json(result: Result, run: RunRecord | None) -> dict[str, Any]:
     return result.model_dump(mode="json") | times
 
 
-def model_card(result: Result, config: Config, certificate: Certificate | None) -> str:
-    """Return the README.md of a trained model: how it was trained, the result table, the verifier and the settings."""
+def model_card(result: Result, config: Config, certificate: Certificate | None, *, training: Sequence[str] = ()) -> str:
+    """Return the README.md of a trained model: how it was trained, the result table, the verifier and the settings.
+
+    `training` has notes about the training stage.
+    """
     table = [HEADINGS, ("---",) * len(HEADINGS), *rows(result)]
     settings = json.dumps(config.record(), indent=2, ensure_ascii=False)
     return "\n".join(
@@ -209,7 +230,7 @@ def model_card(result: Result, config: Config, certificate: Certificate | None) 
             "Only the tokens of its reflections were rewarded (GRPO; the method of arXiv 2505.24726).\n",
             *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in table),
             "",
-            *(f"- {note}" for note in notes(result, config)),
+            *(f"- {note}" for note in (*notes(result, config), *training)),
             *_error_categories_card(result),
             *(["\n## Verifier\n", *_certified(certificate)] if certificate else []),
             f"\n## Settings\n\n```json\n{settings}\n```\n",
@@ -243,13 +264,21 @@ def _rate(rate: Rate) -> str:
     return f"{100 * rate.rate:5.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate.total else "-"
 
 
+def _percent(rate: Rate) -> str:
+    return f"{100 * rate.rate:.1f}%" if rate.total else "an unknown share"
+
+
 def _named(verifier: Verifier) -> str:
     return f"verifier version {verifier.version} ({verifier.hash})" if verifier.hash else "an unknown verifier"
 
 
 def _difference(difference: Difference) -> str:
-    p = "p < 0.001" if difference.p < 0.001 else f"p = {difference.p:.3f}"
-    return f"{100 * difference.difference:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}] {p}"
+    low, high = 100 * difference.low, 100 * difference.high
+    return f"{100 * difference.difference:+.1f} [{low:+.1f}, {high:+.1f}] {_p(difference)}"
+
+
+def _p(difference: Difference) -> str:
+    return "p < 0.001" if difference.p < 0.001 else f"p = {difference.p:.3f}"
 
 
 def _share(share: Share | Rate) -> str:

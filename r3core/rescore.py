@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from pydantic import ConfigDict, ValidationError
 
 from r3core.config import Limits
-from r3core.console import progress_bar
 from r3core.episode import Answer, Episode, Reflection, Text
 from r3core.errors import RunError, TaskError, UsageError
 from r3core.evaluate import Scores, scores
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.plugins.discovery import get_task
+from r3core.progress import progress
 from r3core.protocol import malformed_calls, response, with_leak
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Frozen, Task, Verdict
@@ -233,7 +233,7 @@ def _rescore_file(record: RunRecord, name: str, judge: Judge) -> _File:
     """Judge the verdicts of a file again, a batch of rows at a time."""
     file = _File(name)
     rows = _rows(record, name)
-    with progress_bar(name, _count_lines(record.path / f"{name}.jsonl")) as bar:
+    with progress(f"rescore {name}", _count_lines(record.path / f"{name}.jsonl"), unit="rows") as stage:
         while batch := list(islice(rows, _BATCH)):
             recorded = [one for _, of_row in batch for one in of_row]
             verdicts = _judge_again(judge, recorded)
@@ -242,7 +242,7 @@ def _rescore_file(record: RunRecord, name: str, judge: Judge) -> _File:
             remaining = iter(verdicts)
             for value, of_row in batch:
                 _collect(file, value, list(islice(remaining, len(of_row))))
-            bar(len(batch))
+            stage.advance(len(batch))
     return file
 
 

@@ -29,7 +29,10 @@ from r3core.files import atomic_write, cut_off_torn_row
 T = TypeVar("T")
 Value = TypeVar("Value", bound=BaseModel)
 
-_NOT_RESULTS = ("config.json", "environment.json", "sessions.jsonl", "clock.jsonl", "certificate.json", "template.json")
+_NOT_RESULTS = (
+    *("config.json", "environment.json", "sessions.jsonl", "clock.jsonl", "certificate.json", "template.json"),
+    *("report.html", "tables", "charts"),
+)
 _RESOLVED = "grpo_resolved"
 _PATIENCE = 30.0  # seconds in which processes that were killed must free the lock
 _MAX_DIFFERENCES = 8  # listed in an error message; more are counted
@@ -158,24 +161,25 @@ class Run(RunRecord):
         self,
         name: str,
         items: Sequence[T],
-        make: Callable[[Iterator[tuple[int, Sequence[T]]]], Iterable[Sequence[BaseModel]]],
+        make: Callable[[Iterator[tuple[int, Sequence[T]]]], Iterable[Sequence[Value]]],
         *,
         size: int,
         each: int = 1,
-        done: Callable[[int], None],
+        done: Callable[[Sequence[Value]], None],
     ) -> list[dict[str, Any]]:
         """Return the rows of `NAME.jsonl`, `each` per item, after making and appending the missing ones.
 
         `make(batches)` turns numbered batches of at most `size` items into their rows, batch by batch in order, and
         must make the same rows from the same batch: a batch of which a kill left only some rows is made again, and only
-        its missing rows are appended. `done` is called with a batch's number of items when its rows are on disk.
+        its missing rows are appended. `done` is called with a batch's new rows when they are on disk.
         """
         have = len(self.read(name))  # rows are in the order of the items, so their number is the progress
         starts = [start for start in range(0, len(items), size) if have < min(start + size, len(items)) * each]
         batches = ((start // size, items[start : start + size]) for start in starts)
         for start, rows in zip(starts, make(batches), strict=True):
-            self.append(name, rows[max(0, have - start * each) :])
-            done(min(size, len(items) - start))
+            missing = rows[max(0, have - start * each) :]
+            self.append(name, missing)
+            done(missing)
         return self.read(name)
 
     def write_json(self, name: str, value: Any) -> Path:

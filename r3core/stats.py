@@ -1,10 +1,10 @@
-"""Pass rates with confidence intervals, paired comparisons, and the expected share of groups with unequal rewards."""
+"""Pass rates with confidence intervals, paired comparisons and their power, and the expected share of mixed groups."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import ceil, inf, sqrt
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
@@ -67,15 +67,57 @@ def clustered(outcomes: Sequence[tuple[str, bool]], confidence: float = 0.95) ->
     When all samples agree there is no variance to estimate, and the number of problems is the sample size. With one
     sample per problem the result is that of `wilson`.
     """
-    problems: dict[str, list[bool]] = defaultdict(list)
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for problem, passed in outcomes:
-        problems[problem].append(passed)
-    plain = wilson(sum(passed for _, passed in outcomes), len(outcomes), confidence)
-    if len(problems) == len(outcomes):
+        counts[problem][0] += passed
+        counts[problem][1] += 1
+    return clustered_counts([(passed, samples) for passed, samples in counts.values()], confidence)
+
+
+def clustered_counts(counts: Sequence[tuple[int, int]], confidence: float = 0.95) -> Rate:
+    """Return the same rate from (passed, samples) of each problem."""
+    problems = [(passed, samples) for passed, samples in counts if samples]
+    passed, samples = (sum(column) for column in zip(*problems, strict=True)) if problems else (0, 0)
+    plain = wilson(passed, samples, confidence)
+    if len(problems) == samples:
         return plain
-    size = _effective_size(list(problems.values()), plain.rate)
-    low, high = _score_interval(plain.rate, size, confidence)
+    low, high = _score_interval(plain.rate, _effective_size(problems, plain.rate), confidence)
     return plain.model_copy(update={"low": low, "high": high})
+
+
+def clustered_mean(sums: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Return the mean of a quantity and its standard error, from the sum and the number of values of each cluster.
+
+    The error is that of the ratio estimator over clusters (Cochran 1977, section 2.11); it is infinite for less than
+    two clusters, and 0 if all of them have the same mean.
+    """
+    clusters = [(total, size) for total, size in sums if size]
+    size = sum(count for _, count in clusters)
+    if not clusters:
+        return 0.0, inf
+    mean = sum(total for total, _ in clusters) / size
+    if len(clusters) == 1:
+        return mean, inf
+    squares = sum((total - mean * count) ** 2 for total, count in clusters)
+    return mean, sqrt(len(clusters) / (len(clusters) - 1) * squares) / size
+
+
+def problems_needed(mean_square: float, difference: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
+    """Return the number of problems on which a paired test finds a difference with this probability.
+
+    `mean_square` is the mean over problems of the square of the change; with one sample per problem that is the share
+    of problems of which one side passes and the other fails, and the formula is that of Connor (1987) for McNemar's
+    test: ((z_confidence sqrt(m) + z_power sqrt(m - d^2)) / d)^2. With several, m - d^2 is still the variance.
+
+    Raises:
+        ValueError: the difference is 0, or larger than such a mean square allows.
+    """
+    if not 0 < difference * difference <= mean_square:
+        raise ValueError(f"difference ({difference}) must not be 0, and its square at most {mean_square}")
+    normal = NormalDist()
+    null, other = sqrt(mean_square), sqrt(mean_square - difference * difference)
+    reach = normal.inv_cdf((1 + confidence) / 2) * null + normal.inv_cdf(power) * other
+    return ceil((reach / difference) ** 2)
 
 
 def paired(before: Mapping[str, Sequence[bool]], after: Mapping[str, Sequence[bool]]) -> Difference:
@@ -201,12 +243,15 @@ def _score_interval(rate: float, size: float, confidence: float) -> tuple[float,
     return (0.0 if rate == 0 else max(0.0, center - margin)), (1.0 if rate == 1 else min(1.0, center + margin))
 
 
-def _effective_size(problems: Sequence[Sequence[bool]], rate: float) -> float:
-    """Return the number of independent samples with the same variance as these; at most their number."""
-    count, samples = len(problems), sum(map(len, problems))
+def _effective_size(problems: Sequence[tuple[int, int]], rate: float) -> float:
+    """Return the number of independent samples with the same variance as these; at most their number.
+
+    `problems` has the number of passes and of samples of each.
+    """
+    count, samples = len(problems), sum(size for _, size in problems)
     if count == 1 or rate in (0.0, 1.0):
         return count
-    squares = sum((sum(passed) - rate * len(passed)) ** 2 for passed in problems)
+    squares = sum((passed - rate * size) ** 2 for passed, size in problems)
     if squares == 0:
         return samples
     of_the_ratio = count / (count - 1) * squares / samples**2

@@ -16,10 +16,11 @@ import torch
 import trl
 from trl.trainer.grpo_config import GRPOConfig
 
-from r3core.console import progress_bar
-from r3core.distributed import lost_process_errors, main_process_first, rank
+from r3core.activity import ENGINE, waiting_for
+from r3core.distributed import lost_process_errors, main_process_first, rank, wait_for_all
 from r3core.errors import UsageError
 from r3core.failures import Failure
+from r3core.progress import progress, watched
 from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.training.callback import StepCallback, ValidationCallback
@@ -65,7 +66,8 @@ def train(
         print(
             f"note: a checkpoint every {args.save_steps:g} steps, as a generation serves several steps", file=sys.stderr
         )
-    with training_memory_errors(protocol.config, args):
+    engine = "starting vLLM" if args.use_vllm else "setting up the trainer"
+    with training_memory_errors(protocol.config, args), watched("train"), waiting_for(ENGINE, engine):
         trainer = ReflectionTrainer(
             run, protocol, failures, model=model, tokenizer=tokenizer, args=args, saved_dtype=saved_dtype
         )
@@ -80,13 +82,13 @@ def train(
             trainer.remove_callback(callback)
     with (
         run.clock("train") as save_clock,
-        progress_bar("train", args.max_steps, done=done) as advance,
+        progress("train", args.max_steps, done=done, unit="steps") as stage,
         redirect_stdout(sys.stderr),  # some trackers print
         closing(trainer.policy),
         lost_process_errors(),
         training_memory_errors(protocol.config, args),
     ):
-        trainer.add_callback(steps := StepCallback(trainer, advance=advance, save_clock=save_clock))
+        trainer.add_callback(steps := StepCallback(trainer, advance=stage.advance, save_clock=save_clock))
         if validator is not None:
             trainer.add_callback(ValidationCallback(validator, steps=steps))
         if done < args.max_steps and not (validator and validator.stopped):
@@ -94,7 +96,7 @@ def train(
         else:  # stopped between the last step and saving; transformers would train one more step
             trainer.restore(checkpoint)
         _save(trainer, validator)
-        trainer.accelerator.wait_for_everyone()  # closing vLLM's engine closes the connection between processes too
+        wait_for_all()  # closing vLLM's engine closes the connection between processes too
     skipped = len(failures) - len(trainer.failures)
     facts = {"steps": args.max_steps, "failures": len(trainer.failures), **({"left_out": skipped} if skipped else {})}
     return facts | (validator.facts() if validator else {})

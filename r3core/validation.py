@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from r3core.activity import PROCESS, waiting_for
 from r3core.config import Config
 from r3core.dataset import Problems, load_examples, select_examples
 from r3core.distributed import rank
@@ -22,6 +23,7 @@ from r3core.episode import Arm, Episode
 from r3core.errors import ConfigError, RunError
 from r3core.evaluate import scores, truncated
 from r3core.generation.generator import Generator
+from r3core.progress import is_quiet
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run, values_of
 from r3core.stats import Rate
@@ -206,7 +208,7 @@ class Validator:
         )
         self.rows.append(row)
         self.run.append(_ROWS, [row])
-        if rank() == 0:
+        if rank() == 0 and not is_quiet():
             print(self._describe(row), file=sys.stderr)
         if self.keeps_best and best_of(self.rows) is row:
             self._save()
@@ -241,7 +243,8 @@ class Validator:
 
         place, count = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
         own = validated(self.trainer.protocol, self.trainer.policy, self.examples[place::count], process=place)
-        episodes: list[Episode] = gather_object(own)
+        with waiting_for(PROCESS, "evaluating"):
+            episodes: list[Episode] = gather_object(own)
         return episodes
 
     def _save(self) -> None:
@@ -290,14 +293,14 @@ def describe_facts(facts: Mapping[str, Any] | None) -> list[str]:
     found = (facts or {}).get("validation")
     if facts is None or found is None:
         return []
-    lines = []
+    during = f"{found['evaluations']} evaluations on {found['problems']} problems of the validation split"
+    score = f"{100 * found['second']['rate']:.1f}%"
+    lines = [f"{during} during training; second try {score} after the last step"]
     if found["keep"] == "best":
-        lines.append(
-            f"model/ has the weights of step {found['saved_step']} of {facts['steps']}, the best second try of "
-            f"{found['evaluations']} evaluations on {found['problems']} problems of the validation split "
-            f"({100 * found['second']['rate']:.1f}%); as it was chosen by that score, the score is too high: "
-            "the result is that of the test split"
-        )
+        lines = [
+            f"model/ has the weights of step {found['saved_step']} of {facts['steps']}, the best second try "
+            f"of {during} ({score}); as it chose the step, this score is too high: the result is that of the test split"
+        ]
         if found["saved_step"] == 0:
             lines.append("no evaluation was better than that before training: model/ has the base model's weights")
     if stopped := found.get("stopped_early"):

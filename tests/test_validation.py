@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from typing import Any
 
 import password
 import pytest
+import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from r3core import ConfigError, Example
+from r3core import ConfigError, Example, RunError
 from r3core.config import Config
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.mine import check_splits
@@ -194,9 +197,14 @@ def validated(**changes: Any) -> Config:
     return password.config(**(password.KILLED | BEST | changes))
 
 
-def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    left_out = ("seconds", "train_", "validation/", "generation/")
-    return [{key: value for key, value in row.items() if not key.startswith(left_out)} for row in rows]
+def outcome_of(run: Run) -> list[tuple[Any, ...]]:
+    """Return what training did step by step, without times and evaluations."""
+    return [(row["step"], row["loss"], row["grad_norm"], row["reward"], row["num_tokens"]) for row in run.read("train")]
+
+
+def evaluations_of(run: Run) -> list[Validation]:
+    """Return the evaluations of a run, without their times."""
+    return [Validation.model_validate(row | {"seconds": 0}) for row in run.read("validation")]
 
 
 @pytest.mark.slow
@@ -206,7 +214,7 @@ def test_evaluations_do_not_change_what_is_trained(lora: dict[str, Any] | None, 
     without, _ = trained(tmp_path / "without", password.config(**options))
     best = password.config(**options, evaluate=EVERY | {"every": 2}, train={"keep": "best"})
     run, _ = trained(tmp_path / "with", best)
-    assert without_times(run.read("train")) == without_times(without.read("train"))
+    assert outcome_of(run) == outcome_of(without)
     assert run.read("train-episodes") == without.read("train-episodes")
     last = [one.path / "checkpoints" / "checkpoint-6" for one in (without, run)]
     name = "model.safetensors" if lora is None else "adapter_model.safetensors"
@@ -235,7 +243,7 @@ def test_each_evaluation_is_a_row_and_a_metric(undisturbed: tuple[Run, dict[str,
 @pytest.mark.slow
 def test_the_model_is_that_of_the_best_step(undisturbed: tuple[Run, dict[str, Any]]) -> None:
     run, facts = undisturbed
-    rows = [Validation.model_validate(row) for row in run.read("validation")]
+    rows = evaluations_of(run)
     best = best_of(rows)
     assert best is not None
     assert best.step in (4, 8), f"{[row.second.passed for row in rows]}: the test would show nothing"
@@ -275,8 +283,87 @@ def test_training_killed_at_any_moment_saves_the_same_step(
     run, facts = trained(path, config)
     expected, expected_facts = undisturbed
     assert len(run.read("sessions")) == 2
-    assert without_times(run.read("validation")) == without_times(expected.read("validation"))
-    assert without_times(run.read("train")) == without_times(expected.read("train"))
+    assert evaluations_of(run) == evaluations_of(expected)
+    assert outcome_of(run) == outcome_of(expected)
     kept = ("saved_step", "second", "evaluations", "tokens")
     assert [facts["validation"][key] for key in kept] == [expected_facts["validation"][key] for key in kept]
     assert_same_weights(run.path / "model", expected.path / "model")
+
+
+@pytest.mark.slow
+def test_training_stops_early_and_a_resume_does_not_continue_it(tmp_path: Path) -> None:
+    config = validated(train={"keep": "best", "stop_after": 1}, evaluate=EVERY | {"every": 1}, **STILL)
+    run, facts = trained(tmp_path / "run", config)
+    rows = evaluations_of(run)
+    assert [row.step for row in rows] == [0, 1], "with a learning rate of 0 the first evaluation brings no improvement"
+    assert rows[0].second == rows[1].second, "the seeds of every evaluation are the same"
+    assert facts["steps"] == 1
+    assert facts["validation"]["stopped_early"] == {"step": 1, "without_improvement": 1}
+    assert facts["validation"]["saved_step"] == 0
+    assert [line.partition(":")[0] for line in describe_facts(facts)][1:] == [
+        "no evaluation was better than that before training",
+        "training stopped early at step 1",
+    ]
+    assert (run.path / "checkpoints" / "checkpoint-1" / "complete").exists()
+    shutil.rmtree(run.path / "model")
+    run, again = trained(run.path, config)
+    assert again == facts
+    assert [row["step"] for row in run.read("train")] == [1]
+    assert_same_weights(run.path / "model", run.path / "checkpoints" / "best-0")
+
+
+STILL: dict[str, Any] = {"learning_rate": 0.0, "steps": 3, "save_total_limit": 2}
+
+
+@pytest.mark.slow
+def test_without_checkpoints_everything_is_made_again(tmp_path: Path) -> None:
+    config = validated(save_strategy="no", evaluate=EVERY | {"every": 1}, **STILL)
+    run, facts = trained(tmp_path / "run", config)
+    (run.path / "checkpoints" / ".best-0.partial").mkdir()
+    run, again = trained(run.path, config)
+    rows = evaluations_of(run)
+    assert [row.step for row in rows] == [0, 1, 2, 3]
+    assert again["validation"]["tokens"] == facts["validation"]["tokens"]
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["best-0"]
+
+
+@pytest.mark.slow
+def test_missing_weights_of_the_best_step_are_an_error(tmp_path: Path) -> None:
+    config = validated(**STILL)
+    run, _ = trained(tmp_path / "run", config)
+    shutil.rmtree(run.path / "checkpoints" / "best-0")
+    with pytest.raises(RunError, match=r"best-0` is missing: the weights of the best step so far"):
+        trained(run.path, config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "apart"])
+def test_the_adapter_is_that_of_the_best_step(merge: bool, tmp_path: Path) -> None:
+    """The adapter of another step is trained on while it is saved, so the base model must not change."""
+    lora = {"r": 4, "lora_alpha": 16}
+    options: dict[str, Any] = {"lora": lora, "train": {"keep": "best", "merge": merge}} | FALLING
+    run, facts = trained(tmp_path / "run", validated(**options))
+    best = best_of(evaluations_of(run))
+    assert best is not None
+    assert 0 < best.step < 10, f"{[row.second.passed for row in evaluations_of(run)]}: the test would show nothing"
+    assert facts["validation"]["saved_step"] == best.step
+    adapters = [run.path / "checkpoints" / name for name in (f"checkpoint-{best.step}", f"best-{best.step}")]
+    states = [load_file(folder / "adapter_model.safetensors") for folder in adapters]
+    assert [name for name in states[0] if not states[0][name].equal(states[1][name])] == []
+    if not merge:
+        return assert_same_files(run.path / "model", adapters[1])
+    expected = PeftModel.from_pretrained(password.beginner(), str(adapters[0])).merge_and_unload().state_dict()
+    saved = weights(run.path / "model")
+    assert saved.keys() == expected.keys()
+    assert all(torch.allclose(saved[name], expected[name], atol=1e-6) for name in saved)
+    return None
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    assert [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()] == []
+
+
+FALLING: dict[str, Any] = {"learning_rate": 1e-2}
+"""Options with which the second try first rises and then falls."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from r3core.errors import ConfigError, TaskError
+from r3core.errors import TaskError
 from r3core.files import digest
+from r3core.progress import quiet
 from r3core.training.launch import started_by_run
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 Uncertified = Annotated[
     bool | None, typer.Option("--uncertified", help="Train even if the verifier does not pass `r3 check`.")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress; warnings and errors are printed.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and exit; nothing is written.")]
 
 
@@ -78,15 +80,24 @@ FLAGS: dict[str, Flag] = {
     "accelerate_config": _flag(Path, "Configuration file of `accelerate launch` for training.", "accelerate_config"),
     "limit": _flag(int, "Maximum number of problems, in mining and in evaluation.", "mine.limit", "evaluate.limit"),
     "seed": Flag(Seed, ("seed",)),
+    "run": Flag(Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory.")], ("output_dir",)),
     "output_dir": _flag(Path, "Run directory.", "output_dir"),
+    "csv": Flag(
+        Annotated[bool, typer.Option("--csv", help="Also write the tables to RUN/tables, as CSV.")], default=False
+    ),
+    "png": Flag(
+        Annotated[bool, typer.Option("--png", help="Also write the charts to RUN/charts, as PNG and SVG.")],
+        default=False,
+    ),
     "uncertified": Flag(Uncertified, ("uncertified",)),
     "dry_run": Flag(DryRun, default=False),
+    "quiet": Flag(Quiet, default=False),
     "as_json": Flag(Json, default=False),
 }
 """Every option of the commands on runs, in the order of their help."""
 FIND = ("task", "task_option", "config", "overrides", "output_dir", "as_json")
 """The options that find an existing run."""
-GENERATE = (*FIND, "model", "chat_template", "preset", "engine", "limit", "seed", "dry_run")
+GENERATE = (*FIND, "model", "chat_template", "preset", "engine", "limit", "seed", "dry_run", "quiet")
 """The options of commands that generate text."""
 MINE = ("samples", "keep", "failures")
 """The options of mining alone."""
@@ -104,6 +115,8 @@ class Arguments:
     """Dotted configuration keys and their values, only those that are given."""
     dry_run: bool = False
     as_json: bool = False
+    csv: bool = False
+    png: bool = False
 
     @classmethod
     def of(cls, **given: Any) -> Arguments:
@@ -115,24 +128,29 @@ class Arguments:
             flags=flags
             | _named_values("task_options", given.get("task_option"), flag="--task-option", example="numbers=4")
             | _named_values("lora", given.get("lora"), flag="--lora", example="r=32"),
-            dry_run=given.get("dry_run", False),
-            as_json=given.get("as_json", False),
+            **{name: given.get(name, False) for name in ("dry_run", "as_json", "csv", "png")},
         )
 
     def resolve(self) -> tuple[Task, Config]:
         """Return the task and the configuration; those of an existing run if nothing but its directory is given."""
         from r3core.config import PLACEMENT, chosen_preset, chosen_task, configure, read_settings
         from r3core.plugins.discovery import get_task
+        from r3core.recorded import config_of
 
         folder = self.flags.get("output_dir")
         given = self.overrides or self.config or self.flags.keys() - {"output_dir", *PLACEMENT}
         if not given and folder is not None and (folder / "config.json").exists():
             placement = {key: value for key, value in self.flags.items() if key in PLACEMENT}
-            config = _stored_config(folder, placement)
+            config = config_of(folder, placement)
             return get_task(config.task, **config.task_options), config
         settings = read_settings(self.config, self.overrides, flags=self.flags)
         task = _get_task(*chosen_task(settings), preset=chosen_preset(settings))
         return task, configure(task, settings)
+
+    def directory(self) -> Path:
+        """Return the directory of an existing run: the one that is named, or that of the configuration."""
+        named: Path | None = self.flags.get("output_dir")
+        return self.resolve()[1].directory if named is None else named
 
 
 def with_flags(*names: str) -> Callable[[Callable[[Arguments], None]], Callable[..., None]]:
@@ -141,7 +159,8 @@ def with_flags(*names: str) -> Callable[[Callable[[Arguments], None]], Callable[
     def decorate(work: Callable[[Arguments], None]) -> Callable[..., None]:
         def command(**given: Any) -> None:
             try:
-                work(Arguments.of(**given))
+                with quiet(given.pop("quiet", False)):
+                    work(Arguments.of(**given))
             except KeyboardInterrupt:
                 if not started_by_run():  # else the process that started this one prints it
                     typer.echo("interrupted; run the same command to resume", err=True)
@@ -221,26 +240,6 @@ def _get_task(name: str, options: dict[str, Any], *, preset: str | None) -> Task
             raise
         listed = ", ".join(f"{key}={value}" for key, value in changed.items())
         raise TaskError(error.message, *error.hints, f"the preset `{preset}` sets {listed} for this task") from None
-
-
-def _stored_config(folder: Path, placement: dict[str, Any]) -> Config:
-    """Return the configuration of the run in a directory, with another placement where one is given."""
-    from pydantic import ValidationError
-
-    from r3core.config import NOT_SETTINGS, Config, explained
-    from r3core.runs import RunRecord
-
-    stored = RunRecord(folder).read_json("config")
-    try:
-        settings = {key: value for key, value in stored.items() if key not in NOT_SETTINGS}
-        return Config.model_validate(settings | {"output_dir": folder} | placement)
-    except (AttributeError, ValidationError) as error:
-        if isinstance(error, ValidationError) and error.errors()[0]["loc"][0] in placement:
-            raise explained(error) from None
-        raise ConfigError(
-            f"`{folder / 'config.json'}` is not a configuration of this version of r3",
-            "give the task and its settings again, and another --output-dir",
-        ) from None
 
 
 def _fingerprint(folder: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r3core.cli import run_commands, task_commands
+from r3core.cli import explain_commands, run_commands, task_commands, view_command
 from r3core.cli.arguments import Json
 from r3core.distributed import wait_before_reporting
 from r3core.errors import R3Error
@@ -113,4 +113,6 @@ def _summary(installed: Installed) -> str:
 
 
 run_commands.register(app)
+explain_commands.register(app)
 task_commands.register(app)
+view_command.register(app)

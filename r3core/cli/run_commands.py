@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -21,6 +21,7 @@ from r3core.cli.arguments import (
     Json,
     ModelName,
     Overrides,
+    Quiet,
     Seed,
     TaskName,
     TaskOptions,
@@ -65,7 +66,10 @@ def run(arguments: Arguments) -> None:
         pipeline.mine()
         pipeline.train()
         pipeline.evaluate()
-        _print_result(pipeline, pipeline.report(), as_json=arguments.as_json)
+        result = pipeline.report()
+        _print_result(pipeline.run, pipeline.config, result, as_json=arguments.as_json)
+        _print_explanation(pipeline, to=sys.stderr if arguments.as_json else sys.stdout)
+        _write_page(pipeline.run.path)
 
 
 @with_flags(*GENERATE, *MINE)
@@ -85,7 +89,7 @@ def mine(arguments: Arguments) -> None:
         _print_facts({"failures": failures, "counts": facts}, as_json=arguments.as_json)
 
 
-@with_flags(*FIND, *TRAIN, "model", "chat_template", "preset", "engine", "seed", "dry_run", "failures")
+@with_flags(*FIND, *TRAIN, "model", "chat_template", "preset", "engine", "seed", "dry_run", "quiet", "failures")
 def train(arguments: Arguments) -> None:
     """Train the reflections on the failures of a run.
 
@@ -94,6 +98,7 @@ def train(arguments: Arguments) -> None:
     from r3core.distributed import main_process_first, rank
     from r3core.report import shares_of_a_step
     from r3core.training import launch
+    from r3core.validation import describe_facts
 
     task, config = arguments.resolve()
     _check_training(task, config)
@@ -111,7 +116,10 @@ def train(arguments: Arguments) -> None:
         model = str(pipeline.train())
         if leads:
             facts = {"model": model, "shares_of_a_step": shares_of_a_step(pipeline.run)}
-            _print_facts(facts | _validation_of(pipeline.run), as_json=arguments.as_json)
+            done = pipeline.run.done("train") or {}
+            notes = describe_facts(done)
+            validation = {"validation": done["validation"] if arguments.as_json else "; ".join(notes)} if notes else {}
+            _print_facts(facts | validation, as_json=arguments.as_json)
 
 
 @with_flags(*GENERATE)
@@ -128,15 +136,31 @@ def evaluate(arguments: Arguments) -> None:
         return print_plan(task, config)
     with _pipeline(task, config, trained=trained) as pipeline:
         result = pipeline.compare(trained) if trained else pipeline.evaluate()
-        _print_result(pipeline, result, as_json=arguments.as_json)
+        _finish(pipeline, result, as_json=arguments.as_json)
 
 
-@with_flags(*FIND)
+@with_flags("run", *FIND, "csv", "png")
 def report(arguments: Arguments) -> None:
-    """Print the results of an evaluated run, and write the model card."""
-    task, config = arguments.resolve()
-    with _pipeline(task, config, trained=model_to_compare(config)) as pipeline:
-        _print_result(pipeline, pipeline.report(), as_json=arguments.as_json)
+    """Print the results of a run, and write its page `report.html` and the model card.
+
+    The run may be in progress, or not evaluated yet.
+    """
+    from r3core.page import write_csv, write_png
+    from r3core.pipeline import result_of, write_card
+    from r3core.recorded import config_of, open_record, status_of
+
+    folder = arguments.directory()
+    run, config = open_record(folder), config_of(folder)
+    result = result_of(run) if (status := status_of(run)).evaluated else None
+    if result is not None:
+        write_card(run, config, result)
+        _print_result(run, config, result, as_json=arguments.as_json)
+    else:
+        _print_facts({"finished": list(status.finished), "stage": status.stage}, as_json=arguments.as_json)
+    _write_page(folder)
+    for wanted, write, name in ((arguments.csv, write_csv, "tables"), (arguments.png, write_png, "charts")):
+        if wanted:
+            typer.echo(f"{len(write([folder], folder / name))} files in {folder / name}", err=True)
 
 
 def show(
@@ -176,6 +200,7 @@ def rescore(
     output_dir: Annotated[
         Path | None, typer.Option(help="Write the failures that still fail to this failure dataset.")
     ] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Verify all recorded answers again, and print which verdicts changed.
@@ -183,11 +208,13 @@ def rescore(
     The run directory or failure dataset itself is not changed.
     """
     from r3core import rescore as rescoring
+    from r3core.progress import quiet as silenced
     from r3core.report import print_rescored
     from r3core.settings import assignments
 
     options = dict(assignments(task_option or [], flag="--task-option", example="numbers=4"))
-    rescored = rescoring.rescore(source, spec=task, options=options, output=output_dir)
+    with silenced(quiet):
+        rescored = rescoring.rescore(source, spec=task, options=options, output=output_dir)
     if as_json:
         typer.echo(json.dumps(rescored.model_dump(mode="json"), indent=2))
     else:
@@ -240,21 +267,40 @@ def _check_machine(task: Task, config: Config) -> None:
         check_validation_split(task, config)
 
 
-def _print_result(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
+def _finish(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
+    """Print the result of a run, and write its page."""
+    _print_result(pipeline.run, pipeline.config, result, as_json=as_json)
+    _write_page(pipeline.run.path)
+
+
+def _write_page(folder: Path) -> None:
+    """Write the page of a run, and name it on standard error: standard output may be a program's."""
+    from r3core.page import PAGE, write_page
+
+    typer.echo(f"page: {write_page([folder], folder / PAGE)}", err=True)
+
+
+def _print_result(run: RunRecord, config: Config, result: Result, *, as_json: bool) -> None:
     from r3core.report import as_json as as_object
     from r3core.report import print_table, shares_of_a_step
     from r3core.validation import describe_facts
 
     if as_json:
-        typer.echo(json.dumps(as_object(result, pipeline.run), indent=2))
+        typer.echo(json.dumps(as_object(result, run), indent=2))
         return
-    print_table(result, pipeline.config, sys.stdout)
-    seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in pipeline.run.seconds().items())
-    shares = ", ".join(f"{part} {share:.1%}" for part, share in shares_of_a_step(pipeline.run).items())
+    print_table(result, config, sys.stdout)
+    seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in run.seconds().items())
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in shares_of_a_step(run).items())
     typer.echo(f"- {seconds}" + (f"; of a training step: {shares}" if shares else ""))
-    for line in describe_facts(pipeline.run.done("train")):
+    for line in describe_facts(run.done("train")):
         typer.echo(f"- {line}")
-    typer.echo(f"- run directory: {pipeline.run.path}")
+    typer.echo(f"- run directory: {run.path}")
+
+
+def _print_explanation(pipeline: Pipeline, *, to: TextIO) -> None:
+    from r3core.explain import explain, print_explanation
+
+    print_explanation(explain(pipeline.run, pipeline.config), to)
 
 
 def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
@@ -264,12 +310,6 @@ def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
     for name, value in facts.items():
         shown = ", ".join(f"{k} {_rounded(v)}" for k, v in value.items()) if isinstance(value, dict) else value
         typer.echo(f"{name}: {shown}")
-
-
-def _validation_of(run: RunRecord) -> dict[str, Any]:
-    """Return the facts of the evaluations during training; empty where there were none."""
-    facts = run.done("train") or {}
-    return {"validation": facts["validation"]} if "validation" in facts else {}
 
 
 def _rounded(value: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from r3core.distributed import wait_for_all
 from r3core.training.checkpoints import mark_complete
 from r3core.training.trainer import ReflectionTrainer
 
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 class StepCallback(TrainerCallback):
     """Times every step, appends what TRL logs to the run's `train` rows, and marks complete checkpoints.
 
-    `advance` moves the progress bar by a number of steps; `save_clock` saves how long the stage has taken so far.
+    `advance` adds a number of steps to the progress, with its main figure; `save_clock` saves how long the stage has
+    taken so far.
     """
 
     def __init__(
-        self, trainer: ReflectionTrainer, *, advance: Callable[[int], Any], save_clock: Callable[[], Any]
+        self, trainer: ReflectionTrainer, *, advance: Callable[..., Any], save_clock: Callable[[], Any]
     ) -> None:
         self.trainer = trainer
         self.advance = advance
@@ -54,7 +56,7 @@ class StepCallback(TrainerCallback):
             engine.cached = engine.prompted = 0
         for name, value in metrics.items():
             self.trainer._metrics["train"][name].append(value)
-        self.advance(1)
+        self.advance(1, figure=main_figure(self.trainer._metrics["train"]))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append one row of metrics to the run; not TRL's summary after the last step, nor what precedes the first."""
@@ -64,7 +66,7 @@ class StepCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark a checkpoint as complete, once every process has written its shards of weights and optimizer states."""
-        self.trainer.accelerator.wait_for_everyone()
+        wait_for_all("the checkpoint of the other ranks")
         if state.is_world_process_zero:
             mark_complete(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), self.trainer.world)
 
@@ -101,3 +103,12 @@ class ValidationCallback(TrainerCallback):
             engine.cached = engine.prompted = 0  # their hit rate is that of training
         self.steps.ended_at = perf_counter()
         return metrics
+
+
+def main_figure(metrics: Mapping[str, Sequence[float]]) -> str:
+    """Return the mean reward and the share of mixed groups of the last generation; empty without one since TRL logged.
+
+    A step that reuses the completions of an earlier one has no generation of its own.
+    """
+    rewards, mixed = metrics.get("reward"), metrics.get("groups/mixed")
+    return f"reward {rewards[-1]:.2f}, mixed groups {mixed[-1]:.0%}" if rewards and mixed else ""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from r3core.distributed import RESUME_TRAINING, world_size
 from r3core.errors import ConfigError, RunError, UsageError, one_line
+from r3core.progress import is_quiet
 
 if TYPE_CHECKING:
     from r3core.config import Config
@@ -173,7 +174,7 @@ def launch_training(config: Config, folder: Path) -> None:
         options = ["--config_file", str(file), "--num_processes", str(count), "--main_process_port", "0"]
         command = [sys.executable, "-m", "r3core.training.launcher", str(exit_codes), *options]
         with subprocess.Popen(
-            [*command, "-m", "r3core", "train", "--output-dir", str(folder)],
+            [*command, "-m", "r3core", "train", "--output-dir", str(folder), *(["--quiet"] if is_quiet() else [])],
             env=os.environ | {_STARTED_BY_RUN: "1"},
             stdin=subprocess.PIPE,
             stdout=2,  # standard output is for this process's result alone

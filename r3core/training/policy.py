@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
 from trl.models.utils import unwrap_model_for_generation
 
+from r3core.activity import PROCESS, waiting_for
 from r3core.config import Config
 from r3core.generation.chat import Take, converse, end_ids
 from r3core.generation.generator import Completion, Continued, Ended, Sampling
@@ -113,7 +114,8 @@ class Policy:
         with fewer, because some do not fit the context, adds prompts of one token, whose results are dropped.
         """
         engine, ends = self.trainer.vllm_generation, self._ends()
-        padding = max(gather_object([len(prompts)])) - len(prompts)
+        with waiting_for(PROCESS, "the prompts of the other ranks"):
+            padding = max(gather_object([len(prompts)])) - len(prompts)
         padded = [*prompts, *[[min(ends)]] * padding]
         if not padded:
             return []

@@ -28,7 +28,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from r3core.distributed import rank
+from r3core.activity import ENGINE, PROCESS, STEP, waiting_for
+from r3core.distributed import rank, world_size
 from r3core.episode import Episode, Reflection
 from r3core.failures import Failure
 from r3core.generation.cache import apply_time_step_limit
@@ -147,6 +148,13 @@ class ReflectionTrainer(GRPOTrainer):
         with using(self.processing_class, original(self.processing_class)):
             super().save_model(*arguments, **options)
 
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """Train as TRL does; a stall inside is reported as the step's, unless a part of it is known to wait."""
+        others = f"in {world_size()} processes" if world_size() > 1 else ""
+        with waiting_for(STEP, others):
+            loss: torch.Tensor = super().training_step(*arguments, **options)  # type: ignore[no-untyped-call]
+        return loss
+
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         trl: Any = super()._get_train_sampler(dataset)
         return EpochSampler(
@@ -217,7 +225,8 @@ class ReflectionTrainer(GRPOTrainer):
                 seed=self._seed("reflect", self.accelerator.process_index),
             )
             served = bool(self.use_vllm)
-            results = self.policy.continue_ids(prompt_ids, sampling, group=num_generations, logprobs=served)
+            with waiting_for(ENGINE, f"{len(prompt_ids):,} reflections"):
+                results = self.policy.continue_ids(prompt_ids, sampling, group=num_generations, logprobs=served)
             logprobs = [result.logprobs for result in results] if served else None
             return [result.ids for result in results], logprobs
         finally:
@@ -234,7 +243,8 @@ class ReflectionTrainer(GRPOTrainer):
         retried = self._retry(failure)
         # Groups may span processes, so each process computes the rewards of all P * G rows, in order of rank, and
         # returns its own B of them.
-        rows: list[tuple[int, list[Episode]]] = gather_object(list(zip(failure, retried, strict=True)))
+        with waiting_for(PROCESS, "the retries of the other ranks"):
+            rows: list[tuple[int, list[Episode]]] = gather_object(list(zip(failure, retried, strict=True)))
         rewards = self._rewards(rows)
         self.generation_seconds += perf_counter() - started - (self.protocol.judge.seconds - verifying)
         self.generation_index += 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from pebble import ProcessExpired
 
+from r3core.activity import WORKERS, waiting_for
 from r3core.errors import RunError
 from r3core.task import Example
 from r3core.verification import worker
@@ -88,8 +89,10 @@ class Batch(Generic[T]):
         """Wait for the remaining responses, and return all results in the order of their indices."""
         started_at = perf_counter()
         try:
-            while self._chunks:
-                self._collect(self._chunks.popleft())
+            with waiting_for(WORKERS, "answers", total=self._added) as activity:
+                while self._chunks:
+                    activity.done = len(self._results)
+                    self._collect(self._chunks.popleft())
         finally:
             self._judge.seconds += perf_counter() - started_at
         return [self._results[index] for index in sorted(self._results)]

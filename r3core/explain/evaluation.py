@@ -1,0 +1,127 @@
+"""The diagnoses of the evaluation: does the retry use the reflection, where is the gain, could it be seen?"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from r3core.episode import Arm
+from r3core.explain import measures
+from r3core.explain.findings import Seen, diagnosis, points, setting, share_text
+from r3core.explain.rules import RULES, Diagnosis
+from r3core.stats import Difference, Rate, problems_needed
+
+_OTHERS: dict[Arm, str] = {"none": "without a reflection", "shuffled": "with another problem's"}
+_LEAST_DIFFERENCE = 0.05  # that an evaluation is planned for, where a smaller one was observed
+
+
+def retry_ignores_reflection(seen: Seen) -> Diagnosis | None:
+    name = "trained" if seen.figures.trained else "base"
+    side = seen.figures.trained or seen.figures.base
+    if side is None or not set(_OTHERS) <= side.against.keys():
+        return None
+    compared = {arm: side.against[arm] for arm in _OTHERS}
+    limit = RULES["retry-ignores-reflection"].limit
+    if any(one.low > 0 or one.high >= limit for one in compared.values()):
+        return None
+    listed = ", ".join(
+        f"{100 * side.scores.controls[arm].rate:.1f}% {what} ({_points(compared[arm])})"
+        for arm, what in _OTHERS.items()
+    )
+    return diagnosis(
+        "retry-ignores-reflection",
+        f"the {name} model's retry ignores the reflection: it fixes {share_text(side.scores.fix)} failures after its "
+        f"own reflection, {listed}",
+        "wording.retry: request in it that the reflection is used; sampling.retry.temperature lower; or a model that "
+        "follows instructions better",
+        {"fix": side.scores.fix.rate, "n": side.scores.fix.total}
+        | {f"above_{arm}": one.difference for arm, one in compared.items()},
+    )
+
+
+def first_try_lost(seen: Seen) -> Diagnosis | None:
+    paired = seen.figures.paired
+    if paired is None or paired.first.high >= 0 or paired.first.difference > -RULES["first-try-lost"].limit:
+        return None
+    return diagnosis(
+        "first-try-lost",
+        f"the first try falls by {_points(paired.first)}{_on_problems(seen)}: training on reflections has changed "
+        "the answers too",
+        setting(seen.config, "learning_rate", factor=0.5) + ", or fewer steps (grpo.max_steps)",
+        {"difference": paired.first.difference, "low": paired.first.low, "high": paired.first.high},
+    )
+
+
+def gain_at_first_try(seen: Seen) -> Diagnosis | None:
+    paired, base, trained = seen.figures.paired, seen.figures.base, seen.figures.trained
+    if paired is None or base is None or trained is None or min(paired.first.low, paired.second.low) <= 0:
+        return None
+    part = paired.first.difference / paired.second.difference
+    fix = _difference(base.scores.fix, trained.scores.fix)
+    if part <= RULES["gain-at-first-try"].limit or fix.low > 0:
+        return None
+    return diagnosis(
+        "gain-at-first-try",
+        f"{part:.0%} of the gain is at the first try ({_points(paired.first)} of {_points(paired.second)}), and the "
+        f"fix rate does not rise ({_points(fix)}): the reflections are not what improved",
+        "compare the error categories before and after, which often show a form of answer that was learned; "
+        "evaluate.cross=true separates reflections from retries",
+        {"part": part, "first": paired.first.difference, "second": paired.second.difference, "fix": fix.difference},
+    )
+
+
+def gain_not_held_out(seen: Seen) -> Diagnosis | None:
+    base, trained = seen.figures.base, seen.figures.trained
+    rise = measures.reward_change(seen.figures)
+    if base is None or trained is None or rise is None or rise.low <= 0.10:
+        return None
+    fix = _difference(base.scores.fix, trained.scores.fix)
+    if fix.high >= RULES["gain-not-held-out"].limit * rise.low:
+        return None
+    failures = len({group.failure for group in seen.figures.groups})
+    epochs = len(seen.figures.groups) / failures
+    limit = seen.config.mine.limit
+    more = f"mine.limit={4 * limit}" if limit else "more training problems"
+    return diagnosis(
+        "gain-not-held-out",
+        f"the reward in training rises by {_points(rise)}, the fix rate on held-out problems changes by {_points(fix)}"
+        f"; each of {failures:,} failures was trained on {epochs:.1f} times",
+        f"{more}, so that no failure is seen twice" if epochs > 1.5 else "the same sampling in training and evaluation",
+        {"reward": rise.difference, "fix": fix.difference, "fix_high": fix.high, "epochs": epochs},
+    )
+
+
+def evaluation_too_small(seen: Seen) -> Diagnosis | None:
+    paired, square, problems = seen.figures.paired, seen.figures.mean_square, seen.figures.problems
+    if paired is None or not square or not problems:
+        return None
+    second = paired.second
+    if second.p < 0.05 or second.high <= RULES["evaluation-too-small"].limit:
+        return None
+    wanted = max(second.difference, _LEAST_DIFFERENCE)
+    needed = problems_needed(max(square, wanted * wanted), wanted)
+    if needed <= problems:
+        return None
+    what = "this size" if wanted == second.difference else f"{100 * wanted:.0f} points"
+    return diagnosis(
+        "evaluation-too-small",
+        f"the second try changes by {_points(second)} (p = {second.p:.2f}) on {problems:,} problems, too few to see "
+        f"it: for a difference of {what}, {needed:,} problems give a power of 80%",
+        f"evaluate.limit={needed}",
+        {"difference": second.difference, "low": second.low, "high": second.high, "n": problems, "needed": needed},
+    )
+
+
+def _difference(before: Rate, after: Rate) -> Difference:
+    """Return the difference of two independent rates with Newcombe's interval (1998, method 10)."""
+    difference = after.rate - before.rate
+    low = difference - sqrt((after.rate - after.low) ** 2 + (before.high - before.rate) ** 2)
+    high = difference + sqrt((after.high - after.rate) ** 2 + (before.rate - before.low) ** 2)
+    return Difference(difference=difference, low=low, high=high, p=1.0)
+
+
+def _points(change: Difference | measures.Change) -> str:
+    return points(change.difference, change.low, change.high)
+
+
+def _on_problems(seen: Seen) -> str:
+    return f" on {seen.figures.problems:,} problems" if seen.figures.problems else ""

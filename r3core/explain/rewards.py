@@ -1,0 +1,196 @@
+"""The diagnoses of rewards: truncated turns, missing rewards, groups without a signal, unread tokens, leaks."""
+
+from __future__ import annotations
+
+from r3core.explain import measures
+from r3core.explain.figures import Group
+from r3core.explain.findings import Seen, diagnosis, raised, rate_figures, share_text
+from r3core.explain.rules import RULES, Diagnosis
+from r3core.forecast import group_size
+from r3core.stats import Rate, wilson
+from r3core.truncation import PLURAL, TurnKind, limit_of
+
+
+def attempts_truncated(seen: Seen) -> Diagnosis | None:
+    cut = seen.figures.attempts_truncated
+    if cut is None or cut.low <= RULES["attempts-truncated"].limit:
+        return None
+    return _truncated(seen, "attempt", cut, where="mining")
+
+
+def reflections_truncated(seen: Seen) -> Diagnosis | None:
+    trained = measures.share(seen.figures.groups, lambda g: g.truncated, lambda g: g.reflections)
+    return _most_truncated(seen, "reflection", trained)
+
+
+def retries_truncated(seen: Seen) -> Diagnosis | None:
+    trained = measures.share(seen.figures.groups, lambda g: g.retries_truncated, lambda g: g.retries)
+    return _most_truncated(seen, "retry", trained)
+
+
+def _most_truncated(seen: Seen, turn: TurnKind, trained: Rate) -> Diagnosis | None:
+    """Return the finding for training, the trained model, the base model or the forecast: the one with most cut off."""
+    figures = seen.figures
+    shares = {"training": trained}
+    shares |= {
+        f"the {name} model's evaluation": side.scores.truncated
+        if turn == "reflection"
+        else side.scores.retries_truncated
+        for name, side in (("trained", figures.trained), ("base", figures.base))
+        if side
+    }
+    if figures.forecast and not figures.groups:
+        shares["the forecast"] = getattr(figures.forecast, f"{PLURAL[turn]}_truncated")
+    known = {where: rate for where, rate in shares.items() if rate.total}
+    if not known:
+        return None
+    where = max(known, key=lambda name: known[name].low)
+    rule = RULES[f"{PLURAL[turn]}-truncated"]
+    return _truncated(seen, turn, known[where], where=where) if known[where].low > rule.limit else None
+
+
+def _truncated(seen: Seen, turn: TurnKind, cut: Rate, *, where: str) -> Diagnosis:
+    training = where in ("training", "the forecast")
+    limit = limit_of(seen.config, turn, training=training)
+    thinking = sum(group.cut_in_thought for group in seen.figures.groups) if turn == "reflection" and training else 0
+    still = f"; {thinking:,} of them were still thinking" if thinking else ""
+    return diagnosis(
+        f"{PLURAL[turn]}-truncated",
+        f"{share_text(cut)} {PLURAL[turn]} in {where} were cut off at {limit}{still}",
+        raised(limit),
+        rate_figures(cut),
+    )
+
+
+def rewards_unjudged(seen: Seen) -> Diagnosis | None:
+    groups = seen.figures.groups
+    missing = measures.share(groups, lambda g: g.reflections - g.judged, lambda g: g.reflections)
+    if missing.low <= RULES["rewards-unjudged"].limit:
+        return None
+    errors, cut = sum(group.errors for group in groups), sum(group.retries_truncated for group in groups)
+    if cut > errors:
+        return None  # they are reported as truncated
+    if errors:
+        advice = "mend `verify`, so that it returns a verdict for every text; `r3 check` finds such texts"
+    else:
+        advice = "train.reward_leaks=true, or mend `leaks`: without its verdict a reflection has no reward"
+    return diagnosis(
+        "rewards-unjudged",
+        f"{share_text(missing)} reflections in training have no reward; the verifier failed on {errors:,} of "
+        f"{sum(group.retries for group in groups):,} retries",
+        advice,
+        rate_figures(missing) | {"errors": errors},
+    )
+
+
+def groups_without_signal(seen: Seen) -> Diagnosis | None:
+    groups = [group for group in seen.figures.groups if group.judged]
+    if not groups:
+        return _forecast_without_signal(seen)
+    ends = measures.first_and_last(seen.figures)
+    early = [group for group in groups if ends is None or group.step <= ends[0][1]]
+    right = measures.share(early, _all_right, lambda _: 1)
+    mixed = measures.share(early, lambda g: g.levels > 1, lambda _: 1)
+    if mixed.high < RULES["groups-all-right"].limit and right.rate > 0.5:
+        return _all_alike(seen, "groups-all-right", right, mixed)
+    mixed = measures.share(groups, lambda g: g.levels > 1, lambda _: 1)
+    wrong = measures.share(groups, lambda g: g.levels == 1 and not g.reward, lambda _: 1)
+    if mixed.high >= RULES["groups-all-wrong"].limit or (change := measures.reward_change(seen.figures)) is None:
+        return None
+    if change.low > 0:  # it has learned, and few mixed groups are left
+        return None
+    different = measures.share(groups, lambda g: g.distinct, lambda g: g.reflections)
+    if different.high < 0.5:
+        return _identical(seen, different, mixed)
+    return _all_alike(seen, "groups-all-wrong", wrong, mixed) if wrong.rate > 0.5 else None
+
+
+def _all_right(group: Group) -> int:
+    return int(group.levels == 1 and group.reward == group.judged)
+
+
+def _all_alike(seen: Seen, name: str, alike: Rate, mixed: Rate) -> Diagnosis:
+    size = group_size(seen.config)
+    what = "all right: the failures are too easy" if name == "groups-all-right" else "all wrong: they are too hard"
+    samples = max(8, seen.config.mine.samples)
+    if name == "groups-all-right":
+        advice = f"mine harder failures: mine.samples={samples} mine.max_pass_rate=0.25, or harder options of the task"
+    else:
+        advice = (
+            f"grpo.num_generations={2 * size}; easier failures: mine.samples={samples} mine.min_pass_rate=0.1; "
+            "train.retries=4 makes finer rewards"
+        )
+    return diagnosis(
+        name,
+        f"{share_text(mixed)} groups of {size} have different rewards, and {alike.rate:.1%} are {what}",
+        advice,
+        rate_figures(mixed) | {"alike": alike.rate},
+    )
+
+
+def _identical(seen: Seen, different: Rate, mixed: Rate) -> Diagnosis:
+    temperature = seen.config.grpo_options()["temperature"]
+    return diagnosis(
+        "reflections-identical",
+        f"only {different.rate:.1%} of {different.total:,} reflections differ from the others of their group, so "
+        f"{share_text(mixed)} groups have different rewards",
+        f"grpo.temperature=1.0 (it is {temperature:g})" if temperature < 1 else "grpo.top_p=1.0 grpo.top_k=0",
+        rate_figures(mixed) | {"distinct": different.rate},
+    )
+
+
+def _forecast_without_signal(seen: Seen) -> Diagnosis | None:
+    """Return the same finding of the forecast, for a run that has not been trained."""
+    forecast, size = seen.figures.forecast, group_size(seen.config)
+    mixed = forecast.signal.get(size) if forecast else None
+    if forecast is None or mixed is None or mixed.high >= RULES["groups-all-wrong"].limit:
+        return None
+    name = "groups-all-right" if forecast.reward.rate > 0.5 else "groups-all-wrong"
+    seen_as = wilson(round(mixed.rate * forecast.probed), forecast.probed)
+    return _all_alike(
+        seen,
+        name,
+        wilson(forecast.probed - seen_as.passed, forecast.probed),
+        seen_as.model_copy(update={"rate": mixed.rate, "low": mixed.low, "high": mixed.high}),
+    )
+
+
+def tokens_unread(seen: Seen) -> Diagnosis | None:
+    read = measures.logged_change(seen.figures, "read_by_retry")
+    if read is None or read.before.value >= RULES["trained-tokens-unread"].limit:
+        return None
+    return diagnosis(
+        "trained-tokens-unread",
+        f"the retries have read {read.before.value:.1%} of the trained tokens in the first "
+        f"{read.before.samples} steps; the rest is thinking that their prompt leaves out",
+        "train.tokens=answer-of-reflection, or history=verbatim",
+        {"read": read.before.value, "steps": read.before.samples},
+    )
+
+
+def importance_ratio(seen: Seen) -> Diagnosis | None:
+    known = [step.importance_ratio for step in seen.figures.steps if step.importance_ratio is not None]
+    if not known or (mean := sum(known) / len(known)) >= RULES["importance-ratio-low"].limit:
+        return None
+    return diagnosis(
+        "importance-ratio-low",
+        f"the ratio of the trainer's to vLLM's probabilities is {mean:.3g} in the mean of {len(known)} steps, and the "
+        "loss is multiplied by it",
+        "sampling.reflection.top_p=1.0 sampling.reflection.top_k=0, or grpo.vllm_importance_sampling_correction=false",
+        {"ratio": mean, "steps": len(known)},
+    )
+
+
+def leaks_rewarded(seen: Seen) -> Diagnosis | None:
+    ends = measures.first_and_last(seen.figures)
+    last = measures.within(seen.figures, ends[1]) if ends else seen.figures.groups
+    leaks = measures.share(last, lambda g: g.rewarded_leaks, lambda g: g.rewarded)
+    if leaks.low <= RULES["leaks-rewarded"].limit:
+        return None
+    return diagnosis(
+        "leaks-rewarded",
+        f"{share_text(leaks)} reflections that earned a reward in the last steps contain a passing answer, so the "
+        "retry can copy it",
+        "train.reward_leaks=false",
+        rate_figures(leaks),
+    )

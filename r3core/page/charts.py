@@ -1,0 +1,355 @@
+"""The charts of a page as Vega-Lite specifications, each with the figures behind it.
+
+Vega-Lite (through Altair) for these reasons: one specification gives the interactive chart of the page and the PNG and
+SVG of a paper; its script can be inlined (0.9 MB; plotly's has 4.5, bokeh's 1.1) and runs under a Content-Security-
+Policy without `unsafe-eval`; its charts have descriptions for screen readers.
+
+The colours are those of Okabe and Ito, which people with any colour blindness can tell apart. Text and axes take the
+colour of the page's text, so that the same chart is readable in the dark, in the light and on paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import altair as alt
+
+from r3core.evaluate import Scores
+from r3core.page import collect
+from r3core.page.collect import Collected
+from r3core.page.sample import shown
+from r3core.report import CONTROLS_TEXT
+from r3core.stats import Rate
+
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#f0e442")
+BASE, TRAINED = COLOURS[:2]
+_SHAPES = ("circle", "diamond")  # base, trained
+_RATE = alt.Scale(domain=[0, 100])
+
+CURVES: dict[str, tuple[str, str]] = {
+    "reward": (
+        "mean reward",
+        "Share of the retries that passed, averaged over the reflections of the step. It should rise.",
+    ),
+    "groups/mixed": (
+        "groups with different rewards",
+        "Share of the groups whose reflections earned different rewards. Only these teach something.",
+    ),
+    "groups/all_right": (
+        "groups with all rewards 1",
+        "Share of the groups in which every retry passed: their failures have become easy.",
+    ),
+    "groups/all_wrong": (
+        "groups with all rewards 0",
+        "Share of the groups in which every retry failed: their failures are too hard for now.",
+    ),
+    "groups/unjudged": ("groups without a verdict", "Share of the groups in which no retry could be judged."),
+    "reflections/leak_rate": (
+        "reflections with the answer",
+        "Share of the reflections that contain a passing answer. If it rises, the model learns to answer early.",
+    ),
+    "reflections/truncated": ("reflections cut off", "Share of the reflections that the token limit cut off."),
+    "retries/truncated": ("retries cut off", "Share of the retries that the token limit cut off."),
+    "completions/mean_length": ("tokens per reflection", "Mean number of tokens of the reflections of the step."),
+    "kl": (
+        "KL to the base model",
+        "How far the trained model's probabilities are from the base's; only recorded with grpo.beta above 0.",
+    ),
+    "entropy": (
+        "entropy",
+        "How uncertain the model is per token, in nats. A fall to 0 means that all reflections become the same.",
+    ),
+    "loss": ("loss", "The loss of GRPO. It is near 0 by construction, and means little about progress."),
+    "grad_norm": ("gradient norm", "Length of the gradient before clipping. Peaks point to a learning rate too high."),
+    "learning_rate": ("learning rate", "The learning rate of the step, after warm-up and schedule."),
+    "seconds/generation": ("seconds of generation", "Seconds per step for reflections and retries."),
+    "seconds/verification": ("seconds of verification", "Seconds per step that the run waited for the verifier."),
+    "seconds/training": ("seconds of the update", "Seconds per step for the gradient and the optimizer."),
+}
+"""Metric of training -> the title of its curve, and what it means."""
+
+
+class Chart(NamedTuple):
+    """One chart of a page."""
+
+    name: str
+    """Name of its file, when it is written to one."""
+    title: str
+    meaning: str
+    spec: dict[str, Any]
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    """The figures of the chart, for the table under it and for CSV files."""
+
+
+def charts(runs: Sequence[Collected]) -> list[Chart]:
+    """Return the charts of a page that have something to show, in the order of the page."""
+    made = [rates(runs), cross(runs), *categories(runs), *curves(runs), *validation(runs), seconds(runs), tokens(runs)]
+    return [chart for chart in made if chart.rows]
+
+
+def rates(runs: Sequence[Collected]) -> Chart:
+    """Both tries, the fix rate and the controls, with their intervals, for each model."""
+    rows = [(measure, label, *_percent(rate)) for label, side in _series(runs) for measure, rate in _measures(side)]
+    columns = ("measure", "model", "rate", "low", "high", "n")
+    order = list(dict.fromkeys(row[0] for row in rows))
+    y = alt.Y("measure:N", sort=order, title=None, axis=alt.Axis(labelLimit=260))
+    encoded = alt.Chart(_data(columns, rows)).encode(
+        y=y,
+        yOffset=alt.YOffset("model:N", sort=_labels(runs)),
+        color=_colour(runs),
+        opacity=_opacity(runs),
+        tooltip=_tooltip(columns),
+    )
+    interval = encoded.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", title="% with 95% interval", scale=_RATE), x2="high:Q"
+    )
+    point = encoded.mark_point(filled=True, size=70).encode(
+        x="rate:Q", shape=alt.Shape("model:N", sort=_labels(runs), scale=_scale(runs, _SHAPES), legend=_legend())
+    )
+    meaning = (
+        "Second try and fix rate should be higher for the trained model than for the base, and the fix rate higher "
+        "than its controls, which retry with something else in the reflection's place."
+    )
+    chart = alt.layer(interval, point).properties(
+        width="container", height=_height(len(order), len(_labels(runs)), each=14)
+    )
+    return _chart("rates", "Both tries, and the retries with other reflections", meaning, chart, columns, rows)
+
+
+def cross(runs: Sequence[Collected]) -> Chart:
+    """The fix rate of each model's reflections with each model's retries, on the base's failures."""
+    rows = [
+        (run.name, f"reflections by {by}, retries by {then}", *_percent(rate))
+        for run in runs
+        for by, cells in ((run.result and run.result.cross) or {}).items()
+        for then, rate in cells.items()
+    ]
+    columns = ("run", "combination", "rate", "low", "high", "n")
+    y = alt.Y("combination:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
+    encoded = alt.Chart(_data(columns, rows)).encode(y=y, tooltip=_tooltip(columns))
+    if len(runs) > 1:
+        encoded = encoded.encode(
+            yOffset=alt.YOffset("run:N", sort=[run.name for run in runs]),
+            color=_colour_of("run", [run.name for run in runs]),
+        )
+        bar = encoded.mark_bar(opacity=0.8)
+    else:
+        bar = encoded.mark_bar(color=TRAINED)
+    bar = bar.encode(x=alt.X("rate:Q", title="fix rate in % with 95% interval", scale=_RATE))
+    interval = encoded.mark_rule(strokeWidth=2, color="currentColor").encode(x="low:Q", x2="high:Q")
+    if len(runs) > 1:
+        interval = interval.encode(color=alt.ColorValue("currentColor"))
+    chart = alt.layer(bar, interval).properties(width="container", height=_height(4, len(runs), each=20))
+    meaning = (
+        "All four on the failures of the base model. If the trained model's reflections help the base's retries too, "
+        "they are better reflections; if only its own retries improve, something else was learned."
+    )
+    return _chart("cross", "Whose reflections, whose retries", meaning, chart, columns, rows)
+
+
+def categories(runs: Sequence[Collected]) -> list[Chart]:
+    """How many failed answers each error category has, for first tries and for retries, before and after training."""
+    series = _series(runs)
+    first = [(label, side.first_error_categories) for label, side in series]
+    second = [(label, side.second_error_categories) for label, side in series]
+    return [_categories(runs, "first tries", first), _categories(runs, "retries", second)]
+
+
+def _categories(runs: Sequence[Collected], which: str, counts: Sequence[tuple[str, dict[str, int]]]) -> Chart:
+    columns = ("category", "model", "failed")
+    rows = [(shown(category), label, count) for label, of_side in counts for category, count in of_side.items()]
+    height = _height(len({row[0] for row in rows}), len(counts), each=12)
+    chart = (
+        alt.Chart(_data(columns, rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("failed:Q", title="failed answers"),
+            y=alt.Y("category:N", sort="-x", title=None, axis=alt.Axis(labelLimit=260)),
+            yOffset=alt.YOffset("model:N", sort=_labels(runs)),
+            color=_colour(runs),
+            opacity=_opacity(runs),
+            tooltip=_tooltip(columns),
+        )
+        .properties(width="container", height=height)
+    )
+    name = f"error-categories-{which.replace(' ', '-')}"
+    meaning = f"Why {which} failed, in the verifier's categories, before and after training."
+    return _chart(name, f"Failed {which} by error category", meaning, chart, columns, rows)
+
+
+def curves(runs: Sequence[Collected]) -> list[Chart]:
+    """One curve over the steps of training for each metric that was recorded."""
+    return [_curve(runs, metric, title, meaning) for metric, (title, meaning) in CURVES.items()]
+
+
+def validation(runs: Sequence[Collected]) -> list[Chart]:
+    """The evaluations during training: both tries and the fix rate by step, with their intervals."""
+    columns = ("run", "step", "measure", "rate", "low", "high", "n")
+    rows = [
+        (run.name, row["step"], measure, *_percent(Rate.model_validate(row[key])))
+        for run in runs
+        for row in run.record.read("validation")
+        for key, measure in (("first", "first try"), ("second", "second try"), ("fix", "fix rate"))
+        if row.get(key)
+    ]
+    encoded = alt.Chart(_data(columns, rows)).encode(
+        x=alt.X("step:Q", title="step"), color=_colour_of("measure", ["first try", "second try", "fix rate"])
+    )
+    if len(runs) > 1:
+        encoded = encoded.encode(strokeDash="run:N")
+    band = encoded.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="%", scale=_RATE), y2="high:Q")
+    line = encoded.mark_line(point=True).encode(y="rate:Q", tooltip=_tooltip(columns))
+    chart = alt.layer(band, line).properties(width="container", height=220)
+    meaning = "Part of the validation split, attempted during training. The result is that of the test split, above."
+    return [_chart("validation", "Evaluation during training", meaning, chart, columns, rows)]
+
+
+def seconds(runs: Sequence[Collected]) -> Chart:
+    """The seconds of each stage, those of training by part."""
+    rows = [
+        (run.name, stage, part, round(spent, 1))
+        for run in runs
+        for stage, parts in collect.seconds(run).items()
+        for part, spent in parts.items()
+    ]
+    return _stacked("seconds", "Where the time went", "Seconds of each stage, over all sessions.", runs, rows)
+
+
+def tokens(runs: Sequence[Collected]) -> Chart:
+    """The tokens that each stage generated, by turn."""
+    rows = [
+        (run.name, stage, turn, count)
+        for run in runs
+        for stage, turns in collect.tokens(run).items()
+        for turn, count in turns.items()
+    ]
+    meaning = "Tokens that each stage generated, without the forecast and the cross table."
+    return _stacked("tokens", "Where the tokens went", meaning, runs, rows)
+
+
+def _stacked(unit: str, title: str, meaning: str, runs: Sequence[Collected], rows: list[tuple[Any, ...]]) -> Chart:
+    columns = ("run", "stage", "part", unit)
+    parts = list(dict.fromkeys(row[2] for row in rows))
+    chart = (
+        alt.Chart(_data(columns, rows))
+        .mark_bar()
+        .encode(
+            x=alt.X(f"{unit}:Q", title=unit),
+            y=alt.Y("stage:N", sort=None, title=None),
+            color=_colour_of("part", parts),
+            tooltip=_tooltip(columns),
+        )
+        .properties(width="container", height=_height(len({row[1] for row in rows}), len(runs), each=20))
+    )
+    if len(runs) > 1:
+        chart = chart.encode(yOffset=alt.YOffset("run:N", sort=[run.name for run in runs]))
+    return _chart(unit, title, meaning, chart, columns, rows)
+
+
+def _curve(runs: Sequence[Collected], metric: str, title: str, meaning: str) -> Chart:
+    points = [(run.name, row) for run in runs for row in collect.averaged(run.steps)]
+    rows = [(name, row["step"], row[metric]) for name, row in points if row.get(metric) is not None]
+    if metric in _SHOWN_IF_NOT_ZERO and not any(value for _, _, value in rows):
+        rows = []
+    columns = ("run", "step", title)
+    share = metric.startswith(("groups/", "reflections/", "retries/")) or metric == "reward"
+    scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=False)
+    encoded = alt.Chart(_data(columns, rows)).encode(
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d")),
+        y=alt.Y(f"{title}:Q", title=None, scale=scale),
+        tooltip=_tooltip(columns),
+    )
+    line = encoded.mark_line(point=alt.OverlayMarkDef(size=12))
+    names = [run.name for run in runs]
+    line = line.encode(color=_colour_of("run", names) if len(runs) > 1 else alt.value(TRAINED))
+    chart = line.properties(width="container", height=120)
+    return _chart(f"curve-{metric.replace('/', '-')}", title, meaning, chart, columns, rows)
+
+
+_SHOWN_IF_NOT_ZERO = ("groups/unjudged", "reflections/truncated", "retries/truncated")
+
+
+def _chart(
+    name: str, title: str, meaning: str, chart: Any, columns: tuple[str, ...], rows: list[tuple[Any, ...]]
+) -> Chart:
+    if not rows:
+        return Chart(name, title, meaning, {}, columns, rows)
+    spec = chart.properties(description=f"{title}. {meaning}").to_dict()
+    if spec.get("width") == "container":
+        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    return Chart(name, title, meaning, spec, columns, rows)
+
+
+def _height(places: int, bars: int, *, each: int) -> int:
+    """Return the height in pixels of a chart with some bars at each of its places."""
+    return max(1, places) * (max(1, bars) * each + 8)
+
+
+def _data(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> alt.InlineData:
+    return alt.InlineData(values=[dict(zip(columns, row, strict=True)) for row in rows])
+
+
+def _tooltip(columns: Sequence[str]) -> list[alt.Tooltip]:
+    numbers = {"rate": ".1f", "low": ".1f", "high": ".1f"}
+    plain = {"run", "model", "measure", "combination", "try", "category", "stage", "part"}
+    kinds = {column: "N" if column in plain else "Q" for column in columns}
+    return [
+        alt.Tooltip(f"{name}:{kinds[name]}", format=numbers[name])
+        if name in numbers
+        else alt.Tooltip(f"{name}:{kinds[name]}")
+        for name in columns
+    ]
+
+
+def _colour(runs: Sequence[Collected]) -> alt.Color:
+    """Return one colour per model for one run, and one per run for several; then base and trained differ in shape."""
+    if len(runs) == 1:
+        return _colour_of("model", _labels(runs))
+    colours = [COLOURS[place % len(COLOURS)] for place, run in enumerate(runs) for _ in run.sides]
+    scale = alt.Scale(domain=_labels(runs), range=colours)
+    return alt.Color("model:N", sort=_labels(runs), scale=scale, legend=_legend())
+
+
+def _opacity(runs: Sequence[Collected]) -> alt.Opacity | alt.OpacityValue:
+    """Return full opacity, and half of it for the base model's marks where several runs share a chart."""
+    if len(runs) == 1:
+        return alt.OpacityValue(1)
+    return alt.Opacity("model:N", sort=_labels(runs), scale=_scale(runs, (0.5, 1)), legend=_legend())
+
+
+def _scale(runs: Sequence[Collected], values: Sequence[Any]) -> alt.Scale:
+    """Return the scale that gives every base model the first of two values, and every trained model the second."""
+    return alt.Scale(
+        type="ordinal", domain=_labels(runs), range=[values[model == "trained"] for run in runs for model in run.sides]
+    )
+
+
+def _colour_of(name: str, labels: Sequence[str]) -> alt.Color:
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(labels))]
+    scale = alt.Scale(domain=list(labels), range=colours)
+    return alt.Color(f"{name}:N", sort=list(labels), scale=scale, legend=_legend())
+
+
+def _legend() -> alt.Legend:
+    return alt.Legend(title=None, orient="top", columns=3, labelLimit=300)
+
+
+def _series(runs: Sequence[Collected]) -> list[tuple[str, Scores]]:
+    """Return the scores of each model of each run, with its label."""
+    many = len(runs) > 1
+    return [(f"{run.name}: {side}" if many else side, scores) for run in runs for side, scores in run.sides.items()]
+
+
+def _labels(runs: Sequence[Collected]) -> list[str]:
+    return [label for label, _ in _series(runs)]
+
+
+def _measures(side: Scores) -> list[tuple[str, Rate]]:
+    controls = [(f"control: {CONTROLS_TEXT[arm]}", rate) for arm, rate in side.controls.items()]
+    return [("first try", side.first), ("second try", side.second), ("fix rate", side.fix), *controls]
+
+
+def _percent(rate: Rate) -> tuple[float, float, float, int]:
+    return round(100 * rate.rate, 2), round(100 * rate.low, 2), round(100 * rate.high, 2), rate.total

@@ -1,0 +1,324 @@
+"""Put what was collected of one or several runs into the template of the page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from r3core import __version__, explain
+from r3core.files import atomic_write, digest
+from r3core.page import charts, collect, sample
+from r3core.page.collect import Collected
+from r3core.page.sample import shown
+from r3core.prompts import failure
+from r3core.report import CONTROLS_TEXT, HEADINGS, claim, notes, rows
+from r3core.task import Verdict, Wording
+
+PAGE = "report.html"
+"""The page's file in a run directory."""
+PAIRS = 6
+"""Problems whose reflections are shown beside each other, before and after training."""
+_HERE = Path(__file__).parent
+
+
+def write_page(runs: Sequence[Path], to: Path, *, live: bool = False) -> Path:
+    """Write the page of one or several runs to a file, and return its path; reads the runs without a lock.
+
+    With `live`, for a run in progress, the page asks the server that it comes from whether it was made anew.
+
+    Raises:
+        UsageError: a folder is not a run directory.
+        ConfigError: this version of r3 cannot read a run's configuration.
+    """
+    collected = [collect.collect(folder, name=name) for folder, name in zip(runs, collect.names_of(runs), strict=True)]
+    atomic_write(to, render(collected, live=live))
+    return to
+
+
+def render(runs: Sequence[Collected], *, live: bool = False) -> str:
+    """Return the HTML of the page of one or several runs."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    figures = charts.charts(runs)
+    scripts = [_charting_library(), (_HERE / "page.js").read_text(encoding="utf-8")]
+    data = _data(runs, figures)
+    content = {
+        "title": _title(runs),
+        "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        "scripts": [Markup(script) for script in scripts],
+        "policy": _policy(scripts, live=live),
+        "live": live,
+        "version": version([run.record.path for run in runs]) if live else "",
+        "runs": [_run(run) for run in runs],
+        "tables": [_table(run) for run in runs if run.result is not None],
+        "charts": _sections(figures),
+        "sampled": _sampled(runs, data),
+        "folders": ", ".join(shown(str(run.record.path)) for run in runs),
+        "version_of_r3": __version__,
+        "data": data,
+        "pairs": _pairs(data) if len(runs) == 1 else [],
+    }
+    return environment.get_template("page.html").render(content, sections=_links(content))
+
+
+def version(folders: Sequence[Path]) -> str:
+    """Return a short text that changes when a run has advanced."""
+    files = [
+        file for folder in folders for kind in ("*.json", "*.jsonl", "stages/*.json") for file in folder.glob(kind)
+    ]
+    return digest(repr(sorted((str(file), file.stat().st_size) for file in files)), length=12)
+
+
+def _data(runs: Sequence[Collected], figures: Sequence[charts.Chart]) -> dict[str, Any]:
+    """Return what the page's script reads: charts, episodes, and how the runs differ in them."""
+    columns = [
+        {"run": place, "model": model, "label": f"{run.name}: {model}" if len(runs) > 1 else model}
+        for place, run in enumerate(runs)
+        for model in ("base", "trained")
+    ]
+    each = sample.MAX_BYTES // len(runs)
+    groups = [
+        {"run": place, "key": f"{place}:step {group['step']}:{group['id']}", **group}
+        for place, run in enumerate(runs)
+        for group in sample.within(run.groups, each)
+    ]
+    return {
+        "charts": {chart.name: chart.spec for chart in figures},
+        "arms": CONTROLS_TEXT,
+        "runs": [_conversation(run) for run in runs],
+        "columns": columns,
+        "problems": sample.within(_problems(runs), sample.MAX_BYTES),
+        "groups": groups,
+    }
+
+
+def _problems(runs: Sequence[Collected]) -> list[dict[str, Any]]:
+    """Return a sample of the problems that the runs attempted, each with the turns of every model at it."""
+    counts = [(run, name, counted) for run in runs for name, counted in _files(run)] or [
+        (run, "mine", sample.count(run.record, "mine")) for run in runs
+    ]
+    kinds = {key: kind for run in reversed(runs) for key, kind in run.changes.items()}
+    keys = sample.chosen({key for _, _, counted in counts for key in counted.outcomes}, kinds)
+    found = [
+        (run, 2 * runs.index(run) + (name == "evaluate-trained"), sample.episodes(run.record, name, set(keys)))
+        for run, name, _ in counts
+    ]
+    problems = []
+    for key in keys:
+        sides = [(run, column, episodes[key]) for run, column, episodes in found if key in episodes]
+        if not sides:
+            continue
+        entry = sample.problem(sides[0][0].task, sides[0][2].example, key[1])
+        entry["key"] = entry["id"] + (f"~{key[1]}" if key[1] else "")
+        entry["sides"] = [{"column": column, **sample.side(episode)} for _, column, episode in sides]
+        if changed := [run.changes[key] for run in runs if key in run.changes]:
+            entry["changes"] = list(dict.fromkeys(changed))
+        problems.append(entry)
+    return problems
+
+
+def _files(run: Collected) -> list[tuple[str, sample.Counts]]:
+    """Return the files with the episodes of a run's evaluation, and what they count."""
+    evaluated = [("evaluate-base", run.base), ("evaluate-trained", run.trained)]
+    return [(name, counted) for name, counted in evaluated if counted.outcomes]
+
+
+def _pairs(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the reflections of both models on the first problems of the sample at which both failed at first."""
+    both = [entry for entry in data["problems"] if sum("reflection" in side for side in entry["sides"]) == 2]
+    random = sorted(both, key=lambda entry: digest(f"pair:{entry['key']}"))  # not in the order of the changes
+    return [{"key": entry["key"], "id": entry["id"], "sides": entry["sides"]} for entry in random[:PAIRS]]
+
+
+def _conversation(run: Collected) -> dict[str, str]:
+    """Return the sentences of r3 between the turns, and which tokens of a reflection are trained."""
+    wording = run.config.wording_for(run.task) if run.task is not None else Wording()
+    broken = Verdict.failed("{reason}")
+    return {
+        "name": run.name,
+        "failed": shown(failure(wording, broken, run.config.feedback)),
+        "reflect": shown(wording.reflect),
+        "retry": shown(wording.retry),
+        "tokens": run.config.train.tokens,
+    }
+
+
+def _title(runs: Sequence[Collected]) -> str:
+    if len(runs) > 1:
+        return f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
+    config = runs[0].config
+    return shown(f"{config.task}, {config.model or 'built-in model'}")
+
+
+def _run(run: Collected) -> dict[str, Any]:
+    """Return what the page's template shows of one run, beside its result and its charts."""
+    certificate = run.certificate
+    return {
+        "name": run.name,
+        "claim": shown(_claim(run)),
+        "state": shown(_state(run)),
+        "findings": explain.diagnose(run.record, run.config),
+        "forecast": collect.compared_with_forecast(run),
+        "probed": run.forecast.probed if run.forecast else 0,
+        "certificate": certificate
+        and {
+            "summary": certificate.summary(),
+            "hash": certificate.verifier_hash,
+            "seed": certificate.seed,
+            "findings": [one.model_copy(update={"why": shown(one.why)}) for one in certificate.findings],
+            "excused": [one for one in certificate.findings if one.status in ("waived", "refused")],
+            "not_checked": [shown(reason) for reason in certificate.not_checked],
+        },
+        "setup": shown(_setup(run)),
+        "without": _without(run),
+        "changed": collect.settings(run),
+        "settings": collect.all_settings(run),
+        "sessions": [_session(row) for row in run.sessions],
+    }
+
+
+def _claim(run: Collected) -> str:
+    if run.result is not None:
+        return claim(run.result, run.config)
+    if run.steps:
+        reward = [row["reward"] for row in run.steps if row.get("reward") is not None]
+        change = (
+            f": the mean reward was {reward[0]:.2f} at the first step and is {reward[-1]:.2f} now" if reward else ""
+        )
+        return f"No evaluation yet, so nothing is known about the effect{change}."
+    return "No evaluation yet, so nothing is known about the effect."
+
+
+def _state(run: Collected) -> str:
+    """Return how far the run has come, in one sentence."""
+    if run.status.evaluated:
+        return f"Finished: {', '.join(run.status.finished)}. Run directory {run.record.path}."
+    done = f"{', '.join(run.status.finished)} finished" if run.status.finished else "no stage is finished"
+    now = {"mine": "mining", "train": "training", "evaluate": "evaluating"}.get(
+        run.status.stage or "", "between stages"
+    )
+    if run.status.stage == "train":
+        now += f", {run.steps[-1]['step'] if run.steps else 0} of {run.max_steps or '?'} steps"
+    if run.status.stage == "evaluate":
+        now += f", {len(run.base.outcomes) + len(run.trained.outcomes):,} episodes so far"
+    how = "In progress" if run.status.in_progress else "Interrupted; the same command resumes it"
+    return f"{how}: {done}; {now}. Run directory {run.record.path}."
+
+
+def _setup(run: Collected) -> str:
+    config = run.config
+    adapter = ", LoRA adapter" if config.lora is not None else ""
+    preset = f", preset {config.preset}" if config.preset else ""
+    options = ", ".join(f"{key}={value}" for key, value in config.task_options.items())
+    revision = f" (revision {config.revision})" if config.revision else ""
+    model = f"{config.model or 'built-in'}{revision}{adapter}"
+    task = f"{config.task}{f' ({options})' if options else ''}"
+    return f"Task {task}; model {model}; engine {config.engine}; seed {config.seed}{preset}."
+
+
+def _without(run: Collected) -> str:
+    if run.config.preset:
+        return f"preset {run.config.preset}"
+    return "default for the built-in model" if run.config.model is None else "default"
+
+
+def _session(row: dict[str, Any]) -> dict[str, str]:
+    libraries = {"python": row.get("python"), **row.get("libraries", {}), **row.get("plugins", {})}
+    return {
+        "time": str(row.get("time", "unknown time")),
+        "command": shown(shlex.join(map(str, row.get("command", [])))),
+        "machine": f"{row.get('platform', 'an unknown machine')}, {row.get('processors', '?')} processors",
+        "versions": ", ".join(f"{name} {version}" for name, version in libraries.items() if version),
+    }
+
+
+def _table(run: Collected) -> dict[str, Any]:
+    assert run.result is not None
+    counts = Counter(run.changes.values())
+    return {
+        "name": run.name,
+        "head": HEADINGS,
+        "rows": rows(run.result),
+        "notes": notes(run.result, run.config),
+        "changes": [(kind, counts[kind]) for kind in sample.CHANGES if counts[kind]],
+        "attempted": len(run.base.outcomes),
+    }
+
+
+_SECTIONS = (
+    ("controls", "Controls", ("rates", "cross"), False),
+    ("categories", "Error categories", ("error-categories-",), False),
+    ("validation", "Evaluation during training", ("validation",), False),
+    ("training", "Training", ("curve-",), True),
+    ("costs", "Time and tokens", ("seconds", "tokens"), False),
+)
+
+
+def _sections(figures: Sequence[charts.Chart]) -> list[dict[str, Any]]:
+    sections = [
+        {
+            "id": name,
+            "title": title,
+            "small": small,
+            "before": "",
+            "charts": [chart for chart in figures if any(chart.name.startswith(one) for one in which)],
+        }
+        for name, title, which, small in _SECTIONS
+    ]
+    return [section for section in sections if section["charts"]]
+
+
+def _links(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the sections of the page, for its navigation."""
+    links = [("result", "Result")] if content["tables"] else []
+    links += [(section["id"], section["title"]) for section in content["charts"]]
+    links += [("forecast", "Forecast")] if any(run["forecast"] for run in content["runs"]) else []
+    links += [("reflections", "Reflections")] if content["pairs"] else []
+    links.append(("episodes", "Episodes"))
+    links += [("certificate", "Verifier")] if any(run["certificate"] for run in content["runs"]) else []
+    return [*links, ("settings", "Settings")]
+
+
+def _sampled(runs: Sequence[Collected], data: dict[str, Any]) -> str:
+    """Return which of the episodes are in the page."""
+    attempted = len({key for run in runs for key in run.base.outcomes}) or sum(run.mined for run in runs)
+    groups = sum(run.groups_in_all for run in runs)
+    return (
+        f"In this page: {_part(len(data['problems']), attempted, 'attempts at problems')}, and "
+        f"{_part(len(data['groups']), groups, 'groups of training')}. A sample is random, the same for every run, and "
+        f"begins with up to {sample.OF_EACH} problems of each kind of change."
+    )
+
+
+def _part(here: int, total: int, what: str) -> str:
+    return f"all {total:,} {what}" if here == total else f"a sample of {here:,} of {total:,} {what}"
+
+
+@cache
+def _charting_library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script, which sets `vegaEmbed`."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle.replace("</script", "<\\/script")
+
+
+def _policy(scripts: Sequence[str], *, live: bool) -> str:
+    """Return the page's Content-Security-Policy: its own scripts, by their hashes, its own styles, and nothing else."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    server = "'self'" if live else "'none'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; connect-src {server}; "
+        "base-uri 'none'; form-action 'none'"
+    )

@@ -1,0 +1,240 @@
+"""The episodes of a run for its page: counts over all of them, and the texts of a bounded random sample.
+
+The order of the sample is a function of the problems' ids alone, so that pages of several runs show the same problems.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Literal, NamedTuple, get_args
+
+from r3core.console import visible
+from r3core.episode import Answer, Episode, Reflection, Text
+from r3core.errors import R3Error
+from r3core.evaluate import solved
+from r3core.failures import Failure
+from r3core.files import digest
+from r3core.prompts import attempt as attempt_prompt
+from r3core.runs import RunRecord, each_value
+from r3core.task import Example, Message, Prompt, Task
+
+MAX_PROBLEMS = 1_000
+"""Problems whose texts are in the page; the counts are always over all of them."""
+MAX_BYTES = 3_000_000
+"""Size of those texts, for the runs of a page together; as much again at most for the groups of training."""
+MAX_STEPS, GROUPS_PER_STEP = 40, 4
+"""Training steps with groups in the page, evenly spaced from the first to the last, and groups of each."""
+MAX_CHARACTERS = 6_000
+"""Characters of one text; of a longer one, the middle is left out."""
+OF_EACH = 50
+"""Problems of each kind of change that come first in the sample."""
+
+State = Literal["first", "fixed", "not fixed", "unjudged"]
+Change = Literal["newly fixed", "newly broken", "solved by both", "solved by neither", "unjudged"]
+CHANGES: tuple[Change, ...] = get_args(Change)
+Key = tuple[str, int]
+"""A problem's id and the index of the attempt at it."""
+
+
+class Outcome(NamedTuple):
+    """What became of one episode."""
+
+    state: State
+    """`first`: the attempt passed; `fixed`, `not fixed`: it failed, and the retry passed or failed."""
+    solved: bool | None
+
+
+class Counts(NamedTuple):
+    """The outcomes of all episodes of a file, and the tokens that were generated for them, by turn."""
+
+    outcomes: dict[Key, Outcome]
+    tokens: Counter[str]
+
+
+def count(run: RunRecord, name: str) -> Counts:
+    """Return the outcomes and the tokens of all episodes in `NAME.jsonl`."""
+    outcomes: dict[Key, Outcome] = {}
+    tokens: Counter[str] = Counter()
+    for episode in each_value(Episode, run.rows(name), name):
+        outcomes[episode.example.id, episode.sample] = Outcome(_state(episode), solved(episode))
+        tokens["attempts"] += episode.attempt.tokens
+        tokens["reflections"] += episode.reflection.tokens if episode.reflection else 0
+        for arm, retry in episode.retries.items():
+            tokens["retries" if arm == "reflect" else "controls"] += retry.tokens
+    return Counts(outcomes, tokens)
+
+
+def change(base: Outcome | None, trained: Outcome | None) -> Change:
+    """Return how training changed the outcome of one problem, after both tries."""
+    if base is None or trained is None or base.solved is None or trained.solved is None:
+        return "unjudged"
+    if base.solved:
+        return "solved by both" if trained.solved else "newly broken"
+    return "newly fixed" if trained.solved else "solved by neither"
+
+
+def changes(base: Counts, trained: Counts) -> dict[Key, Change]:
+    """Return the change of every problem that both models attempted."""
+    return {key: change(one, trained.outcomes.get(key)) for key, one in base.outcomes.items()}
+
+
+def chosen(keys: Iterable[Key], kinds: dict[Key, Change]) -> list[Key]:
+    """Return up to MAX_PROBLEMS problems in a random order, the first ones of each kind of change before the rest."""
+    shuffled = sorted(keys, key=lambda key: digest(f"page:{key[0]}:{key[1]}", length=16))
+    of_kind: Counter[str] = Counter()
+    first: list[Key] = []
+    rest: list[Key] = []
+    for key in shuffled:
+        kind = kinds.get(key, "")
+        of_kind[kind] += 1
+        (first if of_kind[kind] <= OF_EACH else rest).append(key)
+    return [*first, *rest][:MAX_PROBLEMS]
+
+
+def episodes(run: RunRecord, name: str, keys: set[Key]) -> dict[Key, Episode]:
+    """Return the episodes of these problems from `NAME.jsonl`."""
+    rows = (row for row in run.rows(name) if (row["example"]["id"], row.get("sample", 0)) in keys)
+    return {(one.example.id, one.sample): one for one in each_value(Episode, rows, name)}
+
+
+def side(episode: Episode) -> dict[str, Any]:
+    """Return the turns of one model at one problem, as the page's script reads them."""
+    given: dict[str, Any] = {"state": _state(episode), "attempt": _turn(episode.attempt)}
+    if episode.reflection is not None:
+        given["reflection"] = _turn(episode.reflection)
+    if episode.retries:
+        given["retries"] = {arm: _turn(retry) for arm, retry in episode.retries.items()}
+    return given
+
+
+def problem(task: Task | None, example: Example, sample: int) -> dict[str, Any]:
+    """Return what the page shows of a problem beside its turns; the prompt as the task builds it, where it can."""
+    answer = "" if example.answer is None else json.dumps(example.answer, ensure_ascii=False)
+    return {
+        "id": shown(example.id),
+        "sample": sample,
+        "prompt": [{"role": shown(one["role"]), "text": shown(one["content"])} for one in _messages(task, example)],
+        "answer": shown(answer),
+    }
+
+
+def groups(run: RunRecord) -> tuple[list[dict[str, Any]], Counter[str], int]:
+    """Return a sample of the groups of training, the tokens that training generated by turn, and all its groups.
+
+    A group has the step, the failure and its G reflections in the order of their rewards.
+    """
+    steps: dict[int, list[str]] = defaultdict(list)
+    tokens: Counter[str] = Counter()
+    for (step, identity), rows in _grouped(run.rows("train-episodes")):
+        steps[step].append(identity)
+        for row in rows:
+            tokens["reflections"] += row["reflection"]["tokens"]
+            tokens["retries"] += sum(retry["tokens"] for retry in row["retries"])
+    total = sum(map(len, steps.values()))
+    wanted = {step: set(_shuffled(steps[step])[:GROUPS_PER_STEP]) for step in _spaced(sorted(steps))}
+    rows = (row for row in run.rows("train-episodes") if row["id"] in wanted.get(row["step"], ()))
+    failures = _failures(run, {identity for ids in wanted.values() for identity in ids})
+    sampled = [
+        _group(step, failures.get(identity), identity, list(of_group)) for (step, identity), of_group in _grouped(rows)
+    ]
+    return sampled, tokens, total
+
+
+def shown(text: str) -> str:
+    """Return a text for the page: control and format characters escaped, the middle of a long one left out."""
+    if len(text) > MAX_CHARACTERS:
+        half = MAX_CHARACTERS // 2
+        left_out = f"\n[... {len(text) - 2 * half:,} characters are not shown ...]\n"
+        text = text[:half] + left_out + text[-half:]
+    return visible(text, keep="\n\t")
+
+
+def within(entries: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """Return the first entries, as many as fit `size` bytes of JSON."""
+    fitting: list[dict[str, Any]] = []
+    for entry in entries:
+        size -= len(json.dumps(entry))
+        if size < 0:
+            break
+        fitting.append(entry)
+    return fitting
+
+
+def _turn(turn: Text) -> dict[str, Any]:
+    given: dict[str, Any] = {"text": shown(turn.text), "tokens": turn.tokens}
+    if turn.thinking is not None:
+        given["thinking"] = shown(turn.thinking)
+    if turn.stopped != "end":
+        given["stopped"] = turn.stopped
+    if isinstance(turn, Answer):
+        verdict = turn.verdict
+        given |= {"outcome": verdict.outcome, "reason": shown(verdict.reason), "category": shown(verdict.kind)}
+    elif isinstance(turn, Reflection) and turn.leaked is not None:
+        given["leaked"] = turn.leaked
+    return {name: value for name, value in given.items() if value != ""} | {"text": given["text"]}
+
+
+def _group(step: int, failure: Failure | None, identity: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    ranked = sorted(rows, key=lambda row: -1.0 if row["reward"] is None else row["reward"], reverse=True)
+    return {
+        "step": step,
+        "id": shown(identity),
+        "prompt": [] if failure is None else _texts(failure.prompt),
+        **({} if failure is None else {"attempt": _turn(failure.attempt)}),
+        "reflections": [
+            {
+                "reflection": _turn(Reflection.model_validate(row["reflection"])),
+                "retries": [_turn(Answer.model_validate(retry)) for retry in row["retries"]],
+                "reward": row["reward"],
+            }
+            for row in ranked
+        ],
+    }
+
+
+def _grouped(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[tuple[int, str], Iterator[dict[str, Any]]]]:
+    yield from groupby(rows, key=lambda row: (row["step"], row["id"]))
+
+
+def _failures(run: RunRecord, ids: set[str]) -> dict[str, Failure]:
+    rows = (row for row in run.rows("failures/failures") if row["id"] in ids)
+    return {failure.id: failure for failure in each_value(Failure, rows, "failures/failures")}
+
+
+def _shuffled(ids: Iterable[str]) -> list[str]:
+    return sorted(set(ids), key=lambda identity: digest(f"page:{identity}", length=16))
+
+
+def _spaced(steps: Sequence[int]) -> list[int]:
+    """Return up to MAX_STEPS of the steps, evenly spaced, with the first and the last."""
+    if len(steps) <= MAX_STEPS:
+        return list(steps)
+    return [steps[round(place * (len(steps) - 1) / (MAX_STEPS - 1))] for place in range(MAX_STEPS)]
+
+
+def _state(episode: Episode) -> State:
+    passed = solved(episode)
+    if passed is None:
+        return "unjudged"
+    if not episode.failed:
+        return "first"
+    return "fixed" if passed else "not fixed"
+
+
+def _messages(task: Task | None, example: Example) -> list[Message]:
+    try:
+        if task is not None:
+            return attempt_prompt(task, example).messages
+    except R3Error:
+        pass  # the task has changed since the run: the page shows what was recorded
+    recorded = example.prompt
+    if isinstance(recorded, Prompt):
+        return recorded.messages
+    return [{"role": "user", "content": recorded}] if isinstance(recorded, str) else recorded or []
+
+
+def _texts(messages: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": shown(str(one["role"])), "text": shown(str(one["content"]))} for one in messages]
