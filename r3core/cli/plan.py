@@ -21,6 +21,7 @@ def print_plan(task: Task, config: Config) -> None:
     from r3core.plugins.engines import checked_engine
     from r3core.training.grpo_options import check_grpo, explain_batch, explain_checkpoints
     from r3core.training.launch import world_of
+    from r3core.validation import explain_validation
 
     quiet_libraries()
     checked_engine(config)
@@ -36,6 +37,8 @@ def print_plan(task: Task, config: Config) -> None:
     options, processes = config.grpo_options(), world_of(config).processes
     for line in [*explain_batch(options, processes), *explain_checkpoints(options, processes)]:
         typer.echo(f"train: {line}")
+    for line in explain_validation(config, processes):
+        typer.echo(f"validation: {line}")
     controls = "with" if config.evaluate.controls else "without"
     typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
     for line in template:
