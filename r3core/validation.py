@@ -210,8 +210,8 @@ class Validator:
         self.run.append(_ROWS, [row])
         if rank() == 0 and not is_quiet():
             print(self._describe(row), file=sys.stderr)
-        if self.keeps_best and best_of(self.rows) is row:
-            self._save()
+        if self.keeps_best:
+            self._keep_best()
         rates = {name: getattr(row, name) for name in ("first", "second", "fix", "leaks")}
         rates["fix_without_reflection"] = row.control[CONTROL]
         metrics = {f"validation/{name}": rate.rate for name, rate in rates.items() if rate.total}
@@ -247,16 +247,19 @@ class Validator:
             episodes: list[Episode] = gather_object(own)
         return episodes
 
-    def _save(self) -> None:
-        """Save the weights of the last evaluation, and delete those that no resumed training can need."""
-        step, config = self.rows[-1].step, self.config
-        apart = config.model_copy(update={"train": config.train.model_copy(update={"merge": False})})
-        # A merged adapter would be added to the weights that are being trained.
-        save_model(self.trainer, apart, self._folder(step), dtype=self.trainer.saved_dtype)
+    def _keep_best(self) -> None:
+        """Save the weights if the last evaluation is the best, and delete those that no resumed training can need."""
+        best = best_of(self.rows)
+        assert best is not None
+        if best is self.rows[-1]:
+            # A merged adapter would be added to the weights that are being trained.
+            apart = self.config.train.model_copy(update={"merge": False})
+            config = self.config.model_copy(update={"train": apart})
+            save_model(self.trainer, config, self._folder(best.step), dtype=self.trainer.saved_dtype)
         if rank() == 0:
             resumable = complete_step(self.folder)
             before = best_of([row for row in self.rows if row.step <= resumable and resumable])
-            needed = {step, before.step} if before else {step}
+            needed = {best.step, before.step} if before else {best.step}
             delete_best(self.folder, keep=needed.__contains__)
 
     def _folder(self, step: int) -> Path:
