@@ -93,7 +93,7 @@ RULES: dict[str, Rule] = {
     ),
     "reflections-identical": Rule(
         0.30,
-        "less than {limit:.0%} of the groups are mixed, and half of the reflections repeat another one of their group",
+        "less than {limit:.0%} of the groups are mixed, and three quarters of the reflections are repetitions",
         "as above; in the demonstration, 14 of 16 reflections of a group are different",
     ),
     "trained-tokens-unread": Rule(
