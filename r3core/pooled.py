@@ -16,7 +16,7 @@ A rate whose denominator varies, as the fix rate, enters with the linearised val
 1977, section 2.11), whose mean over the problems is the rate of the seed.
 
 Simulated coverage of the 95% interval is 94 to 97% for 3, 5 and 10 seeds and 200 or 500 problems, of rates between 8%
-and 80% and of differences; 94 to 98% for 2 seeds, whose intervals are wide. `tests/test_pooled.py` repeats a part.
+and 80% and of differences; 93 to 97% for 2 seeds, whose intervals are wide. `tests/test_pooled.py` repeats a part.
 """
 
 from __future__ import annotations

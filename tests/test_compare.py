@@ -14,6 +14,7 @@ from command import R3, runner
 from records import episode, group, write_run
 
 from r3core.compare import compare_runs, latex_of, print_comparison, rows_of_csv
+from r3core.compare.evaluated import Tokens
 from r3core.compare.tables import CSV_COLUMNS, escaped
 from r3core.episode import Episode
 from r3core.errors import UsageError
@@ -140,8 +141,14 @@ def test_another_budget_of_training_tokens_is_not_comparable(tmp_path: Path) -> 
 def test_a_group_without_mining_or_training_has_no_tokens_of_them(tmp_path: Path) -> None:
     alone = run(tmp_path / "a", mined=(), groups=(), trained=())
     found = compare_runs([alone])
-    assert found.groups[0].runs[0].tokens.model_dump() == {"mining": None, "training": None, "evaluation": 8 + 32 * 9}
+    assert found.groups[0].runs[0].tokens == Tokens(mining=None, training=None, validation=None, evaluation=8 + 32 * 9)
     assert not found.groups[0].trained
+
+
+def test_the_tokens_of_evaluations_during_training_are_counted_apart(tmp_path: Path) -> None:
+    one = run(tmp_path / "a")
+    (one / "validation.jsonl").write_text('{"step": 0, "tokens": 70}\n{"step": 5, "tokens": 80}\n')
+    assert compare_runs([one]).groups[0].runs[0].tokens.validation == 150
 
 
 def test_the_same_training_twice_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ class Tokens(Frozen):
     """Attempts of mining; None where the run has mined nothing itself."""
     training: int | None
     """Reflections and retries of training, all groups; None where the run has trained nothing itself."""
+    validation: int | None
+    """Evaluations during training (`evaluate.every`); None without them."""
     evaluation: int
 
 
@@ -100,18 +102,23 @@ def _read(folder: Path) -> Evaluated:
     problems: dict[str, str] = {}
     evaluation = 0
     for name in ("base", "trained"):
-        outcomes, of_side, tokens = _side(run, f"evaluate-{name}")
+        outcomes, of_side, generated = _side(run, f"evaluate-{name}")
         if of_side:
             sides[name], problems = outcomes, problems | of_side
-            evaluation += tokens
+            evaluation += generated
     if "base" not in sides:
         raise UsageError(f"`{folder}` has a result, but no evaluate-base.jsonl", "restore the file, or evaluate again")
     settings = {key: value for key, value in _leaves(config.record()) if key != "seed"}
     if isinstance(trained := stored.get("trained"), str):
         settings["trained"] = trained
     card = run.read_json("failures/card") or {}
-    tokens_of_run = Tokens(mining=_mined(run), training=_trained(run), evaluation=evaluation)
-    return Evaluated(folder, config, settings, problems, sides, tokens_of_run, card.get("verifier_hash"))
+    tokens = Tokens(
+        mining=_total(int(row["attempt"]["tokens"]) for row in run.rows("mine")),
+        training=_total(_generated(row) for row in run.rows("train-episodes")),
+        validation=_total(int(row["tokens"]) for row in run.rows("validation")),
+        evaluation=evaluation,
+    )
+    return Evaluated(folder, config, settings, problems, sides, tokens, card.get("verifier_hash"))
 
 
 def _side(run: RunRecord, name: str) -> tuple[Outcomes, dict[str, str], int]:
@@ -141,17 +148,14 @@ def _passed(answer: Answer) -> bool | None:
     return None if answer.verdict.outcome == "error" else answer.verdict.outcome == "pass"
 
 
-def _mined(run: RunRecord) -> int | None:
-    found = [int(row["attempt"]["tokens"]) for row in run.rows("mine")]
+def _total(counts: Iterable[int]) -> int | None:
+    found = list(counts)
     return sum(found) if found else None
 
 
-def _trained(run: RunRecord) -> int | None:
-    found = [
-        row["reflection"]["tokens"] + sum(retry["tokens"] for retry in row["retries"])
-        for row in run.rows("train-episodes")
-    ]
-    return sum(found) if found else None
+def _generated(row: Mapping[str, Any]) -> int:
+    """Return the tokens of a reflection in training and of its retries."""
+    return int(row["reflection"]["tokens"]) + sum(int(retry["tokens"]) for retry in row["retries"])
 
 
 def _check_distinct(runs: Sequence[Evaluated]) -> None:

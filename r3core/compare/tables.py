@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from r3core.compare.comparison import Comparison, Contrast, Group, Line
+from r3core.compare.evaluated import Tokens
 from r3core.console import visible
 from r3core.episode import CONTROLS
 from r3core.pooled import Pooled
@@ -40,7 +41,7 @@ def print_comparison(comparison: Comparison, to: TextIO) -> None:
     if comparison.contrasts:
         body = [_contrast(one) for one in comparison.contrasts]
         _print(console, "trained models compared: difference in points", _CONTRAST_HEADINGS, body)
-    _print(console, "generated tokens", ("run", "seed", "mining", "training", "evaluation"), _tokens(comparison))
+    _print(console, "generated tokens", ("run", "seed", *Tokens.model_fields), _tokens(comparison))
     for reason in comparison.not_comparable:
         console.print(f"not comparable: {reason}")
     for note in notes(comparison):
