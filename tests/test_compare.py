@@ -18,6 +18,7 @@ from r3core.compare.evaluated import Tokens
 from r3core.compare.tables import CSV_COLUMNS, escaped
 from r3core.episode import Episode
 from r3core.errors import UsageError
+from r3core.stats import clustered
 
 PROBLEMS = 40
 
@@ -82,6 +83,14 @@ def test_first_try_second_try_fix_rate_and_controls_have_a_row_each(seeds: list[
     assert fix.trained.mean == pytest.approx((16 + 18 + 20) / 3 / 32)
     assert rows["none"].trained is not None
     assert rows["none"].trained.mean == 0
+
+
+def test_the_base_model_is_one_model_whose_seeds_are_samples(tmp_path: Path) -> None:
+    folders = [run(tmp_path / f"s{seed}", seed, base=episodes(8, 14, start=20 * seed)) for seed in range(2)]
+    base = compare_runs(folders).groups[0].rows[0].base
+    samples = clustered([(f"n{index}", (index - start) % 40 < 8) for start in (0, 20) for index in range(40)])
+    assert base is not None
+    assert (base.mean, base.low, base.high, base.seeds) == (samples.rate, samples.low, samples.high, 2)
 
 
 def test_settings_are_side_by_side_and_compared_on_the_same_problems(seeds: list[Path], tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def _line(runs: Sequence[Evaluated], measure: str) -> Line:
         [run.sides[name][measure] for run in runs] if all(name in run.sides for run in runs) else []
         for name in ("base", "trained")
     ]
-    base, trained = (pooled_rate(side) if side and all(side) else None for side in sides)
+    base = _rate_of_one_model(sides[0]) if all(sides[0]) else None
+    trained = pooled_rate(sides[1]) if sides[1] and all(sides[1]) else None
     difference = None
     if base is not None and trained is not None:
         paired = [_on_both(*pair) if measure in COMPARED else pair for pair in zip(*sides, strict=True)]
@@ -155,6 +156,15 @@ def _line(runs: Sequence[Evaluated], measure: str) -> Line:
 
 
 Judged = dict[str, list[bool]]
+
+
+def _rate_of_one_model(seeds: Sequence[Judged]) -> Pooled:
+    """Return the rate of the base model, which no seed has trained: its seeds are further samples of each problem."""
+    samples: Judged = {}
+    for outcomes in seeds:
+        for problem, passed in outcomes.items():
+            samples.setdefault(problem, []).extend(passed)
+    return pooled_rate([samples]).model_copy(update={"seeds": len(seeds)})
 
 
 def _on_both(before: Judged, after: Judged) -> tuple[Judged, Judged]:

@@ -60,7 +60,7 @@ def notes(comparison: Comparison) -> list[str]:
     if counts[-1] > 1:
         found.append(
             "means over training seeds; the 95% intervals count problems and seeds (two-way random effects, Cochran's "
-            "t); rows of one seed count the problems only"
+            "t); rows of one seed count the problems only, and so does base, whose seeds are samples of one model"
         )
     if counts[0] == 1:
         found.append("one training: its interval counts the problems only, not what another seed would change")
@@ -160,7 +160,8 @@ def _cells(line: Line) -> tuple[str, str, str]:
 
 def _contrast(one: Contrast) -> tuple[str, ...]:
     change = _points(one.difference)
-    return (f"{one.group} - {one.against}", LABELS[one.measure], change, _p(one.difference.p), _p(one.p_adjusted))
+    p, adjusted = (_p(value).removeprefix("= ") for value in (one.difference.p, one.p_adjusted))
+    return (f"{one.group} - {one.against}", LABELS[one.measure], change, p, adjusted)
 
 
 def _tokens(comparison: Comparison) -> list[tuple[str, ...]]:
