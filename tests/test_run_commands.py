@@ -273,13 +273,14 @@ NAMES = {"--task", "--task-option", "--config", "--set", "--output-dir", "--json
 GENERATES = NAMES | {"--model", "--chat-template", "--preset", "--engine", "--limit", "--seed", "--dry-run", "--quiet"}
 MINES = {"--samples", "--keep", "--failures"}
 TRAINS = {"--lora", "--processes", "--accelerate-config", "--uncertified"}
+RECORDED = {"--run", "--fixed", "--newly-fixed", "--newly-broken", "--category", "--leaked", "--truncated", "--example"}
 OPTIONS = {
     "run": GENERATES | MINES | TRAINS,
     "mine": GENERATES | MINES,
     "train": NAMES | TRAINS | (GENERATES - {"--limit"}) | {"--failures"},
     "eval": GENERATES,
-    "report": NAMES,
-    "show": {"--task", "--task-option", "--model", "--chat-template", "--set", "--seed", "-n"},
+    "report": NAMES | {"--csv", "--png"},
+    "show": {"--task", "--task-option", "--model", "--chat-template", "--set", "--seed", "-n", *RECORDED},
     "rescore": {"--task", "--task-option", "--output-dir", "--json", "--quiet"},
 }
 """Command -> its options."""
