@@ -12,7 +12,6 @@ import typer
 
 from r3core.cli.arguments import (
     FIND,
-    FLAGS,
     GENERATE,
     MINE,
     TRAIN,
@@ -44,7 +43,7 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-@with_flags(*FLAGS)
+@with_flags(*GENERATE, *MINE, *TRAIN)
 def run(arguments: Arguments) -> None:
     """Mine failures, train the reflections, evaluate and report.
 
