@@ -21,7 +21,15 @@ from r3core.task import Frozen, Split, Task, Wording
 PLACEMENT = ("processes", "accelerate_config")
 """The keys that decide on which processes training runs; a run may be resumed with other values."""
 
-_LATER = ("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups")
+_LATER = (
+    "template",
+    "chat_template",
+    "history",
+    "wording.empty",
+    "train.tokens",
+    "train.drop_equal_groups",
+    "evaluate.resamples",
+)
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
 
@@ -136,6 +144,8 @@ class Evaluate(Section):
     """Attempts per problem; above 1, intervals and tests are clustered by problem."""
     controls: bool = False
     """Also retry without a reflection, with a generic one, with one of another problem, and by plain resampling."""
+    resamples: int = Field(default=1, gt=0)
+    """Fresh attempts at each failure with `controls`; 4 are enough, as a rule, for resampling at equal tokens."""
     cross: bool = False
     """Also combine reflections of one model with retries of the other, for base and trained model."""
 

@@ -215,7 +215,7 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
         **by(protocol, base=model(attempts=[0]), trained=model(attempts=[0], fixes=[1, 2])),
     )
     told = result.model_dump(mode="json")
-    assert set(told) == {"base", "trained", "paired", "cross", "problems"}
+    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems"}
     for side in (told["base"], told["trained"]):
         assert {"first", "second", "fix", "controls"} <= set(side)
         assert list(side["controls"]) == ["none", "generic", "shuffled", "resample"]
@@ -223,7 +223,10 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
         rates += [side[key] for key in ("attempts_truncated", "retries_truncated")]
         assert all(set(value) == RATE for value in [*rates, *side["controls"].values()])
     assert set(told["paired"]) == {"first", "second"}
-    assert all(set(value) == {"difference", "low", "high", "p"} for value in told["paired"].values())
+    differences = [*told["paired"].values(), *told["base"]["against"].values(), *told["reflections"].values()]
+    assert all(set(value) == {"difference", "low", "high", "p", "p_holm"} for value in differences)
+    assert list(told["base"]["against"]) == list(told["base"]["controls"])
+    assert list(told["base"]["costs"]) == ["reflect", *told["base"]["controls"]]
     assert set(told["cross"]) == {"base", "trained"}
     assert all(set(row) == {"base", "trained"} for row in told["cross"].values())
     assert all(set(cell) == RATE for row in told["cross"].values() for cell in row.values())

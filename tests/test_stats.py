@@ -293,7 +293,7 @@ def test_the_mean_reward_and_its_interval() -> None:
 
 def test_a_rate_is_five_numbers() -> None:
     assert list(Rate.model_fields) == ["passed", "total", "rate", "low", "high"]
-    assert list(Difference.model_fields) == ["difference", "low", "high", "p"]
+    assert list(Difference.model_fields) == ["difference", "low", "high", "p", "p_holm"]
 
 
 def test_counts_of_clusters_give_the_rate_of_their_samples() -> None:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
+from r3core.controls import CONTROLS_TEXT
 from r3core.evaluate import Scores
 from r3core.page import collect
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
-from r3core.report import CONTROLS_TEXT
 from r3core.stats import Rate
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#f0e442")
