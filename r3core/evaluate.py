@@ -264,7 +264,7 @@ def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequ
     episodes = protocol.reflect(episodes, generator, seed=seed("reflection"))
     for arm in arms:
         episodes = protocol.retry(episodes, generator, seed=seed(arm), arm=arm)
-    for index in range(2, config.evaluate.resamples + 1):
+    for index in range(2, config.evaluate.resamples + 1 if "resample" in arms else 0):
         again = protocol.retry(episodes, generator, seed=seed(f"resample {index}"), arm="resample")
         episodes = [_with_resample(episode, other) for episode, other in zip(episodes, again, strict=True)]
     return episodes

@@ -64,6 +64,15 @@ def test_a_run_prints_its_table(r3: R3, copied: Path) -> None:
     assert said.err == ""
 
 
+def test_a_run_ends_with_its_diagnosis(r3: R3, copied: Path) -> None:
+    printed, explained = r3("run", "--output-dir", "run"), r3("explain", "run")
+    assert "1. references-refused: " in explained.out  # `Even` lets almost everything pass
+    assert printed.out.endswith(explained.out)
+    as_json = r3("run", "--output-dir", "run", "--json")
+    assert json.loads(as_json.out)["base"]
+    assert explained.out in as_json.err
+
+
 def test_a_run_wants_a_verifier_that_passes_the_check(r3: R3, asked: list[str]) -> None:
     said = r3("run", *asked, "--set", "uncertified=false")
     assert said.code == 1

@@ -54,7 +54,7 @@ def run(arguments: Arguments) -> None:
     _check_training(task, config)
     if arguments.dry_run:
         return print_plan(task, config)
-    _check_machine(config)
+    _check_machine(task, config)
     with _pipeline(task, config) as pipeline:
         pipeline.certify()
         pipeline.check_model()
@@ -93,12 +93,13 @@ def train(arguments: Arguments) -> None:
     from r3core.distributed import main_process_first, rank
     from r3core.report import shares_of_a_step
     from r3core.training import launch
+    from r3core.validation import describe_facts
 
     task, config = arguments.resolve()
     _check_training(task, config)
     if arguments.dry_run:
         return print_plan(task, config)
-    _check_machine(config)
+    _check_machine(task, config)
     launch.join_training()
     with _pipeline(task, config, shared=True) as pipeline:
         leads = rank() == 0 and not launch.started_by_run()
@@ -110,7 +111,10 @@ def train(arguments: Arguments) -> None:
         model = str(pipeline.train())
         if leads:
             facts = {"model": model, "shares_of_a_step": shares_of_a_step(pipeline.run)}
-            _print_facts(facts, as_json=arguments.as_json)
+            done = pipeline.run.done("train") or {}
+            notes = describe_facts(done)
+            validation = {"validation": done["validation"] if arguments.as_json else "; ".join(notes)} if notes else {}
+            _print_facts(facts | validation, as_json=arguments.as_json)
 
 
 @with_flags(*GENERATE)
@@ -203,25 +207,29 @@ def _check_training(task: Task, config: Config) -> None:
     from r3core.training.grpo_options import check_training
     from r3core.training.launch import world_of
     from r3core.training.lora import check_adapter
+    from r3core.validation import check_validation
 
     quiet_libraries()
     local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
         check_splits(config)
+        check_validation(config)
         world = world_of(config)
         check_training(config.grpo, config.grpo_options(), world.processes)
         check_adapter(config, sharded=world.sharded)
 
 
-def _check_machine(config: Config) -> None:
-    """Raise an error if training cannot run on this machine; a dry run can plan for another one."""
+def _check_machine(task: Task, config: Config) -> None:
+    """Raise an error if training cannot run on this machine, or lacks problems; a dry run can plan for another one."""
     from r3core.runs import RunRecord
     from r3core.training.grpo_options import check_vllm
     from r3core.training.launch import check_machine
+    from r3core.validation import check_validation_split
 
     if RunRecord(config.directory).done("train") is None:
         check_vllm(config.grpo_options())
         check_machine(config)
+        check_validation_split(task, config)
 
 
 def _finish(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
@@ -240,6 +248,7 @@ def _write_page(folder: Path) -> None:
 def _print_result(run: RunRecord, config: Config, result: Result, *, as_json: bool) -> None:
     from r3core.report import as_json as as_object
     from r3core.report import print_table, shares_of_a_step
+    from r3core.validation import describe_facts
 
     if as_json:
         typer.echo(json.dumps(as_object(result, run), indent=2))
@@ -248,6 +257,8 @@ def _print_result(run: RunRecord, config: Config, result: Result, *, as_json: bo
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in run.seconds().items())
     shares = ", ".join(f"{part} {share:.1%}" for part, share in shares_of_a_step(run).items())
     typer.echo(f"- {seconds}" + (f"; of a training step: {shares}" if shares else ""))
+    for line in describe_facts(run.done("train")):
+        typer.echo(f"- {line}")
     typer.echo(f"- run directory: {run.path}")
 
 
