@@ -23,7 +23,7 @@ PLACEMENT = ("processes", "accelerate_config")
 
 _LATER = (
     *("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups"),
-    *("evaluate.every", "evaluate.every_limit", "train.keep", "train.stop_after"),
+    *("evaluate.every", "evaluate.every_limit", "train.keep", "train.stop_after", "evaluate.resamples"),
 )
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
@@ -145,6 +145,8 @@ class Evaluate(Section):
     """Attempts per problem; above 1, intervals and tests are clustered by problem."""
     controls: bool = False
     """Also retry without a reflection, with a generic one, with one of another problem, and by plain resampling."""
+    resamples: int = Field(default=1, gt=0)
+    """Fresh attempts at each failure, with `controls`; resampling at equal tokens needs several, in general 2 to 4."""
     cross: bool = False
     """Also combine reflections of one model with retries of the other, for base and trained model."""
     every: int | None = Field(default=None, gt=0)

@@ -138,20 +138,6 @@ def pooled_contrast(one: Sequence[Outcomes], other: Sequence[Outcomes]) -> Poole
     return _difference(float(values[1].mean() - values[0].mean()), _contrast_parts(values), *values)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values adjusted by Holm's step-down method (Holm 1979), in the order given.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
 def detectable(changes: Sequence[float]) -> Detectable:
     """Return what a paired comparison can find, from the change of each problem (-1, 0 or 1 with one sample each).
 

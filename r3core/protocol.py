@@ -109,7 +109,7 @@ class Protocol:
     def with_reflections(self, failed: Sequence[Episode], completions: Sequence[Completion]) -> list[Episode]:
         """Return failed episodes with these reflections, not yet tested for leaks, and without earlier retries."""
         return [
-            episode.model_copy(update={"reflection": Reflection(**_text(completion)), "retries": {}})
+            episode.model_copy(update={"reflection": Reflection(**_text(completion)), "retries": {}, "resamples": ()})
             for episode, completion in zip(failed, completions, strict=True)
         ]
 

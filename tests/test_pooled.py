@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from r3core.pooled import (
     detectable,
     detectable_with_seeds,
-    holm,
     pooled_contrast,
     pooled_difference,
     pooled_rate,
@@ -176,19 +175,6 @@ def test_seeds_before_and_after_come_in_pairs() -> None:
         pooled_difference([{"a": [True]}], [{"a": [True]}] * 2)
     with pytest.raises(ValueError, match="no outcome"):
         pooled_rate([{}])
-
-
-@pytest.mark.parametrize(
-    ("p_values", "adjusted"),
-    [
-        ([], []),
-        ([0.03], [0.03]),
-        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # R: p.adjust(p, "holm")
-        ([0.5, 0.9], [1.0, 1.0]),
-    ],
-)
-def test_holm_gives_the_adjusted_p_values_of_r(p_values: list[float], adjusted: list[float]) -> None:
-    assert holm(p_values) == pytest.approx(adjusted)
 
 
 def test_the_detectable_difference_is_the_one_for_which_these_problems_are_needed() -> None:

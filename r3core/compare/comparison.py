@@ -13,11 +13,11 @@ from r3core.pooled import (
     Pooled,
     detectable,
     detectable_with_seeds,
-    holm,
     pooled_contrast,
     pooled_difference,
     pooled_rate,
 )
+from r3core.stats import holm
 from r3core.task import Frozen
 
 SIGNIFICANT = 0.05

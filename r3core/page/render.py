@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from r3core import __version__, explain
+from r3core.controls import CONTROLS_TEXT, arm_differences
 from r3core.files import atomic_write, digest
 from r3core.forecast import group_size
 from r3core.page import charts, collect, sample
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
 from r3core.prompts import failure
-from r3core.report import CONTROLS_TEXT, HEADINGS, claim, notes, rows
+from r3core.report import HEADINGS, claim, notes, rows
 from r3core.task import Verdict, Wording
 from r3core.validation import describe_facts
 
@@ -69,6 +70,7 @@ def render(runs: Sequence[Collected], *, live: bool = False) -> str:
         "version_of_r3": __version__,
         "data": data,
         "controls": _controls(runs[0]),
+        "arms": [(run.name, arm_differences(run.result)) for run in runs if run.result and arm_differences(run.result)],
         "lengths": _lengths(runs[0]),
         "pairs": _pairs(data) if len(runs) == 1 else [],
     }

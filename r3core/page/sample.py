@@ -67,6 +67,7 @@ def count(run: RunRecord, name: str) -> Counts:
         tokens["reflections"] += episode.reflection.tokens if episode.reflection else 0
         for arm, retry in episode.retries.items():
             tokens["retries" if arm == "reflect" else "controls"] += retry.tokens
+        tokens["controls"] += sum(again.tokens for again in episode.resamples)
     return Counts(outcomes, tokens, reflections)
 
 
