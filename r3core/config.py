@@ -154,6 +154,13 @@ class Evaluate(Section):
     every_limit: int | None = Field(default=100, gt=0)
     """Maximum number of validation problems of an evaluation during training; null takes all of them."""
 
+    @field_validator("resamples")
+    @classmethod
+    def _only_with_controls(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and not info.data.get("controls", False):
+            raise ValueError("more than 1 requires the controls: set evaluate.controls=true")
+        return value
+
 
 class Limits(Section):
     """Limits on the verifier; when it exceeds one, the verdict is an error and the worker process is replaced."""

@@ -205,6 +205,13 @@ def test_tokens_and_seconds_are_those_of_the_rows(tmp_path: Path) -> None:
     )
 
 
+def test_tokens_of_further_resamples_are_those_of_controls(tmp_path: Path) -> None:
+    made = episode("n7", controls=True)
+    more = made.model_copy(update={"resamples": (made.retries["resample"],) * 3})
+    run = collect(write_run(tmp_path, base=[more]), name="run")
+    assert tokens(run)["evaluation, base"]["controls"] == 4 + 3
+
+
 def test_curves_of_long_trainings_are_averaged() -> None:
     points = averaged([{"step": step, "reward": float(step % 2), "kl": None} for step in range(1, 1_001)])
     assert len(points) == 250
@@ -300,10 +307,25 @@ def test_tables_and_charts_are_written_as_files(tmp_path: Path) -> None:
         ("fix rate", "base", 0.0),
     ]
     assert tables["result.csv"].read_text(encoding="utf-8").startswith(",base,trained,trained - base\n")
+    assert "controls.csv" not in tables  # none were evaluated
     written = write_png([run], tmp_path / "charts")
     assert {path.suffix for path in written} == {".png", ".svg"}
     assert all(path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<svg") for path in written)
     assert all(b"currentColor" not in path.read_bytes() for path in written if path.suffix == ".svg")
+
+
+def test_the_comparison_with_the_controls_is_in_the_page_and_the_files(tmp_path: Path) -> None:
+    sides = {name: [episode(f"n{number}", outcomes, controls=True) for number in range(9)]
+             for name, outcomes in (("base", "fail fail"), ("trained", "fail pass"))}  # fmt: skip
+    run = write_run(tmp_path / "run", steps=3, **sides)
+    page = page_of(run)
+    assert page.count('<table class="arms">') == 1
+    assert '<th scope="row">another&#39;s reflection</th><td>+0.0 [' in page
+    table = list(csv.reader(write_csv([run], tmp_path / "tables")[1].read_text(encoding="utf-8").splitlines()))
+    assert table[0][:3] == ["reflection - control", "base", "trained"]
+    assert table[2][0] == "no reflection"
+    assert table[2][2].startswith("+100.0 [")
+    assert 'class="arms"' not in page_of(write_run(tmp_path / "plain", base=[episode("n7")], steps=3))
 
 
 def test_report_writes_the_page_of_an_unfinished_run(tmp_path: Path) -> None:
