@@ -265,7 +265,7 @@ GENERATES = NAMES | {"--model", "--chat-template", "--preset", "--engine", "--li
 MINES = {"--samples", "--keep", "--failures"}
 TRAINS = {"--lora", "--processes", "--accelerate-config", "--uncertified"}
 OPTIONS = {
-    "run": GENERATES | MINES | TRAINS,
+    "run": GENERATES | MINES | TRAINS | {"--seeds", "--share-mining"},
     "mine": GENERATES | MINES,
     "train": NAMES | TRAINS | (GENERATES - {"--limit"}) | {"--failures"},
     "eval": GENERATES,
