@@ -218,13 +218,15 @@ class Protocol:
         prompt does not fit the model's context, or it was cut off in its thinking. Raises RunError when too many of the
         prompts do not fit.
         """
+        # A policy of several processes generates in all of them, or waits forever for the one that has no prompts.
+        joins = bool(requests) or getattr(generator, "collective", False)
         with waiting_for(ENGINE, turns, total=len(requests)) as activity:
 
             def ended(new: Sequence[tuple[int, Completion]]) -> None:
                 activity.done += len(new)
                 self.submit(examples, new, into=into, unjudged=unjudged)
 
-            completions = generator.generate(requests, sampling, ended=ended) if requests else []
+            completions = generator.generate(requests, sampling, ended=ended) if joins else []
         self.lengths.count(examples, completions, limit=self.config.max_overlong)
         return completions
 

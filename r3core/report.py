@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from r3core.check.certificate import Certificate
@@ -224,8 +225,11 @@ def as_json(result: Result, run: RunRecord | None) -> dict[str, Any]:
     return result.model_dump(mode="json") | times
 
 
-def model_card(result: Result, config: Config, certificate: Certificate | None) -> str:
-    """Return the README.md of a trained model: how it was trained, the result table, the verifier and the settings."""
+def model_card(result: Result, config: Config, certificate: Certificate | None, *, training: Sequence[str] = ()) -> str:
+    """Return the README.md of a trained model: how it was trained, the result table, the verifier and the settings.
+
+    `training` has notes about the training stage.
+    """
     table = [HEADINGS, ("---",) * len(HEADINGS), *rows(result)]
     settings = json.dumps(config.record(), indent=2, ensure_ascii=False)
     return "\n".join(
@@ -235,7 +239,7 @@ def model_card(result: Result, config: Config, certificate: Certificate | None) 
             "Only the tokens of its reflections were rewarded (GRPO; the method of arXiv 2505.24726).\n",
             *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in table),
             "",
-            *(f"- {note}" for note in notes(result, config)),
+            *(f"- {note}" for note in (*notes(result, config), *training)),
             *_error_categories_card(result),
             *(["\n## Verifier\n", *_certified(certificate)] if certificate else []),
             f"\n## Settings\n\n```json\n{settings}\n```\n",

@@ -64,6 +64,15 @@ def test_a_run_prints_its_table(r3: R3, copied: Path) -> None:
     assert said.err == ""
 
 
+def test_a_run_ends_with_its_diagnosis(r3: R3, copied: Path) -> None:
+    printed, explained = r3("run", "--output-dir", "run"), r3("explain", "run")
+    assert "1. references-refused: " in explained.out  # `Even` lets almost everything pass
+    assert printed.out.endswith(explained.out)
+    as_json = r3("run", "--output-dir", "run", "--json")
+    assert json.loads(as_json.out)["base"]
+    assert explained.out in as_json.err
+
+
 def test_a_run_wants_a_verifier_that_passes_the_check(r3: R3, asked: list[str]) -> None:
     said = r3("run", *asked, "--set", "uncertified=false")
     assert said.code == 1
@@ -264,13 +273,14 @@ NAMES = {"--task", "--task-option", "--config", "--set", "--output-dir", "--json
 GENERATES = NAMES | {"--model", "--chat-template", "--preset", "--engine", "--limit", "--seed", "--dry-run", "--quiet"}
 MINES = {"--samples", "--keep", "--failures"}
 TRAINS = {"--lora", "--processes", "--accelerate-config", "--uncertified"}
+RECORDED = {"--run", "--fixed", "--newly-fixed", "--newly-broken", "--category", "--leaked", "--truncated", "--example"}
 OPTIONS = {
     "run": GENERATES | MINES | TRAINS | {"--seeds", "--share-mining"},
     "mine": GENERATES | MINES,
     "train": NAMES | TRAINS | (GENERATES - {"--limit"}) | {"--failures"},
     "eval": GENERATES,
-    "report": NAMES,
-    "show": {"--task", "--task-option", "--model", "--chat-template", "--set", "--seed", "-n"},
+    "report": NAMES | {"--csv", "--png"},
+    "show": {"--task", "--task-option", "--model", "--chat-template", "--set", "--seed", "-n", *RECORDED},
     "rescore": {"--task", "--task-option", "--output-dir", "--json", "--quiet"},
 }
 """Command -> its options."""
@@ -298,7 +308,7 @@ def test_a_report_finds_a_run_by_its_settings(r3: R3, tiny_folder: Path) -> None
     evaluated = r3("eval", "--config", "run.yaml", *settings())
     assert evaluated.code == 0, evaluated.err
     assert r3("report", "--config", "run.yaml", *settings()).out.startswith(evaluated.out.partition("\n- ")[0])
-    assert r3("report", "--config", "run.yaml").code == 1  # another run
+    assert r3("report", "--config", "run.yaml").code == 2  # another run
 
 
 def test_a_text_option_of_a_task_is_not_read_as_yaml(r3: R3, tiny_folder: Path) -> None:

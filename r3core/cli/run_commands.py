@@ -56,7 +56,7 @@ def run(arguments: Arguments) -> None:
     check_training(task, config)
     if arguments.dry_run:
         return print_plan(task, config)
-    check_machine(config)
+    check_machine(task, config)
     with open_pipeline(task, config) as pipeline:
         result = run_stages(pipeline)
         _print_result(pipeline.run, pipeline.config, result, as_json=arguments.as_json)
@@ -90,12 +90,13 @@ def train(arguments: Arguments) -> None:
     from r3core.distributed import main_process_first, rank
     from r3core.report import shares_of_a_step
     from r3core.training import launch
+    from r3core.validation import describe_facts
 
     task, config = arguments.resolve()
     check_training(task, config)
     if arguments.dry_run:
         return print_plan(task, config)
-    check_machine(config)
+    check_machine(task, config)
     launch.join_training()
     with open_pipeline(task, config, shared=True) as pipeline:
         leads = rank() == 0 and not launch.started_by_run()
@@ -107,7 +108,10 @@ def train(arguments: Arguments) -> None:
         model = str(pipeline.train())
         if leads:
             facts = {"model": model, "shares_of_a_step": shares_of_a_step(pipeline.run)}
-            _print_facts(facts, as_json=arguments.as_json)
+            done = pipeline.run.done("train") or {}
+            notes = describe_facts(done)
+            validation = {"validation": done["validation"] if arguments.as_json else "; ".join(notes)} if notes else {}
+            _print_facts(facts | validation, as_json=arguments.as_json)
 
 
 @with_flags(*GENERATE)
@@ -195,6 +199,7 @@ def _write_page(folder: Path) -> None:
 def _print_result(run: RunRecord, config: Config, result: Result, *, as_json: bool) -> None:
     from r3core.report import as_json as as_object
     from r3core.report import print_table, shares_of_a_step
+    from r3core.validation import describe_facts
 
     if as_json:
         typer.echo(json.dumps(as_object(result, run), indent=2))
@@ -203,6 +208,8 @@ def _print_result(run: RunRecord, config: Config, result: Result, *, as_json: bo
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in run.seconds().items())
     shares = ", ".join(f"{part} {share:.1%}" for part, share in shares_of_a_step(run).items())
     typer.echo(f"- {seconds}" + (f"; of a training step: {shares}" if shares else ""))
+    for line in describe_facts(run.done("train")):
+        typer.echo(f"- {line}")
     typer.echo(f"- run directory: {run.path}")
 
 

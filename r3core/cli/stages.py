@@ -46,22 +46,26 @@ def check_training(task: Task, config: Config) -> None:
     from r3core.training import grpo_options
     from r3core.training.launch import world_of
     from r3core.training.lora import check_adapter
+    from r3core.validation import check_validation
 
     quiet_libraries()
     local_model(config, task, done="trained")
     if RunRecord(config.directory).done("train") is None:
         check_splits(config)
+        check_validation(config)
         world = world_of(config)
         grpo_options.check_training(config.grpo, config.grpo_options(), world.processes)
         check_adapter(config, sharded=world.sharded)
 
 
-def check_machine(config: Config) -> None:
-    """Raise an error if training cannot run on this machine; a dry run can plan for another one."""
+def check_machine(task: Task, config: Config) -> None:
+    """Raise an error if training cannot run on this machine, or lacks problems; a dry run can plan for another one."""
     from r3core.runs import RunRecord
     from r3core.training import launch
     from r3core.training.grpo_options import check_vllm
+    from r3core.validation import check_validation_split
 
     if RunRecord(config.directory).done("train") is None:
         check_vllm(config.grpo_options())
         launch.check_machine(config)
+        check_validation_split(task, config)

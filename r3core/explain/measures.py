@@ -12,6 +12,7 @@ from r3core.stats import Rate, clustered_counts, clustered_mean
 
 _Z = 1.96  # of a 95% interval
 _MIN_PEAK_STEPS = 3
+_FEWEST_CLUSTERS = 4
 
 
 class Mean(NamedTuple):
@@ -158,4 +159,6 @@ def _mean(
         likely = (mean * len(clusters) + 1) / (len(clusters) + 2)
         least = sqrt(likely * (1 - likely) / (len(clusters) + 2))
         error = max(error, least) if error in (0.0, inf) else max(error, sqrt(mean * (1 - mean) / samples))
+    if len(clusters) < _FEWEST_CLUSTERS:  # too few to estimate their spread
+        error = inf
     return Mean(mean, error, *window, samples)

@@ -13,6 +13,8 @@ from r3core.forecast import group_size
 from r3core.stats import Rate, wilson
 from r3core.truncation import PLURAL, TurnKind, limit_of
 
+_FEW_DIFFERENT = 0.25  # reflections of a group, of all of it
+
 
 def attempts_truncated(seen: Seen) -> Diagnosis | None:
     cut = seen.figures.attempts_truncated
@@ -102,7 +104,7 @@ def groups_without_signal(seen: Seen) -> Diagnosis | None:
     if mixed.high >= RULES["groups-all-wrong"].limit or measures.rises(seen.figures):
         return None  # where it has learned, few mixed groups may be left
     different = measures.share(groups, lambda g: g.distinct, lambda g: g.reflections)
-    if different.high < 0.5:
+    if different.high < _FEW_DIFFERENT:
         return _identical(seen, different, mixed)
     return _all_alike(seen, "groups-all-wrong", wrong, mixed) if wrong.rate > 0.5 else None
 

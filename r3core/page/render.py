@@ -20,6 +20,7 @@ from r3core.page.sample import shown
 from r3core.prompts import failure
 from r3core.report import CONTROLS_TEXT, HEADINGS, claim, notes, rows
 from r3core.task import Verdict, Wording
+from r3core.validation import describe_facts
 
 PAGE = "report.html"
 """The page's file in a run directory."""
@@ -282,7 +283,7 @@ def _table(run: Collected) -> dict[str, Any]:
         "name": run.name,
         "head": HEADINGS,
         "rows": rows(run.result),
-        "notes": notes(run.result, run.config),
+        "notes": [*notes(run.result, run.config), *describe_facts(run.record.done("train"))],
         "changes": [(kind, counts[kind]) for kind in sample.CHANGES if counts[kind]],
         "attempted": len(run.base.outcomes),
     }
