@@ -275,7 +275,7 @@ MINES = {"--samples", "--keep", "--failures"}
 TRAINS = {"--lora", "--processes", "--accelerate-config", "--uncertified"}
 RECORDED = {"--run", "--fixed", "--newly-fixed", "--newly-broken", "--category", "--leaked", "--truncated", "--example"}
 OPTIONS = {
-    "run": GENERATES | MINES | TRAINS,
+    "run": GENERATES | MINES | TRAINS | {"--seeds", "--share-mining"},
     "mine": GENERATES | MINES,
     "train": NAMES | TRAINS | (GENERATES - {"--limit"}) | {"--failures"},
     "eval": GENERATES,

@@ -80,6 +80,18 @@ FLAGS: dict[str, Flag] = {
     "accelerate_config": _flag(Path, "Configuration file of `accelerate launch` for training.", "accelerate_config"),
     "limit": _flag(int, "Maximum number of problems, in mining and in evaluation.", "mine.limit", "evaluate.limit"),
     "seed": Flag(Seed, ("seed",)),
+    "seeds": _flag(
+        str,
+        "Random seeds, such as 0,1,2 or 0-4: one run per seed, in folders of --output-dir if that is given.",
+        metavar="SEEDS",
+    ),
+    "share_mining": Flag(
+        Annotated[
+            bool,
+            typer.Option("--share-mining", help="With --seeds: only the first seed mines; all train on its failures."),
+        ],
+        default=False,
+    ),
     "run": Flag(Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory.")], ("output_dir",)),
     "output_dir": _flag(Path, "Run directory.", "output_dir"),
     "csv": Flag(
@@ -103,6 +115,9 @@ MINE = ("samples", "keep", "failures")
 """The options of mining alone."""
 TRAIN = ("lora", "processes", "accelerate_config", "uncertified")
 """The options of training alone."""
+SEEDS = ("seeds", "share_mining")
+"""The options of several runs in one command."""
+_SWITCHES = ("dry_run", "as_json", "csv", "png", "share_mining")
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,9 @@ class Arguments:
     as_json: bool = False
     csv: bool = False
     png: bool = False
+    seeds: str | None = None
+    """The seeds as they are given, for example 0-4."""
+    share_mining: bool = False
 
     @classmethod
     def of(cls, **given: Any) -> Arguments:
@@ -125,10 +143,11 @@ class Arguments:
         return cls(
             config=given.get("config"),
             overrides=given.get("overrides") or [],
+            seeds=given.get("seeds"),
             flags=flags
             | _named_values("task_options", given.get("task_option"), flag="--task-option", example="numbers=4")
             | _named_values("lora", given.get("lora"), flag="--lora", example="r=32"),
-            **{name: given.get(name, False) for name in ("dry_run", "as_json", "csv", "png")},
+            **{name: given.get(name, False) for name in _SWITCHES},
         )
 
     def resolve(self) -> tuple[Task, Config]:

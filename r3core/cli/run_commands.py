@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -14,6 +13,7 @@ from r3core.cli.arguments import (
     FIND,
     GENERATE,
     MINE,
+    SEEDS,
     TRAIN,
     Arguments,
     Json,
@@ -24,14 +24,14 @@ from r3core.cli.arguments import (
     with_flags,
 )
 from r3core.cli.plan import print_plan
-from r3core.console import quiet_libraries
+from r3core.cli.seeds import run_seeds
+from r3core.cli.stages import check_machine, check_training, open_pipeline, run_stages
 
 if TYPE_CHECKING:
     from r3core.config import Config
     from r3core.evaluate import Result
     from r3core.pipeline import Pipeline
     from r3core.runs import RunRecord
-    from r3core.task import Task
 
 
 def register(app: typer.Typer) -> None:
@@ -43,24 +43,22 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-@with_flags(*GENERATE, *MINE, *TRAIN)
+@with_flags(*GENERATE, *MINE, *TRAIN, *SEEDS)
 def run(arguments: Arguments) -> None:
     """Mine failures, train the reflections, evaluate and report.
 
-    Run the same command to resume a run. The verifier must pass `r3 check`.
+    Run the same command to resume a run. The verifier must pass `r3 check`. With --seeds, one run per seed, one after
+    the other, and a table over all seeds.
     """
+    if arguments.seeds is not None or arguments.share_mining:
+        return run_seeds(arguments)
     task, config = arguments.resolve()
-    _check_training(task, config)
+    check_training(task, config)
     if arguments.dry_run:
         return print_plan(task, config)
-    _check_machine(task, config)
-    with _pipeline(task, config) as pipeline:
-        pipeline.certify()
-        pipeline.check_model()
-        pipeline.mine()
-        pipeline.train()
-        pipeline.evaluate()
-        result = pipeline.report()
+    check_machine(task, config)
+    with open_pipeline(task, config) as pipeline:
+        result = run_stages(pipeline)
         _print_result(pipeline.run, pipeline.config, result, as_json=arguments.as_json)
         _print_explanation(pipeline, to=sys.stderr if arguments.as_json else sys.stdout)
         _write_page(pipeline.run.path)
@@ -76,7 +74,7 @@ def mine(arguments: Arguments) -> None:
     task, config = arguments.resolve()
     if arguments.dry_run:
         return print_plan(task, config)
-    with _pipeline(task, config) as pipeline:
+    with open_pipeline(task, config) as pipeline:
         pipeline.mine()
         facts = pipeline.run.done("mine") or {}
         failures = str(pipeline.run.path / "failures")
@@ -95,12 +93,12 @@ def train(arguments: Arguments) -> None:
     from r3core.validation import describe_facts
 
     task, config = arguments.resolve()
-    _check_training(task, config)
+    check_training(task, config)
     if arguments.dry_run:
         return print_plan(task, config)
-    _check_machine(task, config)
+    check_machine(task, config)
     launch.join_training()
-    with _pipeline(task, config, shared=True) as pipeline:
+    with open_pipeline(task, config, shared=True) as pipeline:
         leads = rank() == 0 and not launch.started_by_run()
         with main_process_first():
             if leads and config.mine.failures is not None:
@@ -128,7 +126,7 @@ def evaluate(arguments: Arguments) -> None:
     trained = folder.resolve() if found else model_to_compare(config)
     if arguments.dry_run:
         return print_plan(task, config)
-    with _pipeline(task, config, trained=trained) as pipeline:
+    with open_pipeline(task, config, trained=trained) as pipeline:
         result = pipeline.compare(trained) if trained else pipeline.evaluate()
         _finish(pipeline, result, as_json=arguments.as_json)
 
@@ -183,52 +181,6 @@ def rescore(
         typer.echo(json.dumps(rescored.model_dump(mode="json"), indent=2))
     else:
         print_rescored(rescored, sys.stdout)
-
-
-def _pipeline(
-    task: Task, config: Config, *, trained: Path | None = None, shared: bool = False
-) -> AbstractContextManager[Pipeline]:
-    """Return the open pipeline of a run; unless it is `shared`, UsageError in one of several processes."""
-    from r3core.pipeline import Pipeline
-    from r3core.training.launch import check_one_process
-
-    if not shared:
-        check_one_process()
-    quiet_libraries()
-    return Pipeline.open(task, config, trained=trained)
-
-
-def _check_training(task: Task, config: Config) -> None:
-    """Raise ConfigError if training cannot start with this configuration, before hours of mining."""
-    from r3core.config import local_model
-    from r3core.mine import check_splits
-    from r3core.runs import RunRecord
-    from r3core.training.grpo_options import check_training
-    from r3core.training.launch import world_of
-    from r3core.training.lora import check_adapter
-    from r3core.validation import check_validation
-
-    quiet_libraries()
-    local_model(config, task, done="trained")
-    if RunRecord(config.directory).done("train") is None:
-        check_splits(config)
-        check_validation(config)
-        world = world_of(config)
-        check_training(config.grpo, config.grpo_options(), world.processes)
-        check_adapter(config, sharded=world.sharded)
-
-
-def _check_machine(task: Task, config: Config) -> None:
-    """Raise an error if training cannot run on this machine, or lacks problems; a dry run can plan for another one."""
-    from r3core.runs import RunRecord
-    from r3core.training.grpo_options import check_vllm
-    from r3core.training.launch import check_machine
-    from r3core.validation import check_validation_split
-
-    if RunRecord(config.directory).done("train") is None:
-        check_vllm(config.grpo_options())
-        check_machine(config)
-        check_validation_split(task, config)
 
 
 def _finish(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
