@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from r3core.errors import TaskError
+from r3core.errors import TaskError, UsageError
 from r3core.files import digest
 from r3core.progress import quiet
 from r3core.training.launch import started_by_run
@@ -92,7 +92,7 @@ FLAGS: dict[str, Flag] = {
         ],
         default=False,
     ),
-    "run": Flag(Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory.")], ("output_dir",)),
+    "run": Flag(Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory.")]),
     "output_dir": _flag(Path, "Run directory.", "output_dir"),
     "csv": Flag(
         Annotated[bool, typer.Option("--csv", help="Also write the tables to RUN/tables, as CSV.")], default=False
@@ -132,6 +132,8 @@ class Arguments:
     as_json: bool = False
     csv: bool = False
     png: bool = False
+    run: Path | None = None
+    """The run directory that is named by itself."""
     seeds: str | None = None
     """The seeds as they are given, for example 0-4."""
     share_mining: bool = False
@@ -142,6 +144,7 @@ class Arguments:
         flags = {key: given[name] for name in FLAGS if given.get(name) is not None for key in FLAGS[name].keys}
         return cls(
             config=given.get("config"),
+            run=given.get("run"),
             overrides=given.get("overrides") or [],
             seeds=given.get("seeds"),
             flags=flags
@@ -168,8 +171,15 @@ class Arguments:
 
     def directory(self) -> Path:
         """Return the directory of an existing run: the one that is named, or that of the configuration."""
-        named: Path | None = self.flags.get("output_dir")
-        return self.resolve()[1].directory if named is None else named
+        if self.run is None:
+            named: Path | None = self.flags.get("output_dir")
+            return self.resolve()[1].directory if named is None else named
+        if self.flags or self.overrides or self.config:
+            raise UsageError(
+                f"`{self.run}` names the run, and has its own settings",
+                "leave the other options out, or leave the directory out to find a run by its settings",
+            )
+        return self.run
 
 
 def with_flags(*names: str) -> Callable[[Callable[[Arguments], None]], Callable[..., None]]:

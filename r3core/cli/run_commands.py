@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -26,6 +28,7 @@ from r3core.cli.arguments import (
 from r3core.cli.plan import print_plan
 from r3core.cli.seeds import run_seeds
 from r3core.cli.stages import check_machine, check_training, open_pipeline, run_stages
+from r3core.errors import R3Error
 
 if TYPE_CHECKING:
     from r3core.config import Config
@@ -60,8 +63,10 @@ def run(arguments: Arguments) -> None:
     with open_pipeline(task, config) as pipeline:
         result = run_stages(pipeline)
         _print_result(pipeline.run, pipeline.config, result, as_json=arguments.as_json)
-        _print_explanation(pipeline, to=sys.stderr if arguments.as_json else sys.stdout)
-        _write_page(pipeline.run.path)
+        with _optional("explanation"):
+            _print_explanation(pipeline, to=sys.stderr if arguments.as_json else sys.stdout)
+        with _optional("page"):
+            _write_page(pipeline.run.path)
 
 
 @with_flags(*GENERATE, *MINE)
@@ -148,7 +153,9 @@ def report(arguments: Arguments) -> None:
         write_card(run, config, result)
         _print_result(run, config, result, as_json=arguments.as_json)
     else:
-        _print_facts({"finished": list(status.finished), "stage": status.stage}, as_json=arguments.as_json)
+        facts = {"finished": list(status.finished), "stage": status.stage}
+        shown = {"finished": ", ".join(status.finished) or "no stage", "in progress": status.stage or "no stage"}
+        _print_facts(facts if arguments.as_json else shown, as_json=arguments.as_json)
     _write_page(folder)
     for wanted, write, name in ((arguments.csv, write_csv, "tables"), (arguments.png, write_png, "charts")):
         if wanted:
@@ -186,7 +193,8 @@ def rescore(
 def _finish(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
     """Print the result of a run, and write its page."""
     _print_result(pipeline.run, pipeline.config, result, as_json=as_json)
-    _write_page(pipeline.run.path)
+    with _optional("page"):
+        _write_page(pipeline.run.path)
 
 
 def _write_page(folder: Path) -> None:
@@ -194,6 +202,15 @@ def _write_page(folder: Path) -> None:
     from r3core.page import PAGE, write_page
 
     typer.echo(f"page: {write_page([folder], folder / PAGE)}", err=True)
+
+
+@contextmanager
+def _optional(what: str) -> Iterator[None]:
+    """Turn an error into a warning: a run whose results are stored has not failed for want of this."""
+    try:
+        yield
+    except (R3Error, OSError) as error:
+        typer.echo(f"warning: no {what}: {error}", err=True)
 
 
 def _print_result(run: RunRecord, config: Config, result: Result, *, as_json: bool) -> None:

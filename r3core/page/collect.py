@@ -88,7 +88,7 @@ def collect(folder: Path, *, name: str) -> Collected:
     return Collected(
         record=record,
         config=config,
-        name=name,
+        name=sample.shown(name),
         status=status_of(record),
         result=_value(Result, record, "result"),
         forecast=_value(Forecast, record, "forecast"),

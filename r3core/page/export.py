@@ -16,6 +16,7 @@ from r3core.report import HEADINGS, rows
 
 _SCALE = 3
 """Pixels of a PNG per unit of the chart: about 300 dots per inch at the size of a column."""
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 _CONFIG = {"background": "white", "view": {"stroke": None}, "font": "sans-serif"}
 
 
@@ -29,7 +30,7 @@ def write_csv(runs: Sequence[Path], folder: Path) -> list[Path]:
             tables.append((f"result{of_run}", HEADINGS, rows(run.result)))
             if arms := arm_differences(run.result):
                 tables.append((f"controls{of_run}", arms[0], arms[1:]))
-    tables += [(chart.name, chart.columns, chart.rows) for chart in charts.charts(collected)]
+    tables += [(chart.name, chart.columns, list(map(_plain, chart.rows))) for chart in charts.charts(collected)]
     return [_csv(folder / f"{name}.csv", columns, body) for name, columns, body in tables]
 
 
@@ -51,6 +52,11 @@ def write_png(runs: Sequence[Path], folder: Path) -> list[Path]:
 
 def _collected(runs: Sequence[Path]) -> list[Collected]:
     return [collect.collect(folder, name=name) for folder, name in zip(runs, collect.names_of(runs), strict=True)]
+
+
+def _plain(row: Sequence[Any]) -> list[Any]:
+    """Return a row whose texts no spreadsheet takes for formulas: error categories come from plugins and models."""
+    return [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell for cell in row]
 
 
 def _csv(path: Path, columns: Sequence[str], body: Sequence[Sequence[Any]]) -> Path:
