@@ -12,7 +12,7 @@ import toy
 from command import R3
 
 from r3core.cli.main import main
-from r3core.cli.seeds import MAX_SEEDS, configs_of, parse_seeds
+from r3core.cli.seeds import MAX_SEEDS, parse_seeds, runs_of
 from r3core.config import Config
 from r3core.errors import UsageError
 
@@ -60,6 +60,10 @@ def recorded(run: Path) -> dict[str, bytes]:
     return {name: (run / f"{name}.jsonl").read_bytes() for name in RECORDED}
 
 
+def recorded_training(run: Path) -> bytes:
+    return (run / "train-episodes.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("text", "seeds"),
     [
@@ -102,19 +106,25 @@ def test_what_is_no_list_of_seeds_is_refused(text: str, message: str) -> None:
 
 def test_each_seed_has_a_directory_of_its_own() -> None:
     config = Config(task="countdown")
-    named = configs_of(config, [3, 5], folder=Path("here"), share_mining=False)
-    assert [one.directory for one in named.values()] == [Path("here/seed-3"), Path("here/seed-5")]
-    by_hash = configs_of(config, [3, 5], folder=None, share_mining=False)
+    named = runs_of(config, [3, 5], folder=Path("here"), share_mining=False)
+    assert [one.directory for one in named.configs.values()] == [Path("here/seed-3"), Path("here/seed-5")]
+    by_hash = runs_of(config, [3, 5], folder=None, share_mining=False).configs
     assert [one.directory for one in by_hash.values()] == [Config(task="countdown", seed=n).directory for n in (3, 5)]
     assert [one.seed for one in by_hash.values()] == [3, 5]
+    assert named.mining is None
+    assert named.failures is None
 
 
 @pytest.mark.parametrize("folder", [Path("here"), None])
-def test_shared_mining_is_that_of_the_first_seed(folder: Path | None) -> None:
-    first, *others = configs_of(Config(task="countdown"), [3, 5, 8], folder=folder, share_mining=True).values()
-    assert first.mine.failures is None
-    assert [one.mine.failures for one in others] == [first.directory] * 2
-    assert len({first.directory, *(one.directory for one in others)}) == 3
+def test_with_shared_mining_the_seeds_still_differ_in_nothing_else(folder: Path | None) -> None:
+    config = Config(task="countdown")
+    runs = runs_of(config, [3, 5, 8], folder=folder, share_mining=True)
+    assert runs.mining is not None
+    assert runs.mining.record() == config.record() | {"seed": 3}
+    assert runs.failures == str(runs.mining.directory)
+    records = [one.record() for one in runs.configs.values()]
+    assert all(record | {"seed": 3} == records[0] for record in records)
+    assert len({runs.mining.directory, *(one.directory for one in runs.configs.values())}) == 4
 
 
 @pytest.mark.parametrize(
@@ -165,7 +175,7 @@ def test_the_plan_is_printed_once_with_all_directories(r3: R3, tiny: list[str]) 
 def test_the_plan_states_that_mining_is_shared(r3: R3, tiny: list[str]) -> None:
     plan = r3("run", *tiny, "--seeds", "4,2", "--share-mining", "--dry-run", "--output-dir", "all")
     assert plan.code == 0, plan.err
-    assert plan.out.endswith("mining: all seeds train on the failures in all/seed-4\n")
+    assert plan.out.endswith("mining: once for all seeds, with seed 4, in all/mining\n")
 
 
 def test_the_folder_of_a_configuration_file_has_a_directory_per_seed(r3: R3, tiny: list[str]) -> None:
@@ -203,7 +213,8 @@ def test_the_folder_alone_resumes_its_runs(r3: R3, copied: Path) -> None:
 def test_the_pages_and_how_to_view_them_are_named(r3: R3, copied: Path) -> None:
     (copied / "report.html").unlink()
     again = r3("run", "--seeds", "0,1", "--output-dir", "both")
-    assert again.err.endswith("page: both/report.html\nall seeds on one page: r3 view both/seed-0 both/seed-1\n")
+    assert "r3 view both/seed-0 both/seed-1\n" in again.out
+    assert again.err.endswith("page: both/report.html\n")
     page = Path("both/report.html").read_text(encoding="utf-8")
     assert "seed-0" in page
     assert "seed-1" in page
@@ -275,17 +286,51 @@ def test_json_has_the_results_of_all_seeds(r3: R3, copied: Path) -> None:
 
 
 @pytest.mark.slow
-def test_with_shared_mining_all_seeds_train_on_the_failures_of_the_first(r3: R3, tiny: list[str], copied: Path) -> None:
-    shutil.rmtree(copied / "seed-1")
+def test_the_table_at_the_end_is_over_all_seeds(r3: R3, copied: Path) -> None:
+    printed = " ".join(r3("run", "--seeds", "0,1", "--output-dir", "both").out.split())
+    assert "(mean over seeds 0, 1): rates in % with 95% intervals" in printed
+    assert json.loads(r3("compare", "both/seed-0", "both/seed-1", "--json").out)["groups"][0]["failures"] is None
+
+
+@pytest.mark.slow
+def test_with_shared_mining_all_seeds_train_on_the_same_failures(r3: R3, tiny: list[str]) -> None:
     given = ["--seeds", "0,1", "--share-mining", "--output-dir", "both"]
     shared = r3("run", *tiny, *given)
     assert shared.code == 0, shared.err
-    assert "note: all seeds trained on the failures in both/seed-0: the interval over seeds" in shared.out
-    assert not (copied / "seed-1/mine.jsonl").exists()
-    failures = [(copied / f"seed-{seed}/failures/failures.jsonl").read_bytes() for seed in (0, 1)]
-    assert failures[0] == failures[1]
-    again = r3("run", *tiny, *given, "--json")
-    assert json.loads(again.out)["shared_failures"] == "both/seed-0"
-    assert "the interval over seeds does not count what other failures would change" in again.err
+    both = Path("both")
+    assert "all seeds train on the failures in both/mining: the intervals do not count" in " ".join(shared.out.split())
+    assert not list(both.glob("seed-*/mine.jsonl"))
+    failures = {(both / run / "failures/failures.jsonl").read_bytes() for run in ("mining", "seed-0", "seed-1")}
+    assert len(failures) == 1
+    assert recorded_training(both / "seed-0") != recorded_training(both / "seed-1")
+    value = json.loads(r3("run", *tiny, *given, "--json").out)
+    assert value["shared_failures"] == "both/mining"
+    assert [group["failures"] for group in value["pooled"]["groups"]] == ["both/mining"]  # one group, not two
+    for folder_alone in (["--share-mining"], []):
+        assert r3("run", "--seeds", "0,1", "--output-dir", "both", *folder_alone).code == 0
     refused = r3("run", *tiny, "--seeds", "0,1", "--output-dir", "both")
-    assert "mine.failures was" in refused.err
+    assert 'mine.failures was "both/mining", now null' in refused.err
+
+
+@pytest.mark.slow
+def test_an_interrupted_shared_mining_resumes(r3: R3, tiny: list[str], finished: Path) -> None:
+    assert r3("mine", *tiny, "--seed", "0", "--output-dir", "both/mining").code == 0
+    mined = Path("both/mining/mine.jsonl")
+    rows = mined.read_bytes().splitlines(keepends=True)
+    mined.write_bytes(b"".join(rows[:5]) + rows[5][:20])
+    Path("both/mining/stages/mine.json").unlink()
+    shutil.copytree(finished / "seed-0", "both/seed-0")
+    resumed = r3("run", *tiny, "--seeds", "0,1", "--share-mining", "--output-dir", "both")
+    assert mined.read_bytes() == (finished / "seed-0/mine.jsonl").read_bytes()
+    assert 'mine.failures was null, now "both/mining"' in resumed.err  # seed 0 has mined for itself
+    assert "hint: this was seed 0 of 0, 1\n" in resumed.err
+
+
+@pytest.mark.slow
+def test_shared_mining_of_other_settings_is_refused(r3: R3, tiny: list[str]) -> None:
+    given = ["--seeds", "0,1", "--share-mining", "--output-dir", "both"]
+    assert r3("mine", *tiny, "--seed", "0", "--output-dir", "both/mining", "--samples", "2").code == 0
+    refused = r3("run", *tiny, *given)
+    assert refused.code == 2
+    assert "holds a run with another configuration: mine.samples was 2, now 1" in refused.err
+    assert "hint: this was the mining for all seeds\n" in refused.err

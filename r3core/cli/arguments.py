@@ -88,7 +88,9 @@ FLAGS: dict[str, Flag] = {
     "share_mining": Flag(
         Annotated[
             bool,
-            typer.Option("--share-mining", help="With --seeds: only the first seed mines; all train on its failures."),
+            typer.Option(
+                "--share-mining", help="With --seeds: mine once, with the first; all train on the same failures."
+            ),
         ],
         default=False,
     ),

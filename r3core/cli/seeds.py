@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import typer
 
@@ -25,9 +25,26 @@ if TYPE_CHECKING:
 
 MAX_SEEDS = 100
 """Maximum number of seeds; more are a mistyped range."""
+MINING = "mining"
+"""The run directory of shared mining, beside those of the seeds."""
 _SEEDS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _ROWS = ("first try", "second try", "fix rate")
 """The rows of the result table that are printed for each seed."""
+
+
+class Runs(NamedTuple):
+    """The runs of one command."""
+
+    configs: dict[int, Config]
+    """The configuration of each seed, in the order of the runs."""
+    mining: Config | None
+    """With `--share-mining`, the run that mines for all of them: only its first stage is carried out."""
+
+    @property
+    def failures(self) -> str | None:
+        """The run directory or failure dataset on whose failures all seeds train; None if each seed mines."""
+        found = next(iter(self.configs.values())).mine.failures
+        return str(found) if found else None
 
 
 def run_seeds(arguments: Arguments) -> None:
@@ -37,19 +54,23 @@ def run_seeds(arguments: Arguments) -> None:
     """
     seeds = _seeds_of(arguments)
     task, config, folder = _resolve(arguments, first=seeds[0])
-    configs = configs_of(config, seeds, folder=folder, share_mining=arguments.share_mining)
-    for one in configs.values():
+    runs = runs_of(config, seeds, folder=folder, share_mining=arguments.share_mining)
+    for one in [runs.mining] if runs.mining else runs.configs.values():
         check_training(task, one)
     if arguments.dry_run:
-        return _print_plan(task, configs)
-    for one in configs.values():
-        check_machine(one)
+        return _print_plan(task, runs)
+    unfinished = [one for one in runs.configs.values() if _progress(one) != "finished"]
+    for one in unfinished[:1]:  # they differ in their seed alone
+        check_machine(task, one)
     to = sys.stderr if arguments.as_json else sys.stdout
+    if runs.mining is not None and unfinished:
+        with _explained("this was the mining for all seeds"):
+            _mine(task, runs.mining, to=to)
     results: dict[str, Any] = {}
-    for seed, one in configs.items():
-        with _explained(seed, seeds):
+    for seed, one in runs.configs.items():
+        with _explained(_place(seed, seeds)):
             results[str(seed)] = _run(task, one, number=len(results) + 1, total=len(seeds), to=to)
-    _finish(configs, results, folder=folder, as_json=arguments.as_json)
+    _finish(runs, results, folder=folder, as_json=arguments.as_json)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -86,19 +107,21 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def configs_of(config: Config, seeds: list[int], *, folder: Path | None, share_mining: bool) -> dict[int, Config]:
-    """Return the configuration of each seed, in their order.
+def runs_of(config: Config, seeds: list[int], *, folder: Path | None, share_mining: bool) -> Runs:
+    """Return the configurations of the runs, which differ in nothing but the seed.
 
-    The run directories are `seed-0`, `seed-1`, ... in `folder`; without one, each has the name of its configuration.
-    With `share_mining`, the failure dataset of the others is that of the first.
+    The run directories are `seed-0`, `seed-1`, ... in `folder`, and that of shared mining is `mining`; without a folder
+    each has the name of its configuration.
     """
-    configs: dict[int, Config] = {}
-    for seed in seeds:
-        changes: dict[str, Any] = {"seed": seed, "output_dir": folder / f"seed-{seed}" if folder else None}
-        if share_mining and configs:
-            changes["mine"] = config.mine.model_copy(update={"failures": configs[seeds[0]].directory})
-        configs[seed] = config.model_copy(update=changes)
-    return configs
+
+    def placed(seed: int, name: str, failures: Path | None) -> Config:
+        mine = config.mine.model_copy(update={"failures": failures})
+        place = folder / name if folder else None
+        return config.model_copy(update={"seed": seed, "output_dir": place, "mine": mine})
+
+    mining = placed(seeds[0], MINING, None) if share_mining else None
+    failures = mining.directory if mining else config.mine.failures
+    return Runs({seed: placed(seed, f"seed-{seed}", failures) for seed in seeds}, mining)
 
 
 def _seeds_of(arguments: Arguments) -> list[int]:
@@ -127,7 +150,7 @@ def _resolve(arguments: Arguments, *, first: int) -> tuple[Task, Config, Path | 
             f"`{folder}` is a run directory; with --seeds, the directories of the runs are created in --output-dir",
             "name another folder, or leave --output-dir out",
         )
-    if arguments.share_mining and config.mine.failures is not None:
+    if arguments.share_mining and config.mine.failures not in (None, named / MINING if named else None):
         raise UsageError(
             f"`--share-mining` cannot be combined with the failure dataset `{config.mine.failures}`",
             "leave --share-mining out: all seeds train on that dataset",
@@ -136,11 +159,8 @@ def _resolve(arguments: Arguments, *, first: int) -> tuple[Task, Config, Path | 
 
 
 @contextmanager
-def _explained(seed: int, seeds: list[int]) -> Iterator[None]:
-    """Add to an error which seed has failed, and how to resume."""
-    before = ", ".join(map(str, seeds[: seeds.index(seed)]))
-    finished = f"; finished: {before}" if before else ""
-    where = f"this was seed {seed} of {', '.join(map(str, seeds))}{finished}"
+def _explained(where: str) -> Iterator[None]:
+    """Add to an error in which run it happened, and how to resume."""
     resume = "run the same command to resume: finished seeds are not run again"
     try:
         yield
@@ -150,6 +170,22 @@ def _explained(seed: int, seeds: list[int]) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"{where}\n{resume}")
         raise
+
+
+def _place(seed: int, seeds: list[int]) -> str:
+    """Return which of the seeds one is, and which are finished before it."""
+    before = ", ".join(map(str, seeds[: seeds.index(seed)]))
+    return f"this was seed {seed} of {', '.join(map(str, seeds))}" + (f"; finished: {before}" if before else "")
+
+
+def _mine(task: Task, config: Config, *, to: TextIO) -> None:
+    """Mine the failures on which all seeds train, or finish an interrupted mining."""
+    print(f"mining for all seeds, with seed {config.seed}: {config.directory}\n", file=to, flush=True)
+    with open_pipeline(task, config) as pipeline:
+        if pipeline.run.done("mine") is None:
+            pipeline.certify()
+            pipeline.check_model()
+        pipeline.mine()
 
 
 def _run(task: Task, config: Config, *, number: int, total: int, to: TextIO) -> dict[str, Any]:
@@ -186,44 +222,32 @@ def _print_short(result: Result, config: Config, to: TextIO) -> None:
     print(file=to)
 
 
-def _finish(configs: Mapping[int, Config], results: dict[str, Any], *, folder: Path | None, as_json: bool) -> None:
+def _finish(runs: Runs, results: dict[str, Any], *, folder: Path | None, as_json: bool) -> None:
     """Print the table over all seeds, and name the page of all runs."""
-    from r3core.compare import compare, print_comparison
+    from r3core.compare import compare_runs, print_comparison
     from r3core.page import PAGE, write_page
 
-    folders = [config.directory for config in configs.values()]
-    comparison = compare(folders)
-    shared = _shared_failures(configs)
+    folders = [config.directory for config in runs.configs.values()]
+    comparison = compare_runs(folders)
     if as_json:
         pooled = comparison.model_dump(mode="json")
-        typer.echo(json.dumps({"seeds": results, "shared_failures": shared, "pooled": pooled}, indent=2))
+        typer.echo(json.dumps({"seeds": results, "shared_failures": runs.failures, "pooled": pooled}, indent=2))
     else:
         print_comparison(comparison, sys.stdout)
-    if shared is not None:
-        typer.echo(
-            f"note: all seeds trained on the failures in {shared}: the interval over seeds does not count what other "
-            "failures would change",
-            err=as_json,
-        )
     if folder is not None:
         typer.echo(f"page: {write_page(folders, folder / PAGE)}", err=True)
-    typer.echo(f"all seeds on one page: r3 view {' '.join(map(str, folders))}", err=True)
 
 
-def _print_plan(task: Task, configs: Mapping[int, Config]) -> None:
+def _print_plan(task: Task, runs: Runs) -> None:
     """Print the plan of the first seed, and what the others have of their own."""
-    print_plan(task, next(iter(configs.values())))
-    typer.echo(f"\nseeds: {len(configs)} runs with this plan, one after the other, each with its own seed")
-    for seed, config in configs.items():
+    print_plan(task, next(iter(runs.configs.values())))
+    typer.echo(f"\nseeds: {len(runs.configs)} runs with this plan, one after the other, each with its own seed")
+    for seed, config in runs.configs.items():
         typer.echo(f"  seed {seed}: {config.directory} ({_progress(config)})")
-    shared = _shared_failures(configs)
-    typer.echo(f"mining: {f'all seeds train on the failures in {shared}' if shared else 'each seed mines for itself'}")
-
-
-def _shared_failures(configs: Mapping[int, Config]) -> str | None:
-    """Return the failure dataset or run directory on whose failures all seeds train; None if each seed mines."""
-    *_, last = configs.values()
-    return str(last.mine.failures) if last.mine.failures else None
+    if runs.mining is not None:
+        typer.echo(f"mining: once for all seeds, with seed {runs.mining.seed}, in {runs.mining.directory}")
+    elif runs.failures is None:
+        typer.echo("mining: each seed mines for itself")
 
 
 def _progress(config: Config) -> str:

@@ -62,6 +62,8 @@ class Group(Frozen):
     settings: dict[str, str]
     """The same, by key."""
     trained: bool
+    failures: str | None = None
+    """The failure dataset that all runs of the group train on; None where each run mines its own failures."""
     runs: list[Member]
     rows: list[Row]
 
@@ -127,6 +129,7 @@ def _group(runs: Sequence[Evaluated], keys: Sequence[str], *, name: str) -> Grou
         label=settings_text(runs[0].settings, keys) if keys else f"{config.task}, {config.model or 'built-in model'}",
         settings={key: runs[0].settings[key] for key in keys if key in runs[0].settings},
         trained=all("trained" in run.sides for run in runs),
+        failures=None if (path := runs[0].settings.get("mine.failures", "null")) == "null" else path,
         runs=[Member(run=str(run.folder), seed=run.config.seed, tokens=run.tokens) for run in runs],
         rows=[row for measure in MEASURES if (row := _row(runs, measure)) is not None],
     )

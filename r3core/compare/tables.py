@@ -68,11 +68,23 @@ def notes(comparison: Comparison) -> list[str]:
         found.append("in comparisons, a single training is assumed to vary with its seed as the repeated one does")
     if 2 in counts:
         found.append("two seeds determine the variance between seeds poorly, so these intervals are wide: train more")
+    found += _shared_failures(comparison)
     if untrained := [group.name for group in comparison.groups if not group.trained]:
         found.append(f"{', '.join(untrained)}: no trained model; the base model is compared")
     if comparison.contrasts:
         found.append(_test(comparison))
     return found + _power(comparison)
+
+
+def _shared_failures(comparison: Comparison) -> Iterator[str]:
+    """Yield a note for each group whose seeds have not mined for themselves."""
+    for group in comparison.groups:
+        if group.failures and group.trained and len(group.runs) > 1:
+            name = f"{group.name}: " if len(comparison.groups) > 1 else ""
+            yield (
+                f"{name}all seeds train on the failures in {visible(group.failures)}: the intervals do not count what "
+                "other failures would change"
+            )
 
 
 def rows_of_csv(comparison: Comparison) -> list[Sequence[object]]:
