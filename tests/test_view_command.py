@@ -27,7 +27,12 @@ def run(tmp_path: Path) -> Path:
 def started(*arguments: object, **variables: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key not in _NO_DESKTOP} | variables
     command = [sys.executable, "-m", "r3core", "view", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # a shell starts background jobs with SIGINT ignored, and children inherit that; a handler is reset in the child
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.processes
