@@ -17,7 +17,7 @@ RIVALS := .venv-rivals/.stamp
 VLLM := .venv-vllm/.stamp
 DEEPSPEED := .venv-deepspeed/.stamp
 
-.PHONY: demo test test-fast test-vllm test-deepspeed check bench docs browser
+.PHONY: demo test test-fast test-vllm test-deepspeed check bench docs picture browser
 
 demo: $(INSTALLED)
 	$(BIN)/r3 run --task countdown
@@ -64,6 +64,11 @@ bench: $(DEVELOP) $(RIVALS) $(VLLM)
 
 docs: $(DEVELOP)
 	$(BIN)/python docs/generate.py
+
+# The picture in the README, of the page of a demonstration run: `make picture RUN=runs/countdown-1a2b3c4d`.
+picture: $(INSTALLED) browser
+	$(BIN)/r3 report $(RUN)
+	chromium --headless=new --no-sandbox --hide-scrollbars --force-device-scale-factor=0.8 --window-size=1100,2050 --virtual-time-budget=8000 --screenshot=docs/page.png file://$(abspath $(RUN))/report.html
 
 # The package that the verifier is compared with has an environment of its own: nothing else needs it.
 $(RIVALS): constraints.txt

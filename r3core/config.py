@@ -21,7 +21,10 @@ from r3core.task import Frozen, Split, Task, Wording
 PLACEMENT = ("processes", "accelerate_config")
 """The keys that decide on which processes training runs; a run may be resumed with other values."""
 
-_LATER = ("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups")
+_LATER = (
+    *("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups"),
+    *("evaluate.every", "evaluate.every_limit", "train.keep", "train.stop_after", "evaluate.resamples"),
+)
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
 
@@ -121,6 +124,12 @@ class Train(Section):
     """Leave groups whose rewards are all equal out of the loss, also out of the KL term of `grpo.beta`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype of the weights in full training (no `lora`); bfloat16 halves the memory, but loses most small updates."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights `model/` has: those of the last step, or of the step with the best second try on the validation
+    split; `best` requires `evaluate.every`."""
+    stop_after: int | None = Field(default=None, gt=0)
+    """Stop early after this number of evaluations in a row without a better second try; it requires `evaluate.every`.
+    null trains every step."""
 
 
 class Evaluate(Section):
@@ -136,8 +145,21 @@ class Evaluate(Section):
     """Attempts per problem; above 1, intervals and tests are clustered by problem."""
     controls: bool = False
     """Also retry without a reflection, with a generic one, with one of another problem, and by plain resampling."""
+    resamples: int = Field(default=1, gt=0)
+    """Fresh attempts at each failure, with `controls`; resampling at equal tokens needs several, in general 2 to 4."""
     cross: bool = False
     """Also combine reflections of one model with retries of the other, for base and trained model."""
+    every: int | None = Field(default=None, gt=0)
+    """Training steps between two evaluations during training, on the validation split; null turns them off."""
+    every_limit: int | None = Field(default=100, gt=0)
+    """Maximum number of validation problems of an evaluation during training; null takes all of them."""
+
+    @field_validator("resamples")
+    @classmethod
+    def _only_with_controls(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and not info.data.get("controls", False):
+            raise ValueError("more than 1 requires the controls: set evaluate.controls=true")
+        return value
 
 
 class Limits(Section):

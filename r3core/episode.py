@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from r3core.task import Example, Frozen, Verdict
 
@@ -105,6 +105,16 @@ class Episode(Frozen):
     reflection: Reflection | None = None
     retries: dict[Arm, Answer] = {}
     """Second attempts by what precedes them; `reflect` is the method's own, the others are controls."""
+    resamples: tuple[Answer, ...] = ()
+    """Fresh attempts beside `retries["resample"]`, for pass@k; left out of the JSON where empty."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave empty `resamples` out, so that rows have the form in which earlier versions wrote them."""
+        values: dict[str, Any] = dump(self)
+        if not self.resamples:
+            values.pop("resamples", None)
+        return values
 
     @property
     def failed(self) -> bool:

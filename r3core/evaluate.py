@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from r3core.arms import Cost, EqualTokens, against, cost, difference, equal_tokens, fix_rate, passed, rate
 from r3core.config import Config
 from r3core.dataset import Selection
 from r3core.episode import CONTROLS, Answer, Arm, Episode
@@ -15,7 +16,7 @@ from r3core.generation.generator import Generator
 from r3core.progress import percent
 from r3core.protocol import Protocol, seed_of
 from r3core.runs import Run
-from r3core.stats import Difference, Rate, clustered, paired, wilson
+from r3core.stats import Difference, Rate, holm, wilson
 from r3core.task import Example, Frozen
 from r3core.truncation import TurnKind, warn_if_truncated
 
@@ -31,6 +32,12 @@ class Scores(Frozen):
     """Retries that passed, of the first attempts that failed."""
     controls: dict[Arm, Rate]
     """The same fix rate, over the same failures, with something else in the reflection's place."""
+    against: dict[Arm, Difference] = {}
+    """The fix rate after a reflection minus that of each control, on the same failures."""
+    costs: dict[Arm, Cost] = {}
+    """Tokens and verdicts per failure of the reflection with its retry (`reflect`), and of each control."""
+    equal_tokens: EqualTokens | None = None
+    """Plain resampling with as many tokens as reflection and retry; None without the control `resample`."""
     leaks: Rate
     """Reflections that give the answer away, of those that could be tested."""
     fix_without_leak: Rate
@@ -68,6 +75,8 @@ class Result(Frozen):
     paired: Paired | None = None
     cross: dict[str, dict[str, Rate]] | None = None
     """Fix rates over the base's failures: reflections by -> retries by -> rate."""
+    reflections: dict[str, Difference] | None = None
+    """The rows of `cross` compared, trained minus base reflections on the same failures: retries by -> difference."""
     problems: Selection | None = None
     """Which problems of the split were attempted."""
 
@@ -89,18 +98,61 @@ def evaluate(
             name: _episodes(run, protocol, examples, executor=executor, model=model, name=name, tick=tick)
             for name, model in models.items()
         }
-        cross = None
+        cells = None
         if protocol.config.evaluate.cross and trained:
-            cross = _cross(run, protocol, episodes["base"], executor=executor, models=models, tick=tick)
+            cells = _cross(run, protocol, episodes["base"], executor=executor, models=models, tick=tick)
     controls = CONTROLS if protocol.config.evaluate.controls else ()
     sides = {name: scores(found, controls) for name, found in episodes.items()}
     _warn_if_truncated(protocol.config, sides)
-    return Result(
+    result = Result(
         **sides,
         paired=compare(episodes["base"], episodes["trained"]) if trained else None,
-        cross=cross,
+        cross={by: {then: fix_rate(cells[by, then], "reflect") for then in _NAMES} for by in _NAMES} if cells else None,
+        reflections=compare_reflections(cells) if cells else None,
         problems=problems,
     )
+    return with_holm(result)
+
+
+_NAMES = ("base", "trained")
+
+
+def with_holm(result: Result) -> Result:
+    """Return the result with every p-value but that of the primary endpoint adjusted by Holm's method, in `p_holm`.
+
+    The primary endpoint is the second try, trained minus base: `paired.second`.
+    """
+    adjusted = iter(holm([one.p for one in secondary(result)]))
+    return _each_secondary(result, lambda one: one.model_copy(update={"p_holm": next(adjusted)}))
+
+
+def secondary(result: Result) -> list[Difference]:
+    """Return every comparison of a result but the primary endpoint."""
+    found: list[Difference] = []
+
+    def collect(one: Difference) -> Difference:
+        found.append(one)
+        return one
+
+    _each_secondary(result, collect)
+    return found
+
+
+def _each_secondary(result: Result, change: Callable[[Difference], Difference]) -> Result:
+    """Return the result with every comparison but the primary endpoint changed, always in the same order."""
+
+    def side(scores: Scores | None) -> Scores | None:
+        if scores is None:
+            return None
+        update: dict[str, Any] = {"against": {arm: change(one) for arm, one in scores.against.items()}}
+        if scores.equal_tokens and (one := scores.equal_tokens.difference):
+            update["equal_tokens"] = scores.equal_tokens.model_copy(update={"difference": change(one)})
+        return scores.model_copy(update=update)
+
+    first = result.paired and result.paired.model_copy(update={"first": change(result.paired.first)})
+    sides = {name: side(getattr(result, name)) for name in _NAMES}
+    reflections = result.reflections and {then: change(one) for then, one in result.reflections.items()}
+    return result.model_copy(update={**sides, "paired": first, "reflections": reflections})
 
 
 def truncated(side: Scores) -> dict[TurnKind, Rate]:
@@ -119,18 +171,22 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
     """Return the rates of one model's episodes, with those of some controls; samples of one problem are clustered."""
     failed = [episode for episode in episodes if episode.failed]
     reflected = [(e, e.reflection) for e in failed if e.reflection]
-    answers = [answer for episode in episodes for answer in (episode.attempt, *episode.retries.values())]
+    answers = [a for e in episodes for a in (e.attempt, *e.retries.values(), *e.resamples)]
+    arms: tuple[Arm, ...] = ("reflect", *controls)
     turns = [*answers, *(reflection for _, reflection in reflected)]
     return Scores(
-        first=_rate((e, _passed(e.attempt)) for e in episodes),
-        second=_rate((e, solved(e)) for e in episodes),
+        first=rate((e, passed(e.attempt)) for e in episodes),
+        second=rate((e, solved(e)) for e in episodes),
         fix=fix_rate(failed, "reflect"),
         controls={arm: fix_rate(failed, arm) for arm in controls},
-        leaks=_rate((e, reflection.leaked) for e, reflection in reflected),
+        against={arm: against(failed, arm) for arm in controls},
+        costs={arm: found for arm in arms if (found := cost(failed, arm))},
+        equal_tokens=equal_tokens(failed) if "resample" in controls else None,
+        leaks=rate((e, reflection.leaked) for e, reflection in reflected),
         fix_without_leak=fix_rate([e for e, reflection in reflected if reflection.leaked is False], "reflect"),
-        attempts_truncated=_rate((e, e.attempt.stopped == "length") for e in episodes),
-        truncated=_rate((e, reflection.stopped == "length") for e, reflection in reflected),
-        retries_truncated=_rate((e, r.stopped == "length") for e in failed if (r := e.retries.get("reflect"))),
+        attempts_truncated=rate((e, e.attempt.stopped == "length") for e in episodes),
+        truncated=rate((e, reflection.stopped == "length") for e, reflection in reflected),
+        retries_truncated=rate((e, r.stopped == "length") for e in failed if (r := e.retries.get("reflect"))),
         errors=sum(one.verdict.outcome == "error" and not one.unanswered for one in answers),
         overlong=sum(turn.stopped == "overlong" for turn in turns),
         cut_in_thought=sum(turn.cut_in_thought for turn in turns),
@@ -139,23 +195,18 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
     )
 
 
-def fix_rate(failed: Iterable[Episode], arm: Arm) -> Rate:
-    """Return the share of failures that an arm's retry fixed; retries that could not be judged are left out."""
-    return _rate((e, _passed(e.retries.get(arm))) for e in failed)
-
-
 def solved(episode: Episode) -> bool | None:
     """Return whether either of the two attempts passed; None when that could not be judged."""
     if episode.failed:
-        return _passed(episode.retries.get("reflect"))
-    return _passed(episode.attempt)
+        return passed(episode.retries.get("reflect"))
+    return passed(episode.attempt)
 
 
 def compare(before: Sequence[Episode], after: Sequence[Episode]) -> Paired:
     """Return the paired differences, over the problems that could be judged on both sides."""
     return Paired(
-        first=_difference(before, after, lambda episode: _passed(episode.attempt)),
-        second=_difference(before, after, solved),
+        first=difference(before, after, lambda episode: passed(episode.attempt)),
+        second=difference(before, after, solved),
     )
 
 
@@ -194,8 +245,8 @@ def _tally(judged: dict[str, Callable[[Episode], bool | None]]) -> Tally:
 
     def add(new: Iterable[Episode]) -> str:
         for episode in new:
-            for name, passed in judged.items():
-                counts[name][passed(episode)] += 1
+            for name, judge in judged.items():
+                counts[name][judge(episode)] += 1
         return ", ".join(f"{name} {percent(of[True], of[True] + of[False])}" for name, of in counts.items())
 
     return add
@@ -213,7 +264,17 @@ def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequ
     episodes = protocol.reflect(episodes, generator, seed=seed("reflection"))
     for arm in arms:
         episodes = protocol.retry(episodes, generator, seed=seed(arm), arm=arm)
+    for index in range(2, config.evaluate.resamples + 1 if "resample" in arms else 0):
+        again = protocol.retry(episodes, generator, seed=seed(f"resample {index}"), arm="resample")
+        episodes = [_with_resample(episode, other) for episode, other in zip(episodes, again, strict=True)]
     return episodes
+
+
+def _with_resample(episode: Episode, other: Episode) -> Episode:
+    """Return an episode with one more fresh attempt, which `other` has as its control `resample`."""
+    if not episode.failed:
+        return episode
+    return episode.model_copy(update={"resamples": (*episode.resamples, other.retries["resample"])})
 
 
 def _cross(
@@ -224,8 +285,8 @@ def _cross(
     executor: Executor,
     models: dict[str, str],
     tick: Callable[[], None],
-) -> dict[str, dict[str, Rate]]:
-    """Return the fix rates of reflections by base or trained x retries by base or trained, on the base's failures.
+) -> dict[tuple[str, str], list[Episode]]:
+    """Return the base's failures with reflections by base or trained x retries by base or trained.
 
     The trained model writes its reflections on those failures first; the order needs each model in memory once.
     """
@@ -247,14 +308,20 @@ def _cross(
         )
 
     reflections = stage("trained", failed, by="trained", function=reflected)
-    cells = {
+    return {
         ("base", "trained"): stage("base-trained", failed, by="trained", function=retried),
         ("trained", "trained"): stage("trained-trained", reflections, by="trained", function=retried),
         ("trained", "base"): stage("trained-base", reflections, by="base", function=retried),
         ("base", "base"): failed,
     }
-    names = ("base", "trained")
-    return {by: {then: fix_rate(cells[by, then], "reflect") for then in names} for by in names}
+
+
+def compare_reflections(cells: Mapping[tuple[str, str], Sequence[Episode]]) -> dict[str, Difference]:
+    """Return, by who retries, the fix rate after the trained model's reflections minus that after the base's.
+
+    `cells` are the episodes of the cross table: (reflections by, retries by) -> the base's failures.
+    """
+    return {then: difference(cells["base", then], cells["trained", then], _fixed) for then in _NAMES}
 
 
 def reflected(
@@ -268,7 +335,7 @@ def retried(
     protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode], *, name: str
 ) -> list[Episode]:
     """Return a batch of failures with new retries, for the stage `name` of the cross table."""
-    bare = [episode.model_copy(update={"retries": {}}) for episode in batch]
+    bare = [episode.model_copy(update={"retries": {}, "resamples": ()}) for episode in batch]
     return protocol.retry(bare, generator, seed=seed_of(protocol.config.seed, "cross", number, name))
 
 
@@ -277,38 +344,13 @@ def _error_categories(answers: Iterable[Answer]) -> dict[str, int]:
     return dict(Counter(verdict.kind for verdict in verdicts if verdict.kind).most_common())
 
 
-def _passed(answer: Answer | None) -> bool | None:
-    if answer is None or answer.verdict.outcome == "error":
-        return None
-    return answer.verdict.outcome == "pass"
-
-
 def _first(episode: Episode) -> bool | None:
-    return _passed(episode.attempt)
+    return passed(episode.attempt)
 
 
 def _fixed(episode: Episode) -> bool | None:
-    return _passed(episode.retries.get("reflect"))
+    return passed(episode.retries.get("reflect"))
 
 
 def _leaked(episode: Episode) -> bool | None:
     return episode.reflection.leaked if episode.reflection else None
-
-
-def _rate(outcomes: Iterable[tuple[Episode, bool | None]]) -> Rate:
-    return clustered([(episode.example.id, passed) for episode, passed in outcomes if passed is not None])
-
-
-def _difference(
-    before: Sequence[Episode], after: Sequence[Episode], judged: Callable[[Episode], bool | None]
-) -> Difference:
-    sides: list[dict[str, list[bool]]] = []
-    for episodes in (before, after):
-        problems: dict[str, list[bool]] = defaultdict(list)
-        for episode in episodes:
-            if (passed := judged(episode)) is not None:
-                problems[episode.example.id].append(passed)
-        sides.append(problems)
-    one, other = sides
-    shared = one.keys() & other.keys()
-    return paired({key: one[key] for key in one if key in shared}, {key: other[key] for key in one if key in shared})

@@ -25,7 +25,10 @@ from r3core.verification.judge import verifier_hash
 
 
 def check_splits(config: Config) -> None:
-    """Raise ConfigError when a model would be evaluated on the split whose failures it is trained on."""
+    """Raise ConfigError when a model would be evaluated on the split whose failures it is trained on.
+
+    That goes for the evaluation of the run and, with `evaluate.every`, for those during training.
+    """
     split, owner = config.mine.split, "`mine.split` is"
     if (folder := config.mine.failures) is not None:
         try:
@@ -38,6 +41,12 @@ def check_splits(config: Config) -> None:
             f"`evaluate.split` cannot be {split!r}: {owner} the same split, and a model must not be evaluated on what "
             "it was trained on",
             "evaluate on another split: --set evaluate.split=test, or validation",
+        )
+    if split == "validation" and config.evaluate.every is not None:
+        raise ConfigError(
+            f"`evaluate.every` cannot be {config.evaluate.every}: it evaluates on the validation split, and {owner} "
+            "that split",
+            "mine another split: --set mine.split=train, or set evaluate.every=null",
         )
 
 

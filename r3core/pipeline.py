@@ -36,6 +36,7 @@ from r3core.runs import ReadOnlyRun, Run, RunRecord, values_of
 from r3core.task import Task
 from r3core.training.checkpoints import changed_share
 from r3core.training.launch import launch_training, needs_launcher, started_by_run
+from r3core.validation import describe_facts
 from r3core.verification.judge import Judge, verifier_hash
 
 ORIGIN = "r3.json"
@@ -298,6 +299,7 @@ def write_card(run: RunRecord, config: Config, result: Result) -> None:
         return
     stored = run.read_json("certificate")
     certificate = values_of(Certificate, [stored], "certificate")[0] if stored else None
-    atomic_write(folder / "README.md", report.model_card(result, config, certificate))
+    notes = describe_facts(run.done("train"))
+    atomic_write(folder / "README.md", report.model_card(result, config, certificate, training=notes))
     if certificate is not None:
         atomic_write(folder / "certificate.json", certificate.text())

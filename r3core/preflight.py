@@ -190,12 +190,12 @@ def _unknown_end(tokenizer: PreTrainedTokenizerBase, found: TemplateFacts, ends:
 
 
 def _first_examples(task: Task, config: Config, *, downloads: bool) -> list[Example]:
-    with nullcontext() if downloads else _no_downloads():
+    with nullcontext() if downloads else no_downloads():
         return list(islice(load_examples(task, config.mine.split), _TRIED))
 
 
 @contextmanager
-def _no_downloads() -> Iterator[None]:
+def no_downloads() -> Iterator[None]:
     """Keep the block from downloading from the Hub; what is in the local cache can be read."""
     from huggingface_hub import constants
 

@@ -109,7 +109,7 @@ class Protocol:
     def with_reflections(self, failed: Sequence[Episode], completions: Sequence[Completion]) -> list[Episode]:
         """Return failed episodes with these reflections, not yet tested for leaks, and without earlier retries."""
         return [
-            episode.model_copy(update={"reflection": Reflection(**_text(completion)), "retries": {}})
+            episode.model_copy(update={"reflection": Reflection(**_text(completion)), "retries": {}, "resamples": ()})
             for episode, completion in zip(failed, completions, strict=True)
         ]
 
@@ -218,13 +218,15 @@ class Protocol:
         prompt does not fit the model's context, or it was cut off in its thinking. Raises RunError when too many of the
         prompts do not fit.
         """
+        # A policy of several processes generates in all of them, or waits forever for the one that has no prompts.
+        joins = bool(requests) or getattr(generator, "collective", False)
         with waiting_for(ENGINE, turns, total=len(requests)) as activity:
 
             def ended(new: Sequence[tuple[int, Completion]]) -> None:
                 activity.done += len(new)
                 self.submit(examples, new, into=into, unjudged=unjudged)
 
-            completions = generator.generate(requests, sampling, ended=ended) if requests else []
+            completions = generator.generate(requests, sampling, ended=ended) if joins else []
         self.lengths.count(examples, completions, limit=self.config.max_overlong)
         return completions
 

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TextIO
 
+from r3core.cells import format_difference, format_p, format_rate
 from r3core.check.certificate import Certificate
 from r3core.config import Config
 from r3core.console import visible
+from r3core.controls import CONTROLS_TEXT, arm_differences, at_equal_tokens, notes_on_controls, sides_of
+from r3core.episode import Arm
 from r3core.evaluate import Result, Scores, truncated
 from r3core.forecast import Forecast, group_size
 from r3core.rescore import Rescored, Verifier
 from r3core.runs import RunRecord
-from r3core.stats import Difference, Rate, Share
+from r3core.stats import Rate, Share
 from r3core.training.launch import world_of
 from r3core.truncation import PLURAL
 
 HEADINGS = ("", "base", "trained", "trained - base")
 _MAX_SHOWN = 100  # characters of a model's text in one line
-CONTROLS_TEXT = {
-    "none": "retry, no reflection",
-    "generic": "retry, generic sentence",
-    "shuffled": "retry, another's reflection",
-    "resample": "plain resampling",
-}
 
 
 def claim(result: Result, config: Config) -> str:
@@ -40,7 +38,9 @@ def claim(result: Result, config: Config) -> str:
         found = f"Training the reflections lowered the share of problems solved in two tries from {before} to {after}"
     else:
         found = f"No effect of training is visible: {before} of the problems solved in two tries before, {after} after"
-    points = f"{100 * change.difference:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}], {_p(change)}"
+    points = (
+        f"{100 * change.difference:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}], {format_p(change)}"
+    )
     return f"{found}: {points} (95% interval; {scope})."
 
 
@@ -48,17 +48,23 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     """Return the cells of the result table: label, base, trained, and the paired difference where there is one."""
     sides = [side for side in (result.base, result.trained) if side]
     paired = result.paired
+    first, second = map(format_difference, (paired.first, paired.second)) if paired else ("", "")
     table = [
-        ("first try", *(_rate(side.first) for side in sides), _difference(paired.first) if paired else ""),
-        ("second try", *(_rate(side.second) for side in sides), _difference(paired.second) if paired else ""),
-        ("fix rate", *(_rate(side.fix) for side in sides), ""),
-        *((f"  {CONTROLS_TEXT[arm]}", *(_rate(s.controls[arm]) for s in sides), "") for arm in result.base.controls),
-        ("  reflection without the answer", *(_rate(side.fix_without_leak) for side in sides), ""),
-        ("reflections with the answer", *(_rate(side.leaks) for side in sides), ""),
+        ("first try", *(format_rate(side.first) for side in sides), first),
+        ("second try", *(format_rate(side.second) for side in sides), second),
+        ("fix rate", *(format_rate(side.fix) for side in sides), ""),
+        *(_control(sides, arm) for arm in result.base.controls),
+        *at_equal_tokens(sides),
+        ("  reflection without the answer", *(format_rate(side.fix_without_leak) for side in sides), ""),
+        ("reflections with the answer", *(format_rate(side.leaks) for side in sides), ""),
     ]
     for by, cells in (result.cross or {}).items():
-        table.append((f"retries on reflections by {by}", _rate(cells["base"]), _rate(cells["trained"]), ""))
+        table.append((f"retries on reflections by {by}", format_rate(cells["base"]), format_rate(cells["trained"]), ""))
     return [row if len(row) == len(HEADINGS) else (*row[:2], "", row[2]) for row in table]
+
+
+def _control(sides: Sequence[Scores], arm: Arm) -> tuple[str, ...]:
+    return (f"  {CONTROLS_TEXT[arm]}", *(format_rate(side.controls[arm]) for side in sides), "")
 
 
 def error_categories(result: Result) -> list[tuple[str, ...]]:
@@ -66,7 +72,7 @@ def error_categories(result: Result) -> list[tuple[str, ...]]:
 
     Empty for a task whose verifier names no categories.
     """
-    sides = _sides(result)
+    sides = sides_of(result)
     counts = {f"first try, {name}": side.first_error_categories for name, side in sides.items()}
     counts |= {f"retry, {name}": side.second_error_categories for name, side in sides.items()}
     total = sum((Counter(column) for column in counts.values()), Counter[str]())
@@ -95,12 +101,13 @@ def notes(result: Result, config: Config) -> list[str]:
         )
     lines.append(
         "cut off at the token limit: "
-        + "; ".join(f"{name}: {_cut_off(side)}" for name, side in _sides(result).items())
+        + "; ".join(f"{name}: {_cut_off(side)}" for name, side in sides_of(result).items())
         + "; an answer that was cut off and did not pass counts as wrong here"
     )
+    lines += notes_on_controls(result)
     if config.uncertified:
         lines.append("the verifier was not required to pass `r3 check` (--uncertified)")
-    for name, side in _sides(result).items():
+    for name, side in sides_of(result).items():
         if side.errors:
             lines.append(f"{name}: the verifier could not judge {side.errors} answers; no rate counts them")
         if side.overlong:
@@ -124,12 +131,19 @@ def _cut_off(side: Scores) -> str:
     return ", ".join(f"{turns} {100 * rate:.1f}%" for turns, rate in known) or "not counted"
 
 
-def _sides(result: Result) -> dict[str, Scores]:
-    return {"base": result.base} | ({"trained": result.trained} if result.trained else {})
+def further_tables(result: Result) -> dict[str, list[tuple[str, ...]]]:
+    """Return the tables beside that of the result which have rows, by their titles."""
+    tables = {
+        "fix rate after the reflection minus that of the control, on the same failures, in points": arm_differences(
+            result
+        ),
+        "error categories of failed answers": error_categories(result),
+    }
+    return {title: lines for title, lines in tables.items() if lines}
 
 
 def print_table(result: Result, config: Config, to: TextIO) -> None:
-    """Print the result table, its notes and the error categories."""
+    """Print the result table, its notes, and the tables of controls and error categories."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -144,9 +158,11 @@ def print_table(result: Result, config: Config, to: TextIO) -> None:
     console.print(table)
     for note in notes(result, config):
         console.print(f"- {note}", markup=False)
-    if categories := error_categories(result):
-        table = Table(*categories[0], title="error categories of failed answers", title_justify="left")
-        for row in categories[1:]:
+    for heading, lines in further_tables(result).items():
+        table = Table(*lines[0], title=heading, title_justify="left")
+        for column in table.columns[1:]:
+            column.no_wrap = console.width >= 120  # where figures fit, the label is wrapped instead
+        for row in lines[1:]:
             table.add_row(*row)
         console.print(table)
 
@@ -194,7 +210,9 @@ def print_rescored(rescored: Rescored, to: TextIO) -> None:
     console.print(table)
     for one in rescored.evaluated:
         tries = ((name, getattr(one.before, name), getattr(one.now, name)) for name in ("first", "second"))
-        rates = "; ".join(f"{name} try {_rate(old).strip()} -> {_rate(new).strip()}" for name, old, new in tries)
+        rates = "; ".join(
+            f"{name} try {format_rate(old).strip()} -> {format_rate(new).strip()}" for name, old, new in tries
+        )
         console.print(f"{one.file}: {rates}")
         if one.unretried:
             console.print(f"  {one.unretried:,} attempts that fail now were not retried; no second try counts them")
@@ -224,8 +242,11 @@ def as_json(result: Result, run: RunRecord | None) -> dict[str, Any]:
     return result.model_dump(mode="json") | times
 
 
-def model_card(result: Result, config: Config, certificate: Certificate | None) -> str:
-    """Return the README.md of a trained model: how it was trained, the result table, the verifier and the settings."""
+def model_card(result: Result, config: Config, certificate: Certificate | None, *, training: Sequence[str] = ()) -> str:
+    """Return the README.md of a trained model: how it was trained, the result table, the verifier and the settings.
+
+    `training` has notes about the training stage.
+    """
     table = [HEADINGS, ("---",) * len(HEADINGS), *rows(result)]
     settings = json.dumps(config.record(), indent=2, ensure_ascii=False)
     return "\n".join(
@@ -235,20 +256,20 @@ def model_card(result: Result, config: Config, certificate: Certificate | None) 
             "Only the tokens of its reflections were rewarded (GRPO; the method of arXiv 2505.24726).\n",
             *("| " + " | ".join(cell.strip() for cell in row) + " |" for row in table),
             "",
-            *(f"- {note}" for note in notes(result, config)),
-            *_error_categories_card(result),
+            *(f"- {note}" for note in (*notes(result, config), *training)),
+            *_further_tables_card(result),
             *(["\n## Verifier\n", *_certified(certificate)] if certificate else []),
             f"\n## Settings\n\n```json\n{settings}\n```\n",
         ]
     )
 
 
-def _error_categories_card(result: Result) -> list[str]:
-    if not (categories := error_categories(result)):
-        return []
-    lines = [categories[0], ("---",) * len(categories[0]), *categories[1:]]
-    heading = "\n## Error categories\n\nFailed answers by error category.\n"
-    return [heading, *("| " + " | ".join(line) + " |" for line in lines)]
+def _further_tables_card(result: Result) -> list[str]:
+    lines = []
+    for title, (head, *body) in further_tables(result).items():
+        lines.append(f"\n## {title[0].upper()}{title[1:]}\n")
+        lines += ["| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *body)]
+    return lines
 
 
 def _certified(certificate: Certificate) -> list[str]:
@@ -265,27 +286,14 @@ def _certified(certificate: Certificate) -> list[str]:
     ]
 
 
-def _rate(rate: Rate) -> str:
-    return f"{100 * rate.rate:5.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate.total else "-"
-
-
-def _percent(rate: Rate) -> str:
-    return f"{100 * rate.rate:.1f}%" if rate.total else "an unknown share"
-
-
 def _named(verifier: Verifier) -> str:
     return f"verifier version {verifier.version} ({verifier.hash})" if verifier.hash else "an unknown verifier"
-
-
-def _difference(difference: Difference) -> str:
-    low, high = 100 * difference.low, 100 * difference.high
-    return f"{100 * difference.difference:+.1f} [{low:+.1f}, {high:+.1f}] {_p(difference)}"
-
-
-def _p(difference: Difference) -> str:
-    return "p < 0.001" if difference.p < 0.001 else f"p = {difference.p:.3f}"
 
 
 def _share(share: Share | Rate) -> str:
     """Return a share with its 95% interval."""
     return f"{100 * share.rate:.1f}% [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def _percent(rate: Rate) -> str:
+    return f"{100 * rate.rate:.1f}%" if rate.total else "an unknown share"

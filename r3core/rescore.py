@@ -272,7 +272,8 @@ def _rows(record: RunRecord, name: str) -> Iterator[tuple[Episode | Failure | _T
 
 def _of_episode(episode: Episode) -> list[_Recorded]:
     retries = {"retry" if arm == "reflect" else f"retry {arm}": answer for arm, answer in episode.retries.items()}
-    return _recorded(episode.example, [("attempt", episode.attempt), *retries.items()], episode.reflection)
+    resamples = [("retry resample", answer) for answer in episode.resamples]
+    return _recorded(episode.example, [("attempt", episode.attempt), *retries.items(), *resamples], episode.reflection)
 
 
 def _of_training(row: _Trained, examples: dict[str, Example]) -> list[_Recorded]:
@@ -311,11 +312,14 @@ def _judge_again(judge: Judge, recorded: Sequence[_Recorded]) -> list[Verdict | 
 
 def _with_verdicts(episode: Episode, verdicts: Sequence[Any]) -> Episode:
     """Return an episode with other verdicts, in the order of `_of_episode`."""
-    attempt, *retries = [
+    attempt, *later = [
         answer.model_copy(update={"verdict": verdict})
-        for answer, verdict in zip((episode.attempt, *episode.retries.values()), verdicts, strict=False)
+        for answer, verdict in zip(
+            (episode.attempt, *episode.retries.values(), *episode.resamples), verdicts, strict=False
+        )
     ]
-    changed = {"attempt": attempt, "retries": dict(zip(episode.retries, retries, strict=True))}
+    retries = dict(zip(episode.retries, later, strict=False))
+    changed = {"attempt": attempt, "retries": retries, "resamples": tuple(later[len(retries) :])}
     again = episode.model_copy(update=changed)
     return with_leak(again, verdicts[-1]) if episode.reflection else again
 

@@ -28,7 +28,7 @@ _FOLDERS = (".", "stages", "failures")
 """Where the files of a run are that its page shows; not those of its models and checkpoints."""
 # The port is that of the browser's side, another one behind a tunnel.
 _OWN_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?")
-_VERSION = re.compile(rb'<body data-version="([^"]*)"')
+_VERSION = re.compile(rb'<body[^>]* data-version="([^"]*)"')
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -78,8 +78,8 @@ class LivePage:
 
 
 def may_change(status: Status) -> bool:
-    """Return whether a run is in progress: started by a process that is alive, and without a result."""
-    return status.in_progress and not status.evaluated
+    """Return whether a run is in progress: a living process has it, and a stage is unfinished or there is no result."""
+    return status.in_progress and (status.stage is not None or not status.evaluated)
 
 
 class PageServer(ThreadingHTTPServer):

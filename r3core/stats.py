@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import ceil, inf, sqrt
+from math import ceil, comb, floor, inf, sqrt
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,8 @@ class Difference(Frozen):
     high: float
     p: float
     """Two-sided p-value for the null hypothesis of no change."""
+    p_holm: float | None = None
+    """The same after Holm's correction for the other tests of its family; None for a test that stands alone."""
 
 
 def wilson(passed: int, total: int, confidence: float = 0.95) -> Rate:
@@ -141,6 +143,52 @@ def paired(before: Mapping[str, Sequence[bool]], after: Mapping[str, Sequence[bo
     if all(len(before[problem]) == len(after[problem]) == 1 for problem in before):
         return _once_each([(before[problem][0], after[problem][0]) for problem in before])
     return _resampled([fmean(after[problem]) - fmean(before[problem]) for problem in before])
+
+
+def paired_shares(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]) -> Difference:
+    """Return the change of a mean share, from problem id -> shares of its samples: as `paired`, where several differ.
+
+    For shares such as pass@k, which lie between 0 and 1: sign-flip permutation test and percentile bootstrap over
+    problems, of which each has the same weight.
+    """
+    if not before:
+        return Difference(difference=0.0, low=-1.0, high=1.0, p=1.0)
+    return _resampled([fmean(after[problem]) - fmean(before[problem]) for problem in before])
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number, in the same order (Holm 1979): step-down, at most 1.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
+
+
+def pass_at_k(passed: int, samples: int, k: float) -> float:
+    """Return the probability that at least one of k samples passes, estimated without bias from n >= k samples.
+
+    1 - C(n - c, k) / C(n, k), with c of n samples that pass (Chen et al. 2021, section 2.1). A fractional k lies on the
+    line between the whole numbers around it: the expectation when the larger number is taken with that probability.
+
+    >>> pass_at_k(1, 4, 2), pass_at_k(1, 4, 2.5)
+    (0.5, 0.625)
+
+    Raises:
+        ValueError: there are fewer samples than k, or more of them pass than there are.
+    """
+    if not 0 <= passed <= samples or not 0 <= k <= samples:
+        raise ValueError(f"passed ({passed}) and k ({k}) must be between 0 and the number of samples ({samples})")
+    whole, part = floor(k), k - floor(k)
+    at = 1 - comb(samples - passed, whole) / comb(samples, whole)
+    if not part:
+        return at
+    return (1 - part) * at + part * (1 - comb(samples - passed, whole + 1) / comb(samples, whole + 1))
 
 
 def signal(p: Sequence[float], group: int) -> float:

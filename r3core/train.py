@@ -23,12 +23,13 @@ from r3core.failures import Failure
 from r3core.progress import progress, watched
 from r3core.protocol import Protocol
 from r3core.runs import Run
-from r3core.training.callback import StepCallback
-from r3core.training.checkpoints import last_checkpoint, save_model
+from r3core.training.callback import StepCallback, ValidationCallback
+from r3core.training.checkpoints import delete_best, last_checkpoint, save_best, save_model
 from r3core.training.grpo_options import check_training, checkpoint_steps
 from r3core.training.launch import current_world
 from r3core.training.memory import training_memory_errors
 from r3core.training.trainer import ReflectionTrainer
+from r3core.validation import Validator, explain_validation, is_valid_at, problems_to_validate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,6 +76,7 @@ def train(
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     for name in ("train", "train-episodes"):  # the steps after the checkpoint are repeated
         run.drop(name, lambda row: bool(row["step"] > done))
+    validator = _validator(trainer, done=done)
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):  # standard output belongs to --json
             trainer.remove_callback(callback)
@@ -86,15 +88,47 @@ def train(
         lost_process_errors(),
         training_memory_errors(protocol.config, args),
     ):
-        trainer.add_callback(StepCallback(trainer, advance=stage.advance, save_clock=save_clock))
-        if done < args.max_steps:
+        trainer.add_callback(steps := StepCallback(trainer, advance=stage.advance, save_clock=save_clock))
+        if validator is not None:
+            trainer.add_callback(ValidationCallback(validator, steps=steps))
+        if done < args.max_steps and not (validator and validator.stopped):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         else:  # stopped between the last step and saving; transformers would train one more step
             trainer.restore(checkpoint)
-        save_model(trainer, protocol.config, run.path / "model", dtype=trainer.saved_dtype)
+        _save(trainer, validator)
         wait_for_all()  # closing vLLM's engine closes the connection between processes too
     skipped = len(failures) - len(trainer.failures)
-    return {"steps": args.max_steps, "failures": len(trainer.failures), **({"left_out": skipped} if skipped else {})}
+    facts = {"steps": args.max_steps, "failures": len(trainer.failures), **({"left_out": skipped} if skipped else {})}
+    return facts | (validator.facts() if validator else {})
+
+
+def _validator(trainer: ReflectionTrainer, *, done: int) -> Validator | None:
+    """Return what evaluates the policy during training, None without; `done` is the step of the checkpoint, 0 for none.
+
+    Rows and weights of later steps are deleted: these steps are repeated.
+    """
+    run, protocol = trainer.run, trainer.protocol
+    config = protocol.config
+    if config.evaluate.every is None:
+        return None
+    examples, _ = problems_to_validate(protocol.task, config)
+    if rank() == 0:
+        for line in explain_validation(config, current_world().processes, problems=len(examples)):
+            print(f"validation: {line}", file=sys.stderr)
+    with main_process_first():
+        run.drop("validation", lambda row: not is_valid_at(done, step=row["step"]))
+        if rank() == 0:
+            delete_best(run.path / "checkpoints", keep=lambda step: is_valid_at(done, step=step))
+        return Validator(trainer, examples, done=done)
+
+
+def _save(trainer: ReflectionTrainer, validator: Validator | None) -> None:
+    """Save the model of the last step or, with `train.keep: best`, that of the best one."""
+    config, folder = trainer.protocol.config, trainer.run.path / "model"
+    if validator is None or validator.source is None:
+        save_model(trainer, config, folder, dtype=trainer.saved_dtype)
+    else:
+        save_best(trainer, config, validator.source, folder=folder, dtype=trainer.saved_dtype)
 
 
 def grpo_config(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:

@@ -155,6 +155,14 @@ def test_an_error_names_key_value_and_what_is_allowed(override: str, said: str) 
     assert said in str(caught.value)
 
 
+def test_further_resamples_require_the_controls() -> None:
+    with pytest.raises(ConfigError, match=r"`evaluate.resamples` cannot be 4: .* set evaluate.controls=true"):
+        resolve(Toy(), overrides=["evaluate.resamples=4"])
+    several = resolve(Toy(), overrides=["evaluate.resamples=4", "evaluate.controls=true"])
+    assert several.record()["evaluate"]["resamples"] == 4
+    assert "resamples" not in resolve(Toy()).record()["evaluate"]
+
+
 def test_bounds_on_the_pass_rate_must_be_in_order() -> None:
     with pytest.raises(ConfigError, match=r"`mine.max_pass_rate` cannot be 0.1: .* which is 0.5"):
         resolve(Toy(), overrides=["mine.min_pass_rate=0.5", "mine.max_pass_rate=0.1"])

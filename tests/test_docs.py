@@ -222,7 +222,7 @@ def test_the_readme_contains_an_example_verbatim() -> None:
 
 
 def test_the_readme_links_to_every_page() -> None:
-    linked = re.findall(r"\]\((docs/[^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    linked = re.findall(r"\]\((docs/[^)#]+\.md)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert sorted(linked and set(linked)) == sorted({name_of(p) for p in PAGES if p.parent == ROOT / "docs"})
 
 

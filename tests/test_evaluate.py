@@ -8,14 +8,15 @@ import pytest
 from toy import Toy
 
 from r3core import Example, Prompt, Verdict
+from r3core.arms import fix_rate
 from r3core.config import resolve
 from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
-from r3core.evaluate import Result, compare, evaluate, fix_rate, scores, solved
+from r3core.evaluate import Paired, Result, compare, evaluate, scores, secondary, solved, with_holm
 from r3core.executor import LocalExecutor
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.protocol import Protocol
 from r3core.runs import Run
-from r3core.stats import clustered, paired, wilson
+from r3core.stats import Difference, clustered, holm, paired, wilson
 from r3core.verification.judge import Judge
 
 RATE = {"passed", "total", "rate", "low", "high"}
@@ -158,6 +159,23 @@ def test_a_control_is_a_fix_rate(arm: Arm) -> None:
     assert scores(EPISODES, CONTROLS).controls[arm] == fix_rate([e for e in EPISODES if e.failed], arm)
 
 
+def test_every_p_value_but_that_of_the_primary_endpoint_is_adjusted() -> None:
+    def change(p: float) -> Difference:
+        return Difference(difference=0.1, low=0.0, high=0.2, p=p)
+
+    base = scores(EPISODES, CONTROLS)
+    base = base.model_copy(update={"against": {"none": change(0.01), "generic": change(0.04)}})
+    trained = base.model_copy(update={"against": {"none": change(0.03)}})
+    made = Result(base=base, trained=trained, paired=Paired(first=change(0.02), second=change(0.049)))
+    made = made.model_copy(update={"reflections": {"base": change(0.5)}})
+    adjusted = with_holm(made)
+    assert [one.p for one in secondary(made)] == [0.02, 0.01, 0.04, 0.03, 0.5]
+    assert [one.p_holm for one in secondary(adjusted)] == holm([0.02, 0.01, 0.04, 0.03, 0.5])
+    assert adjusted.paired
+    assert adjusted.paired.second == change(0.049)
+    assert with_holm(adjusted) == adjusted
+
+
 # From here on, whole evaluations with scripted models.
 
 
@@ -215,7 +233,7 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
         **by(protocol, base=model(attempts=[0]), trained=model(attempts=[0], fixes=[1, 2])),
     )
     told = result.model_dump(mode="json")
-    assert set(told) == {"base", "trained", "paired", "cross", "problems"}
+    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems"}
     for side in (told["base"], told["trained"]):
         assert {"first", "second", "fix", "controls"} <= set(side)
         assert list(side["controls"]) == ["none", "generic", "shuffled", "resample"]
@@ -223,7 +241,10 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
         rates += [side[key] for key in ("attempts_truncated", "retries_truncated")]
         assert all(set(value) == RATE for value in [*rates, *side["controls"].values()])
     assert set(told["paired"]) == {"first", "second"}
-    assert all(set(value) == {"difference", "low", "high", "p"} for value in told["paired"].values())
+    differences = [*told["paired"].values(), *told["base"]["against"].values(), *told["reflections"].values()]
+    assert all(set(value) == {"difference", "low", "high", "p", "p_holm"} for value in differences)
+    assert list(told["base"]["against"]) == list(told["base"]["controls"])
+    assert list(told["base"]["costs"]) == ["reflect", *told["base"]["controls"]]
     assert set(told["cross"]) == {"base", "trained"}
     assert all(set(row) == {"base", "trained"} for row in told["cross"].values())
     assert all(set(cell) == RATE for row in told["cross"].values() for cell in row.values())
@@ -256,6 +277,10 @@ def test_a_whole_evaluation_counts_as_by_hand(opened: Open) -> None:
         ("trained", "base"): (0, 6),
     }
     assert result.cross["base"]["base"] == result.base.fix
+    assert result.reflections is not None
+    assert {by: one.difference for by, one in result.reflections.items()} == {"base": -1 / 6, "trained": 3 / 6}
+    assert side.against["none"].difference == 3 / 5
+    assert side.against["shuffled"].difference == 0
 
 
 def test_without_a_trained_model_there_is_nothing_to_compare(opened: Open) -> None:
@@ -303,6 +328,32 @@ def test_both_models_get_the_same_problems_and_seeds(opened: Open) -> None:
     turns = 3 * 7  # three batches; attempt, reflection, five arms; after them comes the cross table
     assert seeds["base"][:turns] == seeds["trained"][:turns]
     assert len(set(seeds["base"])) == len(seeds["base"])
+
+
+def test_further_resamples_leave_every_other_turn_as_it_was(opened: Open) -> None:
+    def unsteady(conversation: Prompt, index: int) -> str:
+        right = conversation.messages[0]["content"].removeprefix("Say ").removesuffix(".")
+        return right if index % 3 == 0 and len(conversation.messages) == 1 else "no"
+
+    rows: dict[int, list[Any]] = {}
+    results: dict[int, Result] = {}
+    for resamples in (1, 4):
+        name = f"run-{resamples}"
+        run, protocol, examples = opened(*FULL, f"evaluate.resamples={resamples}", "batch_size=3", name=name)
+        models = {"base": ScriptedGenerator(unsteady), "trained": ScriptedGenerator(unsteady)}
+        results[resamples] = evaluate(run, protocol, examples, **by(protocol, **models))
+        rows[resamples] = list(run.rows("evaluate-base"))
+        assert not any("resamples" in row for row in run.rows("cross-trained-base"))
+    further = [row.pop("resamples", []) for row in rows[4]]
+    assert rows[4] == rows[1]
+    assert {len(found) for found, row in zip(further, rows[4], strict=True) if "resample" in row["retries"]} == {3}
+    assert not any(found for found, row in zip(further, rows[4], strict=True) if "resample" not in row["retries"])
+    few, many = (results[number].base.equal_tokens for number in (1, 4))
+    assert few
+    assert many
+    assert few.attempts == pytest.approx(many.attempts, rel=0.5)
+    assert (few.resamples, many.resamples) == (1, 4)
+    assert results[1].base.controls == results[4].base.controls
 
 
 def test_an_interrupted_evaluation_resumes(opened: Open, tmp_path: Path) -> None:

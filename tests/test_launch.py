@@ -313,6 +313,27 @@ def test_a_lora_adapter_is_merged_from_sharded_weights(tmp_path: Path, base: Pat
     assert (logits[0] - logits[2]).abs().max() > 1e-2, "nothing was learnt: the test shows nothing"
 
 
+def test_two_processes_evaluate_together_and_save_the_best_step(tmp_path: Path, base: Path, how: list[object]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    file = settings(tmp_path, base, max_steps=4, save_steps=1, save_total_limit=9, learning_rate=0.0)
+    command = ["run", "--config", file, *how, "--set", "train.keep=best", "--set", "evaluate.limit=2"]
+    # One problem: the second process has none, and still gathers the weights with the first.
+    for limit in (1, 16):
+        more = ["--set", "evaluate.every=2", "--set", f"evaluate.every_limit={limit}"]
+        code, out, err = finished(program(*command, *more, "--output-dir", tmp_path / f"run{limit}"))
+        assert code == 0, err
+    assert "model/ has the weights of step 0 of 4, the best second try of 3 evaluations on 16 problems" in out
+    run = RunRecord(tmp_path / "run16")
+    rows = run.read("validation")
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    assert {row["first"]["total"] for row in rows} == {16}
+    assert len({row["second"]["passed"] for row in rows}) == 1, "equal weights and seeds give equal scores"
+    model, started = (AutoModelForCausalLM.from_pretrained(path) for path in (run.path / "model", base))
+    for name, weights in started.state_dict().items():
+        assert weights.equal(model.state_dict()[name]), name
+
+
 def test_weights_of_16_bits_are_saved_in_16_bits(tmp_path: Path, base: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from r3core.config import Config
 from r3core.errors import UsageError
 from r3core.evaluate import Result, compare, scores
 from r3core.forecast import Forecast
-from r3core.page import sample, write_csv, write_page, write_png
+from r3core.page import sample, version, write_csv, write_page, write_png
 from r3core.page.collect import averaged, collect, compared_with_forecast, names_of, seconds, settings, tokens
 from r3core.page.render import render
 from r3core.recorded import open_record
 from r3core.report import claim
+from r3core.serve import LivePage
 from r3core.stats import Share, wilson
 
 
@@ -205,6 +207,13 @@ def test_tokens_and_seconds_are_those_of_the_rows(tmp_path: Path) -> None:
     )
 
 
+def test_tokens_of_further_resamples_are_those_of_controls(tmp_path: Path) -> None:
+    made = episode("n7", controls=True)
+    more = made.model_copy(update={"resamples": (made.retries["resample"],) * 3})
+    run = collect(write_run(tmp_path, base=[more]), name="run")
+    assert tokens(run)["evaluation, base"]["controls"] == 4 + 3
+
+
 def test_curves_of_long_trainings_are_averaged() -> None:
     points = averaged([{"step": step, "reward": float(step % 2), "kl": None} for step in range(1, 1_001)])
     assert len(points) == 250
@@ -300,10 +309,87 @@ def test_tables_and_charts_are_written_as_files(tmp_path: Path) -> None:
         ("fix rate", "base", 0.0),
     ]
     assert tables["result.csv"].read_text(encoding="utf-8").startswith(",base,trained,trained - base\n")
+    assert "controls.csv" not in tables  # none were evaluated
     written = write_png([run], tmp_path / "charts")
     assert {path.suffix for path in written} == {".png", ".svg"}
     assert all(path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<svg") for path in written)
     assert all(b"currentColor" not in path.read_bytes() for path in written if path.suffix == ".svg")
+
+
+def test_the_comparison_with_the_controls_is_in_the_page_and_the_files(tmp_path: Path) -> None:
+    sides = {name: [episode(f"n{number}", outcomes, controls=True) for number in range(9)]
+             for name, outcomes in (("base", "fail fail"), ("trained", "fail pass"))}  # fmt: skip
+    run = write_run(tmp_path / "run", steps=3, **sides)
+    page = page_of(run)
+    assert page.count('<table class="arms">') == 1
+    assert '<th scope="row">another&#39;s reflection</th><td>+0.0 [' in page
+    table = list(csv.reader(write_csv([run], tmp_path / "tables")[1].read_text(encoding="utf-8").splitlines()))
+    assert table[0][:3] == ["reflection - control", "base", "trained"]
+    assert table[2][0] == "no reflection"
+    assert table[2][2].startswith("+100.0 [")
+    assert 'class="arms"' not in page_of(write_run(tmp_path / "plain", base=[episode("n7")], steps=3))
+
+
+def test_a_page_of_short_markup_is_bounded_as_it_is_written(tmp_path: Path) -> None:
+    base = [episode(f"n{number}", "fail fail", attempt="<" * 5_000) for number in range(300)]
+    page = page_of(write_run(tmp_path, base=base))
+    assert len(page) < 2 * sample.MAX_BYTES
+    assert 50 < len(data_of(page)["problems"]) < 300
+
+
+def test_a_live_page_has_the_version_of_its_runs_and_changes_with_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", mined=[episode("n7")], steps=2, finished=["mine"])
+    (run / ".lock.pid").write_text(str(os.getpid()))
+    live = LivePage([run], partial(write_page, [run], tmp_path / "page.html"))
+    assert live.refresh(now=0)
+    assert live.built.version == version([run])
+    assert f'data-version="{version([run])}"' in live.built.content.decode()
+    with (run / "train.jsonl").open("a") as file:
+        file.write('{"step": 3, "reward": 0.5}\n')
+    assert live.refresh(now=1_000)
+    assert live.built.version == version([run])
+
+
+def test_training_after_an_evaluation_of_the_base_is_in_progress(tmp_path: Path) -> None:
+    run = write_run(tmp_path, base=[episode("n7")], steps=3, finished=["mine", "evaluate"])
+    (run / ".lock.pid").write_text(str(os.getpid()))
+    page = page_of(run)
+    assert "In progress: mine, evaluate finished; training, 3 of ? steps" in page
+    assert "nothing was trained" not in page
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [("$& $$x$$", "Your answer is incorrect: $& $$x$$."), ("", "Your answer is incorrect.")],
+)
+def test_the_reason_is_shown_as_the_model_received_it(tmp_path: Path, reason: str, expected: str) -> None:
+    failed = episode("n7", "fail fail", reason=reason)
+    run = write_run(
+        tmp_path, base=[failed], mined=[failed], groups=group("n7", [1, 0]), settings={"feedback": "reason"}
+    )
+    data = data_of(page_of(run))
+    assert data["problems"][0]["sides"][0]["feedback"] == expected
+    assert data["groups"][0]["feedback"] == expected
+
+
+def test_no_category_becomes_a_formula_of_a_spreadsheet(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", base=[episode("n7", "fail fail", kind='=HYPERLINK("http://example.org")')])
+    [table] = [path for path in write_csv([run], tmp_path / "csv") if path.name == "error-categories-retries.csv"]
+    [row] = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+    assert row["category"].startswith("'=")
+    assert row["failed"] == "1"
+
+
+def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", base=[episode("n7")])
+    with pytest.raises(UsageError, match="cannot be written"):
+        write_page([run], tmp_path)
+
+
+def test_a_report_refuses_settings_beside_a_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path, base=[episode("n7")])
+    with pytest.raises(UsageError, match="has its own settings"):
+        app(["report", str(run), "--task", "other"], standalone_mode=False)
 
 
 def test_report_writes_the_page_of_an_unfinished_run(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from r3core.arms import Cost, EqualTokens
 from r3core.config import Config
+from r3core.controls import arm_differences
 from r3core.dataset import Selection
 from r3core.episode import Arm
-from r3core.evaluate import Paired, Result, Scores
+from r3core.evaluate import Paired, Result, Scores, with_holm
 from r3core.forecast import Forecast
 from r3core.report import (
     HEADINGS,
@@ -85,6 +87,88 @@ def test_error_categories_are_counted_on_both_sides_the_most_frequent_first() ->
     assert "error categories of failed answers" in printed.getvalue()
     assert "| typo | 2 | 9 | 0 | 0 |" in model_card(with_error_categories(), CONFIG, None)
     assert "rror categor" not in model_card(result(), CONFIG, None)
+
+
+def with_controls(*, attempts: tuple[float, float] = (1.8, 2.5), resamples: int = 4) -> Result:
+    """Return a result with comparisons of the controls; k fresh attempts have the tokens of a reflection."""
+    made = result()
+    assert made.trained
+
+    def side(scores: Scores, k: float, points: float) -> Scores:
+        change = Difference(difference=points, low=points - 0.1, high=points + 0.1, p=0.02)
+        measured = {"fix": Share(rate=0.291, low=0.25, high=0.33), "difference": change} if k <= resamples else {}
+        update = {
+            "against": dict.fromkeys(scores.controls, change),
+            "costs": {
+                arm: Cost(tokens=10.0 + place, verdicts=1.0) for place, arm in enumerate(["reflect", *scores.controls])
+            },
+            "equal_tokens": EqualTokens(attempts=k, resamples=resamples, **measured),
+        }
+        return scores.model_copy(update=update)
+
+    sides = {"base": side(made.base, attempts[0], 0.15), "trained": side(made.trained, attempts[1], 0.5)}
+    change = Difference(difference=0.4, low=0.35, high=0.45, p=1e-9)
+    return with_holm(made.model_copy(update=sides | {"reflections": {"base": change, "trained": change}}))
+
+
+def test_the_reflection_is_compared_with_every_control() -> None:
+    head, *lines = arm_differences(with_controls())
+    assert head == ("reflection - control", "base", "trained", "cost, base", "cost, trained")
+    assert [line[0] for line in lines] == [
+        "(the reflection)", "no reflection", "generic sentence", "another's reflection", "plain resampling",
+        "plain resampling at equal tokens", "trained - base reflections",
+    ]  # fmt: skip
+    assert lines[0][1:] == ("", "", "10.0 (1.0)", "10.0 (1.0)")
+    # 13 tests: the p-values of 0.02 are multiplied by 11, as those of the last row are smaller
+    assert lines[1][1:] == (
+        "+15.0 [+5.0, +25.0] p = 0.220",
+        "+50.0 [+40.0, +60.0] p = 0.220",
+        "11.0 (1.0)",
+        "11.0 (1.0)",
+    )
+    assert lines[5][3:] == ("10.0 (1.80)", "10.0 (2.50)")
+    assert lines[6][1:] == ("+40.0 [+35.0, +45.0] p < 0.001", "+40.0 [+35.0, +45.0] p < 0.001", "", "")
+
+
+def test_the_comparisons_are_in_the_terminal_the_card_and_the_json() -> None:
+    made = with_controls()
+    printed = io.StringIO()
+    print_table(made, CONFIG, printed)
+    card = model_card(made, CONFIG, None)
+    for line in arm_differences(made):
+        assert "| " + " | ".join(line) + " |" in card
+        assert all(cell in printed.getvalue() for cell in line[1:])
+    assert "29.1 [25.0, 33.0]" in {cell.strip() for row in rows(made) for cell in row}
+    assert as_json(made, None)["trained"]["against"]["none"]["p_holm"] == pytest.approx(0.22)
+    text = "\n".join(notes(made, CONFIG))
+    assert "primary endpoint: the second try, trained - base" in text
+    assert "for 13 tests" in text
+    assert "fresh attempt (base 1.80, trained 2.50), estimated from 4 fresh attempts" in text
+
+
+def test_a_difference_shows_the_adjusted_p_value_except_for_the_primary_endpoint() -> None:
+    table = {row[0].strip(): row[3] for row in rows(with_controls())}
+    assert table["first try"] == "+10.0 [+1.0, +19.0] p = 0.220"  # 0.031 alone
+    assert table["second try"] == "+25.0 [+20.0, +30.0] p < 0.001"
+    assert {row[0].strip(): row[3] for row in rows(result())}["first try"].endswith("p = 0.031")
+
+
+def test_too_few_resamples_are_named_with_the_setting() -> None:
+    made = with_controls(resamples=2)
+    assert ("plain resampling at equal tokens", "29.1 [25.0, 33.0]", "-", "") in [
+        tuple(cell.strip() for cell in row) for row in rows(made)
+    ]
+    assert any("--set evaluate.resamples=3" in note for note in notes(made, CONFIG))
+    nothing = with_controls(resamples=1)
+    assert not any("equal tokens" in row[0] for row in [*rows(nothing), *arm_differences(nothing)])
+
+
+def test_results_of_earlier_versions_have_no_comparison_of_controls() -> None:
+    assert arm_differences(result()) == []
+    assert not any("Holm" in note or "equal tokens" in note for note in notes(result(), CONFIG))
+    alone = with_controls().model_copy(update={"trained": None, "paired": None, "reflections": None})
+    assert arm_differences(alone)[0] == ("reflection - control", "base", "cost, base")
+    assert [line[0] for line in arm_differences(alone)][-1] == "plain resampling at equal tokens"
 
 
 def test_the_table_has_every_number_in_its_place() -> None:
@@ -168,7 +252,8 @@ def test_the_json_is_the_result_and_the_seconds(tmp_path: Path) -> None:
         run.append("clock", [{"stage": "mine", "seconds": 1.5}, {"stage": "mine", "seconds": 1.0}])
         printed = as_json(result(), run)
     assert json.loads(json.dumps(printed)) == printed
-    assert set(printed) == {"base", "trained", "paired", "cross", "problems", "seconds", "shares_of_a_step"}
+    keys = {"base", "trained", "paired", "cross", "reflections", "problems"}
+    assert set(printed) == keys | {"seconds", "shares_of_a_step"}
     assert printed["seconds"] == {"mine": 2.5}
     assert printed["shares_of_a_step"] == {}
     assert printed["base"]["first"] == wilson(20, 100).model_dump()

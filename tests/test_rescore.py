@@ -126,6 +126,17 @@ def test_every_file_and_every_kind_of_verdict_is_judged_again(tmp_path: Path) ->
     }
 
 
+def test_further_resamples_are_judged_again(tmp_path: Path) -> None:
+    arms = {"reflect": answer("1", "pass"), "resample": answer("2", "fail")}
+    tried = episode(1, answer("2", "fail"), reflection="say 2", leaked=False, **arms)
+    tried = tried.model_copy(update={"resamples": (answer("1", "fail"), answer("2", "pass"))})
+    rescored = rescore(recorded(tmp_path / "run", evaluate_base=[tried]))
+    assert tallies(rescored)["evaluate-base", "retry resample"] == (3, {"fail -> pass": 1, "pass -> fail": 1})
+    assert tallies(rescored)["evaluate-base", "retry"] == (1, {})
+    assert tallies(rescored)["evaluate-base", "leak"] == (1, {})
+    assert rescored.evaluated[0].now.fix == rescored.evaluated[0].before.fix
+
+
 def test_the_rates_of_an_evaluation_follow_the_verdicts(tmp_path: Path) -> None:
     rows = [
         episode(1, answer("1", "pass")),

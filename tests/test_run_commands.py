@@ -273,13 +273,14 @@ NAMES = {"--task", "--task-option", "--config", "--set", "--output-dir", "--json
 GENERATES = NAMES | {"--model", "--chat-template", "--preset", "--engine", "--limit", "--seed", "--dry-run", "--quiet"}
 MINES = {"--samples", "--keep", "--failures"}
 TRAINS = {"--lora", "--processes", "--accelerate-config", "--uncertified"}
+RECORDED = {"--run", "--fixed", "--newly-fixed", "--newly-broken", "--category", "--leaked", "--truncated", "--example"}
 OPTIONS = {
-    "run": GENERATES | MINES | TRAINS,
+    "run": GENERATES | MINES | TRAINS | {"--seeds", "--share-mining"},
     "mine": GENERATES | MINES,
     "train": NAMES | TRAINS | (GENERATES - {"--limit"}) | {"--failures"},
     "eval": GENERATES,
-    "report": NAMES,
-    "show": {"--task", "--task-option", "--model", "--chat-template", "--set", "--seed", "-n"},
+    "report": NAMES | {"--csv", "--png"},
+    "show": {"--task", "--task-option", "--model", "--chat-template", "--set", "--seed", "-n", *RECORDED},
     "rescore": {"--task", "--task-option", "--output-dir", "--json", "--quiet"},
 }
 """Command -> its options."""
@@ -307,7 +308,7 @@ def test_a_report_finds_a_run_by_its_settings(r3: R3, tiny_folder: Path) -> None
     evaluated = r3("eval", "--config", "run.yaml", *settings())
     assert evaluated.code == 0, evaluated.err
     assert r3("report", "--config", "run.yaml", *settings()).out.startswith(evaluated.out.partition("\n- ")[0])
-    assert r3("report", "--config", "run.yaml").code == 1  # another run
+    assert r3("report", "--config", "run.yaml").code == 2  # another run
 
 
 def test_a_text_option_of_a_task_is_not_read_as_yaml(r3: R3, tiny_folder: Path) -> None:

@@ -1,4 +1,5 @@
 import random
+from itertools import combinations
 from math import comb
 from statistics import fmean, stdev
 
@@ -12,8 +13,11 @@ from r3core.stats import (
     clustered_counts,
     clustered_mean,
     expected_signal,
+    holm,
     mean_reward,
     paired,
+    paired_shares,
+    pass_at_k,
     problems_needed,
     signal,
     wilson,
@@ -293,7 +297,7 @@ def test_the_mean_reward_and_its_interval() -> None:
 
 def test_a_rate_is_five_numbers() -> None:
     assert list(Rate.model_fields) == ["passed", "total", "rate", "low", "high"]
-    assert list(Difference.model_fields) == ["difference", "low", "high", "p"]
+    assert list(Difference.model_fields) == ["difference", "low", "high", "p", "p_holm"]
 
 
 def test_counts_of_clusters_give_the_rate_of_their_samples() -> None:
@@ -349,3 +353,49 @@ def test_fewer_problems_are_needed_for_more_difference_and_for_less_power() -> N
 def test_a_difference_that_cannot_be_is_refused(difference: float) -> None:
     with pytest.raises(ValueError, match="must not be 0"):
         problems_needed(0.3, difference)
+
+
+# Holm 1979 by hand: sorted p-values times 4, 3, 2 and 1, each at least its predecessor
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.5, 0.4], [0.8, 0.8]),
+        ([0.6, 0.7], [1.0, 1.0]),
+        ([0.03], [0.03]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([], []),
+    ],
+)
+def test_holm_adjusts_step_by_step(p_values: list[float], adjusted: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(adjusted)
+
+
+@pytest.mark.parametrize(("passed", "samples"), [(0, 5), (1, 5), (3, 5), (5, 5), (2, 4)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_pass(passed: int, samples: int) -> None:
+    outcomes = [index < passed for index in range(samples)]
+    for k in range(samples + 1):
+        subsets = list(combinations(outcomes, k))
+        assert pass_at_k(passed, samples, k) == pytest.approx(fmean(any(subset) for subset in subsets))
+
+
+def test_pass_at_a_fraction_lies_between_the_whole_numbers_around_it() -> None:
+    assert pass_at_k(1, 4, 1.81) == pytest.approx(0.19 * 0.25 + 0.81 * 0.5)
+    assert pass_at_k(2, 4, 0.5) == pytest.approx(0.5 * 0.5)
+
+
+@pytest.mark.parametrize(("passed", "samples", "k"), [(1, 2, 2.1), (3, 2, 1), (1, 2, -0.5)])
+def test_pass_at_k_needs_as_many_samples(passed: int, samples: int, k: float) -> None:
+    with pytest.raises(ValueError, match="must be between 0 and the number of samples"):
+        pass_at_k(passed, samples, k)
+
+
+def test_shares_of_one_sample_are_not_taken_for_passes() -> None:
+    before = {str(index): [0.25] for index in range(40)}
+    after = {str(index): [float(index < 20)] for index in range(40)}
+    found = paired_shares(before, after)
+    assert found.difference == pytest.approx(0.25)
+    assert 0.05 < found.low < 0.15
+    assert 0.35 < found.high < 0.45
+    assert found.p < 0.01
+    assert paired_shares({}, {}) == paired({}, {})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from r3core.errors import TaskError
+from r3core.errors import TaskError, UsageError
 from r3core.files import digest
 from r3core.progress import quiet
 from r3core.training.launch import started_by_run
@@ -80,7 +80,21 @@ FLAGS: dict[str, Flag] = {
     "accelerate_config": _flag(Path, "Configuration file of `accelerate launch` for training.", "accelerate_config"),
     "limit": _flag(int, "Maximum number of problems, in mining and in evaluation.", "mine.limit", "evaluate.limit"),
     "seed": Flag(Seed, ("seed",)),
-    "run": Flag(Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory.")], ("output_dir",)),
+    "seeds": _flag(
+        str,
+        "Random seeds, such as 0,1,2 or 0-4: one run per seed, in folders of --output-dir if that is given.",
+        metavar="SEEDS",
+    ),
+    "share_mining": Flag(
+        Annotated[
+            bool,
+            typer.Option(
+                "--share-mining", help="With --seeds: mine once, with the first; all train on the same failures."
+            ),
+        ],
+        default=False,
+    ),
+    "run": Flag(Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory.")]),
     "output_dir": _flag(Path, "Run directory.", "output_dir"),
     "csv": Flag(
         Annotated[bool, typer.Option("--csv", help="Also write the tables to RUN/tables, as CSV.")], default=False
@@ -103,6 +117,9 @@ MINE = ("samples", "keep", "failures")
 """The options of mining alone."""
 TRAIN = ("lora", "processes", "accelerate_config", "uncertified")
 """The options of training alone."""
+SEEDS = ("seeds", "share_mining")
+"""The options of several runs in one command."""
+_SWITCHES = ("dry_run", "as_json", "csv", "png", "share_mining")
 
 
 @dataclass(frozen=True)
@@ -117,6 +134,11 @@ class Arguments:
     as_json: bool = False
     csv: bool = False
     png: bool = False
+    run: Path | None = None
+    """The run directory that is named by itself."""
+    seeds: str | None = None
+    """The seeds as they are given, for example 0-4."""
+    share_mining: bool = False
 
     @classmethod
     def of(cls, **given: Any) -> Arguments:
@@ -124,11 +146,13 @@ class Arguments:
         flags = {key: given[name] for name in FLAGS if given.get(name) is not None for key in FLAGS[name].keys}
         return cls(
             config=given.get("config"),
+            run=given.get("run"),
             overrides=given.get("overrides") or [],
+            seeds=given.get("seeds"),
             flags=flags
             | _named_values("task_options", given.get("task_option"), flag="--task-option", example="numbers=4")
             | _named_values("lora", given.get("lora"), flag="--lora", example="r=32"),
-            **{name: given.get(name, False) for name in ("dry_run", "as_json", "csv", "png")},
+            **{name: given.get(name, False) for name in _SWITCHES},
         )
 
     def resolve(self) -> tuple[Task, Config]:
@@ -149,8 +173,15 @@ class Arguments:
 
     def directory(self) -> Path:
         """Return the directory of an existing run: the one that is named, or that of the configuration."""
-        named: Path | None = self.flags.get("output_dir")
-        return self.resolve()[1].directory if named is None else named
+        if self.run is None:
+            named: Path | None = self.flags.get("output_dir")
+            return self.resolve()[1].directory if named is None else named
+        if self.flags or self.overrides or self.config:
+            raise UsageError(
+                f"`{self.run}` names the run, and has its own settings",
+                "leave the other options out, or leave the directory out to find a run by its settings",
+            )
+        return self.run
 
 
 def with_flags(*names: str) -> Callable[[Callable[[Arguments], None]], Callable[..., None]]:

@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from r3core.cli import explain_commands, run_commands, show_command, task_commands, tasks_command, view_command
+from r3core.cli import (
+    compare_command,
+    explain_commands,
+    run_commands,
+    show_command,
+    task_commands,
+    tasks_command,
+    view_command,
+)
 from r3core.distributed import wait_before_reporting
 from r3core.errors import R3Error
 
@@ -55,6 +63,7 @@ def options(
 tasks_command.register(app)
 run_commands.register(app)
 explain_commands.register(app)
+compare_command.register(app)
 task_commands.register(app)
 show_command.register(app)
 view_command.register(app)

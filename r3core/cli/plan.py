@@ -36,6 +36,8 @@ def print_plan(task: Task, config: Config) -> None:
     options, processes = config.grpo_options(), world_of(config).processes
     for line in [*explain_batch(options, processes), *explain_checkpoints(options, processes)]:
         typer.echo(f"train: {line}")
+    for line in _validation_notes(task, config, processes):
+        typer.echo(f"validation: {line}")
     controls = "with" if config.evaluate.controls else "without"
     typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
     for line in template:
@@ -63,6 +65,24 @@ def _template_notes(task: Task, config: Config) -> list[str]:
     except TaskError as error:
         offline = " (--dry-run downloads no problems)" if isinstance(error.__cause__, OSError) else ""
         return [f"not checked: {error.message}{offline}"]
+
+
+def _validation_notes(task: Task, config: Config, processes: int) -> list[str]:
+    """Return what the evaluations during training do; ConfigError when the task has no problems for them.
+
+    Problems are not downloaded for it.
+    """
+    from r3core.errors import TaskError
+    from r3core.preflight import no_downloads
+    from r3core.validation import check_validation_split, explain_validation
+
+    lines = explain_validation(config, processes)
+    try:
+        with no_downloads():
+            check_validation_split(task, config)
+    except TaskError as error:
+        lines.append(f"the split is not checked: {error.message}")
+    return lines
 
 
 def _estimated(config: Config, model: str) -> list[str]:

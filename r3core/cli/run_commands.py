@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -12,9 +13,9 @@ import typer
 
 from r3core.cli.arguments import (
     FIND,
-    FLAGS,
     GENERATE,
     MINE,
+    SEEDS,
     TRAIN,
     Arguments,
     Json,
@@ -25,14 +26,15 @@ from r3core.cli.arguments import (
     with_flags,
 )
 from r3core.cli.plan import print_plan
-from r3core.console import quiet_libraries
+from r3core.cli.seeds import run_seeds
+from r3core.cli.stages import check_machine, check_training, open_pipeline, run_stages
+from r3core.errors import R3Error
 
 if TYPE_CHECKING:
     from r3core.config import Config
     from r3core.evaluate import Result
     from r3core.pipeline import Pipeline
     from r3core.runs import RunRecord
-    from r3core.task import Task
 
 
 def register(app: typer.Typer) -> None:
@@ -44,27 +46,27 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-@with_flags(*FLAGS)
+@with_flags(*GENERATE, *MINE, *TRAIN, *SEEDS)
 def run(arguments: Arguments) -> None:
     """Mine failures, train the reflections, evaluate and report.
 
-    Run the same command to resume a run. The verifier must pass `r3 check`.
+    Run the same command to resume a run. The verifier must pass `r3 check`. With --seeds, one run per seed, one after
+    the other, and a table over all seeds.
     """
+    if arguments.seeds is not None or arguments.share_mining:
+        return run_seeds(arguments)
     task, config = arguments.resolve()
-    _check_training(task, config)
+    check_training(task, config)
     if arguments.dry_run:
         return print_plan(task, config)
-    _check_machine(config)
-    with _pipeline(task, config) as pipeline:
-        pipeline.certify()
-        pipeline.check_model()
-        pipeline.mine()
-        pipeline.train()
-        pipeline.evaluate()
-        result = pipeline.report()
+    check_machine(task, config)
+    with open_pipeline(task, config) as pipeline:
+        result = run_stages(pipeline)
         _print_result(pipeline.run, pipeline.config, result, as_json=arguments.as_json)
-        _print_explanation(pipeline, to=sys.stderr if arguments.as_json else sys.stdout)
-        _write_page(pipeline.run.path)
+        with _optional("explanation"):
+            _print_explanation(pipeline, to=sys.stderr if arguments.as_json else sys.stdout)
+        with _optional("page"):
+            _write_page(pipeline.run.path)
 
 
 @with_flags(*GENERATE, *MINE)
@@ -77,7 +79,7 @@ def mine(arguments: Arguments) -> None:
     task, config = arguments.resolve()
     if arguments.dry_run:
         return print_plan(task, config)
-    with _pipeline(task, config) as pipeline:
+    with open_pipeline(task, config) as pipeline:
         pipeline.mine()
         facts = pipeline.run.done("mine") or {}
         failures = str(pipeline.run.path / "failures")
@@ -93,14 +95,15 @@ def train(arguments: Arguments) -> None:
     from r3core.distributed import main_process_first, rank
     from r3core.report import shares_of_a_step
     from r3core.training import launch
+    from r3core.validation import describe_facts
 
     task, config = arguments.resolve()
-    _check_training(task, config)
+    check_training(task, config)
     if arguments.dry_run:
         return print_plan(task, config)
-    _check_machine(config)
+    check_machine(task, config)
     launch.join_training()
-    with _pipeline(task, config, shared=True) as pipeline:
+    with open_pipeline(task, config, shared=True) as pipeline:
         leads = rank() == 0 and not launch.started_by_run()
         with main_process_first():
             if leads and config.mine.failures is not None:
@@ -110,7 +113,10 @@ def train(arguments: Arguments) -> None:
         model = str(pipeline.train())
         if leads:
             facts = {"model": model, "shares_of_a_step": shares_of_a_step(pipeline.run)}
-            _print_facts(facts, as_json=arguments.as_json)
+            done = pipeline.run.done("train") or {}
+            notes = describe_facts(done)
+            validation = {"validation": done["validation"] if arguments.as_json else "; ".join(notes)} if notes else {}
+            _print_facts(facts | validation, as_json=arguments.as_json)
 
 
 @with_flags(*GENERATE)
@@ -125,7 +131,7 @@ def evaluate(arguments: Arguments) -> None:
     trained = folder.resolve() if found else model_to_compare(config)
     if arguments.dry_run:
         return print_plan(task, config)
-    with _pipeline(task, config, trained=trained) as pipeline:
+    with open_pipeline(task, config, trained=trained) as pipeline:
         result = pipeline.compare(trained) if trained else pipeline.evaluate()
         _finish(pipeline, result, as_json=arguments.as_json)
 
@@ -147,7 +153,9 @@ def report(arguments: Arguments) -> None:
         write_card(run, config, result)
         _print_result(run, config, result, as_json=arguments.as_json)
     else:
-        _print_facts({"finished": list(status.finished), "stage": status.stage}, as_json=arguments.as_json)
+        facts = {"finished": list(status.finished), "stage": status.stage}
+        shown = {"finished": ", ".join(status.finished) or "no stage", "in progress": status.stage or "no stage"}
+        _print_facts(facts if arguments.as_json else shown, as_json=arguments.as_json)
     _write_page(folder)
     for wanted, write, name in ((arguments.csv, write_csv, "tables"), (arguments.png, write_png, "charts")):
         if wanted:
@@ -182,52 +190,11 @@ def rescore(
         print_rescored(rescored, sys.stdout)
 
 
-def _pipeline(
-    task: Task, config: Config, *, trained: Path | None = None, shared: bool = False
-) -> AbstractContextManager[Pipeline]:
-    """Return the open pipeline of a run; unless it is `shared`, UsageError in one of several processes."""
-    from r3core.pipeline import Pipeline
-    from r3core.training.launch import check_one_process
-
-    if not shared:
-        check_one_process()
-    quiet_libraries()
-    return Pipeline.open(task, config, trained=trained)
-
-
-def _check_training(task: Task, config: Config) -> None:
-    """Raise ConfigError if training cannot start with this configuration, before hours of mining."""
-    from r3core.config import local_model
-    from r3core.mine import check_splits
-    from r3core.runs import RunRecord
-    from r3core.training.grpo_options import check_training
-    from r3core.training.launch import world_of
-    from r3core.training.lora import check_adapter
-
-    quiet_libraries()
-    local_model(config, task, done="trained")
-    if RunRecord(config.directory).done("train") is None:
-        check_splits(config)
-        world = world_of(config)
-        check_training(config.grpo, config.grpo_options(), world.processes)
-        check_adapter(config, sharded=world.sharded)
-
-
-def _check_machine(config: Config) -> None:
-    """Raise an error if training cannot run on this machine; a dry run can plan for another one."""
-    from r3core.runs import RunRecord
-    from r3core.training.grpo_options import check_vllm
-    from r3core.training.launch import check_machine
-
-    if RunRecord(config.directory).done("train") is None:
-        check_vllm(config.grpo_options())
-        check_machine(config)
-
-
 def _finish(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
     """Print the result of a run, and write its page."""
     _print_result(pipeline.run, pipeline.config, result, as_json=as_json)
-    _write_page(pipeline.run.path)
+    with _optional("page"):
+        _write_page(pipeline.run.path)
 
 
 def _write_page(folder: Path) -> None:
@@ -237,9 +204,19 @@ def _write_page(folder: Path) -> None:
     typer.echo(f"page: {write_page([folder], folder / PAGE)}", err=True)
 
 
+@contextmanager
+def _optional(what: str) -> Iterator[None]:
+    """Turn an error into a warning: a run whose results are stored has not failed for want of this."""
+    try:
+        yield
+    except (R3Error, OSError) as error:
+        typer.echo(f"warning: no {what}: {error}", err=True)
+
+
 def _print_result(run: RunRecord, config: Config, result: Result, *, as_json: bool) -> None:
     from r3core.report import as_json as as_object
     from r3core.report import print_table, shares_of_a_step
+    from r3core.validation import describe_facts
 
     if as_json:
         typer.echo(json.dumps(as_object(result, run), indent=2))
@@ -248,6 +225,8 @@ def _print_result(run: RunRecord, config: Config, result: Result, *, as_json: bo
     seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in run.seconds().items())
     shares = ", ".join(f"{part} {share:.1%}" for part, share in shares_of_a_step(run).items())
     typer.echo(f"- {seconds}" + (f"; of a training step: {shares}" if shares else ""))
+    for line in describe_facts(run.done("train")):
+        typer.echo(f"- {line}")
     typer.echo(f"- run directory: {run.path}")
 
 

@@ -12,7 +12,7 @@ from r3core.episode import CONTROLS, Arm, Episode
 from r3core.evaluate import Paired, Result, Scores, compare, scores, solved
 from r3core.forecast import Forecast, group_size
 from r3core.runs import RunRecord, each_value, values_of
-from r3core.stats import Difference, Rate, clustered, paired, wilson
+from r3core.stats import Difference, Rate, clustered, wilson
 from r3core.task import Frozen
 
 _MARKS = {
@@ -249,7 +249,11 @@ def _evaluated(run: RunRecord, config: Config) -> dict[str, Any]:
     if not sides["base"]:
         if result is None:
             return {}
-        from_result = {name: Side(scores=found) for name in _SIDES if (found := getattr(result, name)) is not None}
+        from_result = {
+            name: Side(scores=found, against=found.against)
+            for name in _SIDES
+            if (found := getattr(result, name)) is not None
+        }
         return {**from_result, "paired": result.paired}
     controls = CONTROLS if config.evaluate.controls else ()
     figures: dict[str, Any] = {name: _side(found, controls) for name, found in sides.items() if found}
@@ -267,21 +271,8 @@ _SIDES = ("base", "trained")
 
 
 def _side(episodes: Sequence[Episode], controls: Sequence[Arm]) -> Side:
-    return Side(scores=scores(episodes, controls), against={arm: _against(episodes, arm) for arm in controls})
-
-
-def _against(episodes: Sequence[Episode], arm: Arm) -> Difference:
-    """Return the fix rate after a reflection minus that of a control, over the failures that have both."""
-    before: dict[str, list[bool]] = {}
-    after: dict[str, list[bool]] = {}
-    for episode in episodes:
-        if not episode.failed or not {"reflect", arm} <= episode.retries.keys():
-            continue
-        with_reflection, without = (episode.retries[name].verdict.outcome for name in ("reflect", arm))
-        if "error" not in (with_reflection, without):
-            after.setdefault(episode.example.id, []).append(with_reflection == "pass")
-            before.setdefault(episode.example.id, []).append(without == "pass")
-    return paired(before, after)
+    found = scores(episodes, controls)
+    return Side(scores=found, against=found.against)
 
 
 def _changes(before: Sequence[Episode], after: Sequence[Episode]) -> list[float]:

@@ -15,17 +15,20 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
+from r3core.controls import CONTROLS_TEXT
 from r3core.evaluate import Scores
 from r3core.page import collect
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
-from r3core.report import CONTROLS_TEXT
+from r3core.runs import values_of
 from r3core.stats import Rate
+from r3core.validation import Validation
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#f0e442")
 BASE, TRAINED = COLOURS[:2]
 _SHAPES = ("circle", "diamond")  # base, trained
 _RATE = alt.Scale(domain=[0, 100])
+_STEPS = alt.Axis(tickMinStep=1, format="d")
 
 CURVES: dict[str, tuple[str, str]] = {
     "reward": (
@@ -192,15 +195,22 @@ def curves(runs: Sequence[Collected]) -> list[Chart]:
 def validation(runs: Sequence[Collected]) -> list[Chart]:
     """The evaluations during training: both tries and the fix rate by step, with their intervals."""
     columns = ("run", "step", "measure", "rate", "low", "high", "n")
+    found = [
+        (run.name, row) for run in runs for row in values_of(Validation, run.record.rows("validation"), "validation")
+    ]
     rows = [
-        (run.name, row["step"], measure, *_percent(Rate.model_validate(row[key])))
-        for run in runs
-        for row in run.record.read("validation")
-        for key, measure in (("first", "first try"), ("second", "second try"), ("fix", "fix rate"))
-        if row.get(key)
+        (name, row.step, measure, *_percent(rate))
+        for name, row in found
+        for measure, rate in [
+            ("first try", row.first),
+            ("second try", row.second),
+            ("fix rate", row.fix),
+            *((f"control: {CONTROLS_TEXT[arm]}", rate) for arm, rate in row.control.items()),
+        ]
     ]
     encoded = alt.Chart(_data(columns, rows)).encode(
-        x=alt.X("step:Q", title="step"), color=_colour_of("measure", ["first try", "second try", "fix rate"])
+        x=alt.X("step:Q", title="step", axis=_STEPS),
+        color=_colour_of("measure", list(dict.fromkeys(r[2] for r in rows))),
     )
     if len(runs) > 1:
         encoded = encoded.encode(strokeDash="run:N")
@@ -208,7 +218,7 @@ def validation(runs: Sequence[Collected]) -> list[Chart]:
     line = encoded.mark_line(point=True).encode(y="rate:Q", tooltip=_tooltip(columns))
     chart = alt.layer(band, line).properties(width="container", height=220)
     meaning = "Part of the validation split, attempted during training. The result is that of the test split, above."
-    return [_chart("validation", "Evaluation during training", meaning, chart, columns, rows)]
+    return [_chart("validation", "Both tries on the validation split", meaning, chart, columns, rows)]
 
 
 def seconds(runs: Sequence[Collected]) -> Chart:
@@ -276,7 +286,7 @@ def _curve(runs: Sequence[Collected], metric: str, title: str, meaning: str) -> 
         else alt.Scale(zero=metric.startswith(("reflections/", "retries/", "seconds/")))
     )
     encoded = alt.Chart(_data(columns, rows)).encode(
-        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d")),
+        x=alt.X("step:Q", title="step", axis=_STEPS),
         y=alt.Y(f"{title}:Q", title=None, scale=scale),
         tooltip=_tooltip(columns),
     )

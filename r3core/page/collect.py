@@ -88,7 +88,7 @@ def collect(folder: Path, *, name: str) -> Collected:
     return Collected(
         record=record,
         config=config,
-        name=name,
+        name=sample.shown(name),
         status=status_of(record),
         result=_value(Result, record, "result"),
         forecast=_value(Forecast, record, "forecast"),
@@ -169,6 +169,7 @@ def tokens(run: Collected) -> dict[str, Counter[str]]:
     by_stage = {
         "mining": Counter({"attempts": run.mined_tokens}),
         "training": run.group_tokens,
+        "evaluation during training": Counter(all=sum(row["tokens"] for row in run.record.rows("validation"))),
         "evaluation, base": run.base.tokens,
         "evaluation, trained": run.trained.tokens,
     }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from r3core.controls import arm_differences
 from r3core.files import atomic_write
 from r3core.page import charts, collect
 from r3core.page.collect import Collected
@@ -15,18 +16,21 @@ from r3core.report import HEADINGS, rows
 
 _SCALE = 3
 """Pixels of a PNG per unit of the chart: about 300 dots per inch at the size of a column."""
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 _CONFIG = {"background": "white", "view": {"stroke": None}, "font": "sans-serif"}
 
 
 def write_csv(runs: Sequence[Path], folder: Path) -> list[Path]:
     """Write the result table and the figures of every chart as CSV files, and return their paths."""
     collected = _collected(runs)
-    tables: list[tuple[str, Sequence[str], Sequence[Sequence[Any]]]] = [
-        (f"result-{run.name.replace('/', '-')}" if len(runs) > 1 else "result", HEADINGS, rows(run.result))
-        for run in collected
-        if run.result is not None
-    ]
-    tables += [(chart.name, chart.columns, chart.rows) for chart in charts.charts(collected)]
+    tables: list[tuple[str, Sequence[str], Sequence[Sequence[Any]]]] = []
+    for run in collected:
+        if run.result is not None:
+            of_run = f"-{run.name.replace('/', '-')}" if len(runs) > 1 else ""
+            tables.append((f"result{of_run}", HEADINGS, rows(run.result)))
+            if arms := arm_differences(run.result):
+                tables.append((f"controls{of_run}", arms[0], arms[1:]))
+    tables += [(chart.name, chart.columns, list(map(_plain, chart.rows))) for chart in charts.charts(collected)]
     return [_csv(folder / f"{name}.csv", columns, body) for name, columns, body in tables]
 
 
@@ -48,6 +52,11 @@ def write_png(runs: Sequence[Path], folder: Path) -> list[Path]:
 
 def _collected(runs: Sequence[Path]) -> list[Collected]:
     return [collect.collect(folder, name=name) for folder, name in zip(runs, collect.names_of(runs), strict=True)]
+
+
+def _plain(row: Sequence[Any]) -> list[Any]:
+    """Return a row whose texts no spreadsheet takes for formulas: error categories come from plugins and models."""
+    return [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell for cell in row]
 
 
 def _csv(path: Path, columns: Sequence[str], body: Sequence[Sequence[Any]]) -> Path:

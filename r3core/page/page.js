@@ -69,8 +69,8 @@
     return turn.leaked ? element("span", { class: "tag" }, "contains the answer") : null;
   }
 
-  function afterFailure(run, attempt, then) {
-    return message("user", `${run.failed.replace("{reason}", attempt.reason || "")} ${then}`);
+  function afterFailure(run, entry, then) {
+    return message("user", `${entry.feedback || run.failed} ${then}`);
   }
 
   function prompt(problem) {
@@ -86,7 +86,7 @@
     const retries = side.retries || {};
     if (side.reflection) {
       const earns = retries.reflect ? element("span", { class: "tag" }, `reward ${reward(retries.reflect)}`) : null;
-      parts.push(afterFailure(run, side.attempt, run.reflect));
+      parts.push(afterFailure(run, side, run.reflect));
       parts.push(generated("reflection", side.reflection, { trained: run.tokens, extra: [earns, leak(side.reflection)] }));
     }
     if (retries.reflect) parts.push(message("user", run.retry), generated("retry", retries.reflect));
@@ -114,7 +114,7 @@
     const run = data.runs[group.run];
     const parts = [...prompt({ prompt: group.prompt, answer: "" })];
     if (group.attempt) {
-      parts.push(generated("attempt", group.attempt), afterFailure(run, group.attempt, run.reflect));
+      parts.push(generated("attempt", group.attempt), afterFailure(run, group, run.reflect));
     }
     for (const [place, one] of group.reflections.entries()) {
       const earned = element("span", { class: "tag" }, `reward ${one.reward === null ? "none" : Math.round(one.reward * 100) / 100}`);
@@ -145,7 +145,7 @@
   }
 
   const OUTCOMES = {
-    problems: ["newly fixed", "newly broken", "solved by both", "solved by neither",
+    problems: ["newly fixed", "newly broken", "solved by both", "solved by neither", "unjudged",
       ...["base", "trained"].flatMap((model) => ["first", "fixed", "not fixed", "unjudged"].map((state) => `${model}: ${STATES[state]}`))],
     groups: ["different rewards", "all rewards 1", "all rewards 0", "no verdict"],
   };
@@ -252,6 +252,11 @@
       fillFilters();
       byId("outcome").value = value;
       filtered();
+      if (byId("outcome").value !== value) {
+        byId("list").replaceChildren();
+        byId("more").hidden = true;
+        byId("found").textContent = `No episode in this page is of the outcome "${value}".`;
+      }
       byId("episodes").scrollIntoView();
       byId("outcome").focus({ preventScroll: true });
     } else if (name === "episode") {

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from r3core import __version__, explain
+from r3core.controls import CONTROLS_TEXT, arm_differences
+from r3core.errors import UsageError
 from r3core.files import atomic_write, digest
 from r3core.forecast import group_size
 from r3core.page import charts, collect, sample
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
 from r3core.prompts import failure
-from r3core.report import CONTROLS_TEXT, HEADINGS, claim, notes, rows
+from r3core.report import HEADINGS, claim, notes, rows
 from r3core.task import Verdict, Wording
+from r3core.validation import describe_facts
 
 PAGE = "report.html"
 """The page's file in a run directory."""
@@ -34,16 +37,20 @@ def write_page(runs: Sequence[Path], to: Path, *, live: bool = False) -> Path:
     With `live`, for a run in progress, the page asks the server that it comes from whether it was made anew.
 
     Raises:
-        UsageError: a folder is not a run directory.
+        UsageError: a folder is not a run directory, or the file cannot be written.
         ConfigError: this version of r3 cannot read a run's configuration.
     """
+    now = version(runs) if live else None  # before the runs are read: what changes meanwhile is another version
     collected = [collect.collect(folder, name=name) for folder, name in zip(runs, collect.names_of(runs), strict=True)]
-    atomic_write(to, render(collected, live=live))
+    try:
+        atomic_write(to, render(collected, version=now))
+    except OSError as error:
+        raise UsageError(f"the page cannot be written to `{to}`: {error.strerror}") from None
     return to
 
 
-def render(runs: Sequence[Collected], *, live: bool = False) -> str:
-    """Return the HTML of the page of one or several runs."""
+def render(runs: Sequence[Collected], *, version: str | None = None) -> str:
+    """Return the HTML of the page of one or several runs; with a `version`, it asks its server for a newer one."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -52,22 +59,22 @@ def render(runs: Sequence[Collected], *, live: bool = False) -> str:
     )
     figures = charts.charts(runs)
     scripts = [_charting_library(), (_HERE / "page.js").read_text(encoding="utf-8")]
-    data = _data(runs, figures)
+    data, attempted = _data(runs, figures)
     content = {
         "title": _title(runs),
         "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         "scripts": [Markup(script) for script in scripts],
-        "policy": _policy(scripts, live=live),
-        "live": live,
-        "version": version([run.record.path for run in runs]) if live else "",
+        "policy": _policy(scripts, live=version is not None),
+        "version": version,
         "runs": [_run(run) for run in runs],
         "tables": [_table(run) for run in runs if run.result is not None],
         "charts": _sections(figures),
-        "sampled": _sampled(runs, data),
+        "sampled": _sampled(runs, data, attempted),
         "folders": ", ".join(shown(str(run.record.path)) for run in runs),
         "version_of_r3": __version__,
         "data": data,
         "controls": _controls(runs[0]),
+        "arms": [(run.name, arm_differences(run.result)) for run in runs if run.result and arm_differences(run.result)],
         "lengths": _lengths(runs[0]),
         "pairs": _pairs(data) if len(runs) == 1 else [],
     }
@@ -82,8 +89,8 @@ def version(folders: Sequence[Path]) -> str:
     return digest(repr(sorted((str(file), file.stat().st_size) for file in files)), length=12)
 
 
-def _data(runs: Sequence[Collected], figures: Sequence[charts.Chart]) -> dict[str, Any]:
-    """Return what the page's script reads: charts, episodes, and how the runs differ in them."""
+def _data(runs: Sequence[Collected], figures: Sequence[charts.Chart]) -> tuple[dict[str, Any], int]:
+    """Return what the page's script reads, charts and episodes, and how many problems were attempted."""
     columns = [
         {"run": place, "model": model, "label": f"{run.name}: {model}" if len(runs) > 1 else model}
         for place, run in enumerate(runs)
@@ -91,27 +98,30 @@ def _data(runs: Sequence[Collected], figures: Sequence[charts.Chart]) -> dict[st
     ]
     each = sample.MAX_BYTES // len(runs)
     groups = [
-        {"run": place, "key": f"{place}:step {group['step']}:{group['id']}", **group}
+        {"run": place, "key": f"{place}:step {group['step']}:{group['id']}", **group, **_feedback_of(run, group)}
         for place, run in enumerate(runs)
         for group in sample.within(run.groups, each)
     ]
-    return {
+    problems, attempted = _problems(runs)
+    data = {
         "charts": {chart.name: chart.spec for chart in figures},
         "arms": CONTROLS_TEXT,
         "runs": [_conversation(run) for run in runs],
         "columns": columns,
-        "problems": sample.within(_problems(runs), sample.MAX_BYTES),
+        "problems": sample.within(problems, sample.MAX_BYTES),
         "groups": groups,
     }
+    return data, attempted
 
 
-def _problems(runs: Sequence[Collected]) -> list[dict[str, Any]]:
-    """Return a sample of the problems that the runs attempted, each with the turns of every model at it."""
+def _problems(runs: Sequence[Collected]) -> tuple[list[dict[str, Any]], int]:
+    """Return a sample of the problems that the runs attempted, with the turns of every model, and their number."""
     counts = [(run, name, counted) for run in runs for name, counted in _files(run)] or [
         (run, "mine", sample.count(run.record, "mine")) for run in runs
     ]
     kinds = {key: kind for run in reversed(runs) for key, kind in run.changes.items()}
-    keys = sample.chosen({key for _, _, counted in counts for key in counted.outcomes}, kinds)
+    attempted = {key for _, _, counted in counts for key in counted.outcomes}
+    keys = sample.chosen(attempted, kinds)
     found = [
         (run, 2 * runs.index(run) + (name == "evaluate-trained"), sample.episodes(run.record, name, set(keys)))
         for run, name, _ in counts
@@ -123,11 +133,14 @@ def _problems(runs: Sequence[Collected]) -> list[dict[str, Any]]:
             continue
         entry = sample.problem(sides[0][0].task, sides[0][2].example, key[1])
         entry["key"] = entry["id"] + (f"~{key[1]}" if key[1] else "")
-        entry["sides"] = [{"column": column, **sample.side(episode)} for _, column, episode in sides]
+        entry["sides"] = [
+            {"column": column, **sample.side(episode), **_feedback(run, episode.attempt.verdict)}
+            for run, column, episode in sides
+        ]
         if changed := [run.changes[key] for run in runs if key in run.changes]:
             entry["changes"] = list(dict.fromkeys(changed))
         problems.append(entry)
-    return problems
+    return problems, len(attempted)
 
 
 def _files(run: Collected) -> list[tuple[str, sample.Counts]]:
@@ -143,13 +156,29 @@ def _pairs(data: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"key": entry["key"], "id": entry["id"], "sides": entry["sides"]} for entry in random[:PAIRS]]
 
 
+def _feedback(run: Collected, verdict: Verdict) -> dict[str, str]:
+    """Return the sentence after a failed attempt, where it depends on the verdict."""
+    if run.config.feedback != "reason" or verdict.outcome != "fail":
+        return {}
+    return {"feedback": shown(failure(_wording(run), verdict, "reason"))}
+
+
+def _feedback_of(run: Collected, group: dict[str, Any]) -> dict[str, str]:
+    """Return the same for the failure of a training group."""
+    attempt = group.get("attempt")
+    return _feedback(run, Verdict.failed(attempt.get("reason", ""))) if attempt else {}
+
+
+def _wording(run: Collected) -> Wording:
+    return run.config.wording_for(run.task) if run.task is not None else Wording()
+
+
 def _conversation(run: Collected) -> dict[str, str]:
     """Return the sentences of r3 between the turns, and which tokens of a reflection are trained."""
-    wording = run.config.wording_for(run.task) if run.task is not None else Wording()
-    broken = Verdict.failed("{reason}")
+    wording = _wording(run)
     return {
         "name": run.name,
-        "failed": shown(failure(wording, broken, run.config.feedback)),
+        "failed": shown(wording.failed),
         "reflect": shown(wording.reflect),
         "retry": shown(wording.retry),
         "tokens": run.config.train.tokens,
@@ -193,7 +222,7 @@ def _run(run: Collected) -> dict[str, Any]:
 def _claim(run: Collected) -> str:
     if run.result is not None and (run.record.done("train") or {}).get("weights_changed") == 0:
         return "Training changed no weight of the model, so this run shows nothing about training."
-    if run.result is not None:
+    if run.result is not None and (run.result.trained is not None or not run.steps):
         return claim(run.result, run.config)
     if run.steps:
         reward = [row["reward"] for row in run.steps if row.get("reward") is not None]
@@ -206,7 +235,7 @@ def _claim(run: Collected) -> str:
 
 def _state(run: Collected) -> str:
     """Return how far the run has come, in one sentence."""
-    if run.status.evaluated:
+    if run.status.evaluated and run.status.stage is None:
         return f"Finished: {', '.join(run.status.finished)}. Run directory {run.record.path}."
     done = f"{', '.join(run.status.finished)} finished" if run.status.finished else "no stage is finished"
     now = {"mine": "mining", "train": "training", "evaluate": "evaluating"}.get(
@@ -216,6 +245,8 @@ def _state(run: Collected) -> str:
         now += f", {run.steps[-1]['step'] if run.steps else 0} of {run.max_steps or '?'} steps"
     if run.status.stage == "evaluate":
         now += f", {len(run.base.outcomes) + len(run.trained.outcomes):,} episodes so far"
+    if run.status.stage is None and not run.status.in_progress:
+        return f"Not evaluated yet: {done}. Run directory {run.record.path}."
     how = "In progress" if run.status.in_progress else "Interrupted; the same command resumes it"
     return f"{how}: {done}; {now}. Run directory {run.record.path}."
 
@@ -282,7 +313,7 @@ def _table(run: Collected) -> dict[str, Any]:
         "name": run.name,
         "head": HEADINGS,
         "rows": rows(run.result),
-        "notes": notes(run.result, run.config),
+        "notes": [*notes(run.result, run.config), *describe_facts(run.record.done("train"))],
         "changes": [(kind, counts[kind]) for kind in sample.CHANGES if counts[kind]],
         "attempted": len(run.base.outcomes),
     }
@@ -331,7 +362,7 @@ def _lengths(run: Collected) -> str:
 
 def _controls(run: Collected) -> list[tuple[str, str]]:
     """Return what each control puts in the reflection's place."""
-    wording = run.config.wording_for(run.task) if run.task is not None else Wording()
+    wording = _wording(run)
     explained = {
         "none": "the request to try again, right after the failure",
         "generic": f"this sentence as the reflection: {wording.generic}",
@@ -341,9 +372,8 @@ def _controls(run: Collected) -> list[tuple[str, str]]:
     return [(CONTROLS_TEXT[arm], shown(explained[arm])) for arm in (run.result.base.controls if run.result else {})]
 
 
-def _sampled(runs: Sequence[Collected], data: dict[str, Any]) -> str:
+def _sampled(runs: Sequence[Collected], data: dict[str, Any], attempted: int) -> str:
     """Return which of the episodes are in the page."""
-    attempted = len({key for run in runs for key in run.base.outcomes}) or sum(run.mined for run in runs)
     groups = sum(run.groups_in_all for run in runs)
     rule = (
         f" A sample is random, the same for every run; it begins with up to {sample.OF_EACH} problems of each kind of "

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, get_args
 
+from jinja2.utils import htmlsafe_json_dumps
+
 from r3core.console import visible
 from r3core.episode import Answer, Episode, Reflection, Text
 from r3core.evaluate import solved
@@ -67,6 +69,7 @@ def count(run: RunRecord, name: str) -> Counts:
         tokens["reflections"] += episode.reflection.tokens if episode.reflection else 0
         for arm, retry in episode.retries.items():
             tokens["retries" if arm == "reflect" else "controls"] += retry.tokens
+        tokens["controls"] += sum(again.tokens for again in episode.resamples)
     return Counts(outcomes, tokens, reflections)
 
 
@@ -159,7 +162,7 @@ def within(entries: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]
     """Return the first entries, as many as fit `size` bytes of JSON."""
     fitting: list[dict[str, Any]] = []
     for entry in entries:
-        size -= len(json.dumps(entry))
+        size -= len(htmlsafe_json_dumps(entry))
         if size < 0:
             break
         fitting.append(entry)

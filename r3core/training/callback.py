@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
@@ -13,6 +13,9 @@ from r3core.distributed import wait_for_all
 from r3core.training.checkpoints import mark_complete
 from r3core.training.trackers import report_episodes
 from r3core.training.trainer import ReflectionTrainer
+
+if TYPE_CHECKING:
+    from r3core.validation import Validator
 
 
 class StepCallback(TrainerCallback):
@@ -57,8 +60,11 @@ class StepCallback(TrainerCallback):
         self.advance(1, figure=main_figure(self.trainer._metrics["train"]))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Append one row of metrics to the run, and report episodes; TRL's summary after the last step is neither."""
-        if logs and "train_runtime" not in logs:
+        """Append one row of metrics to the run, and report episodes.
+
+        TRL's summary after the last step is neither, nor is what precedes the first step.
+        """
+        if logs and state.global_step and "train_runtime" not in logs:
             self.trainer.run.append("train", [{"step": state.global_step, **logs}])
             self.save_clock()
             if state.is_world_process_zero:
@@ -70,6 +76,40 @@ class StepCallback(TrainerCallback):
         wait_for_all("the checkpoint of the other ranks")
         if state.is_world_process_zero:
             mark_complete(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), self.trainer.world)
+
+
+class ValidationCallback(TrainerCallback):
+    """Evaluates the policy before training and after the steps where that is due, and stops training early.
+
+    It follows `steps`, the callback that times each step: an evaluation counts in the time of none.
+    """
+
+    def __init__(self, validator: Validator, *, steps: StepCallback) -> None:
+        self.validator = validator
+        self.steps = steps
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Evaluate the model before its first step."""
+        if state.global_step == 0 and self.validator.is_due(0):
+            self.steps.trainer.log(self._evaluate(state.global_step))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Evaluate where it is due; the metrics are logged with those of the step, before a checkpoint is written."""
+        if not self.validator.is_due(state.global_step):
+            return
+        for name, value in self._evaluate(state.global_step).items():
+            self.steps.trainer._metrics["train"][name].append(value)
+        control.should_log = True  # under this step, whatever `logging_steps` is
+        if self.validator.stopped:
+            control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        metrics = self.validator.evaluate(step)
+        if (engine := self.steps.trainer.policy.vllm) is not None:
+            engine.cached = engine.prompted = 0  # their hit rate is that of training
+        self.steps.ended_at = perf_counter()
+        return metrics
 
 
 def main_figure(metrics: Mapping[str, Sequence[float]]) -> str:

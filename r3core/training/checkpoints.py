@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ def last_checkpoint(folder: Path, *, world: str = ONE_PROCESS) -> Path | None:
             complete.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    last = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    last = max(complete, key=_step, default=None)
     if last is not None and (written := (last / _COMPLETE).read_text(encoding="utf-8") or ONE_PROCESS) != world:
         raise UsageError(
             f"the training in `{folder.parent}` was started with {written} and cannot be resumed with {world}",
@@ -53,28 +54,73 @@ def last_checkpoint(folder: Path, *, world: str = ONE_PROCESS) -> Path | None:
     return last
 
 
-def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any) -> None:
+def complete_step(folder: Path) -> int:
+    """Return the step of the latest complete checkpoint, 0 without one."""
+    return max((_step(mark.parent) for mark in folder.glob(f"checkpoint-*/{_COMPLETE}")), default=0)
+
+
+def best_folder(folder: Path, step: int) -> Path:
+    """Return where the weights of a step are stored that was the best so far, in the form of `save_model`."""
+    return folder / f"best-{step}"
+
+
+def delete_best(folder: Path, keep: Callable[[int], bool]) -> None:
+    """Delete the weights of best steps, except those to `keep`, and those of which a kill left a part."""
+    for path in folder.glob(".best-*.partial"):
+        shutil.rmtree(path)
+    for path in folder.glob("best-*"):
+        if not keep(_step(path)):
+            shutil.rmtree(path)
+
+
+def save_best(trainer: Any, config: Config, source: Path, *, folder: Path, dtype: Any) -> None:
+    """Save the weights of the best step, which are in `source`, as `save_model` does; every process must call this."""
+    if config.lora is not None and config.train.merge:
+        save_model(trainer, config, folder, dtype=dtype, adapter=source)
+    elif rank() == 0:
+        partial = _partial(folder)
+        shutil.copytree(source, partial)
+        _replace(folder, partial)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any, adapter: Path | None = None) -> None:
     """Save a trainer's model and tokenizer in a folder, which replaces an older one only when it is complete.
 
     Every process must call this: the first one gathers the shards of all, and writes. `dtype` is that of the files,
-    unless an adapter was trained: all weights are trained in 32 bits, whatever dtype they were published in.
+    unless an adapter was trained: all weights are trained in 32 bits, whatever dtype they were published in. An adapter
+    that is merged is that of the trainer, or the one in the folder `adapter`.
     """
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole tensors on the first process
     if rank() > 0:
         return
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if config.lora is not None and config.train.merge:
-        model, weights = merge_adapter(model, weights), None
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+        model, weights = merge_adapter(model, weights, adapter=adapter), None
+    partial = _partial(folder)
     if config.lora is None:
         weights = _cast(weights, dtype, keep=_float32_modules(model))
     model.save_pretrained(partial, state_dict=weights)
     if config.lora is None:
-        model.config.dtype = dtype
-        model.config.save_pretrained(partial)
+        saved = deepcopy(model.config)  # training may continue, in its own dtype
+        saved.dtype = dtype
+        saved.save_pretrained(partial)
     with using(trainer.processing_class, original(trainer.processing_class)):
         trainer.processing_class.save_pretrained(partial)
+    _replace(folder, partial)
+
+
+def _partial(folder: Path) -> Path:
+    """Return where a folder is written until it is complete; what a kill has left there is deleted."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
+
+
+def _replace(folder: Path, partial: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

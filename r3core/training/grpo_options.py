@@ -24,9 +24,9 @@ OWNED = {
     "remove_unused_columns": "leave it out: the reward requires every column",
     "reward_weights": "leave it out: there is one reward, the verdict of the retry",
     "chat_template_kwargs": "set the arguments under `template`, for example template.enable_thinking=false",
-    "do_eval": "see `evaluate`",
-    "eval_on_start": "see `evaluate`",
-    "eval_strategy": "see `evaluate`",
+    "do_eval": "set `evaluate.every`",
+    "eval_on_start": "set `evaluate.every`",
+    "eval_strategy": "set `evaluate.every`",
 }
 """Options of GRPOConfig that r3 sets itself, and what to do instead of setting them under `grpo`."""
 
@@ -177,6 +177,13 @@ def explain_checkpoints(options: Mapping[str, Any], world_size: int) -> list[str
     if steps == save_steps or save_steps < 1:
         return [f"a checkpoint every {steps} steps"] if steps > 1 else []
     return [f"a checkpoint every {steps} steps (save_steps is {save_steps}), as a generation serves several steps"]
+
+
+def reflections_per_step(options: Mapping[str, Any], world_size: int = 1) -> float:
+    """Return the number of reflections that are generated per step, in all processes."""
+    given = with_defaults(options)
+    step = given["per_device_train_batch_size"] * world_size * given["gradient_accumulation_steps"]
+    return float(step / given["num_iterations"])
 
 
 def check_vllm(options: Mapping[str, Any]) -> None:

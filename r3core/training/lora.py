@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r3core.config import Config
@@ -39,14 +40,15 @@ def lora_config(options: Mapping[str, Any]) -> LoraConfig:
         raise ConfigError(f"peft rejects the options under `lora`: {error}") from error
 
 
-def merge_adapter(model: Any, weights: Mapping[str, Any]) -> Any:
-    """Return a plain model: the base of a PeftModel with its adapter added to the weights.
+def merge_adapter(model: Any, weights: Mapping[str, Any], *, adapter: Path | None = None) -> Any:
+    """Return a plain model: the base of a PeftModel with its adapter, or the one in a folder, added to the weights.
 
     `weights` has the whole weights of base and adapter, under the PeftModel's names. Those in `model` may be shards: so
     the layers are built anew on the meta device, where tensors have shapes but no memory, and receive `weights` by
     assignment, without a copy.
     """
     import torch
+    from peft import load_peft_weights, set_peft_model_state_dict
     from transformers import AutoModelForCausalLM
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -55,6 +57,8 @@ def merge_adapter(model: Any, weights: Mapping[str, Any]) -> Any:
         base = AutoModelForCausalLM.from_config(model.config)
         whole = type(model)(base, model.peft_config["default"])
     whole.load_state_dict(weights, assign=True)
+    if adapter is not None:
+        set_peft_model_state_dict(whole, load_peft_weights(str(adapter), device="cpu"))
     return whole.merge_and_unload()
 
 

@@ -29,6 +29,9 @@ class Policy:
     With vLLM, log-probabilities are those at the sampling temperature, which TRL compares with the trainer's own.
     """
 
+    collective = True
+    """Every process must call `generate` equally often, also without conversations: all gather the weights together."""
+
     def __init__(self, trainer: Any, batch_size: int) -> None:
         self.trainer = trainer  # a GRPOTrainer, whose attributes have wider types than their values
         self.batch_size = batch_size

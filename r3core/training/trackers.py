@@ -7,6 +7,7 @@ escaped: a tracker's page renders Markdown, which could load an image from elsew
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from heapq import nsmallest
 from typing import Any
@@ -47,6 +48,13 @@ def report_episodes(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
         escaped = [{name: _without_markup(value) for name, value in row.items()} for row in table]
         trackio.log({NAME: trackio.Table(data=escaped)})  # type: ignore[arg-type]  # rows may be dictionaries
+
+
+def end_runs() -> None:
+    """End the run of wandb, which would otherwise receive the metrics of the next training in this process too."""
+    wandb = sys.modules.get("wandb")  # not imported: that takes a second, and without it no run is open
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 def sampled(rows: Sequence[Mapping[str, Any]], *, seed: int) -> list[dict[str, Any]]:

@@ -115,7 +115,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def config(
-    *, steps: int, train: dict[str, Any] | None = None, lora: dict[str, Any] | None = None, seed: int = 0, **grpo: Any
+    *,
+    steps: int,
+    train: dict[str, Any] | None = None,
+    lora: dict[str, Any] | None = None,
+    evaluate: dict[str, Any] | None = None,
+    seed: int = 0,
+    **grpo: Any,
 ) -> Config:
     """Return a configuration with groups of 16, 4 groups per step, and no checkpoints unless `grpo` sets them."""
     options: dict[str, Any] = {
@@ -127,8 +133,10 @@ def config(
         "num_generations": 16,
         "save_strategy": "no",
     }
-    turns = {"reflection": {"max_tokens": 4}, "retry": {"max_tokens": 4, "temperature": 0}}
-    sections = {"sampling": turns, "train": train or {}, "lora": lora, "grpo": options | grpo}
+    turns = {"attempt": {"max_tokens": 4}, "reflection": {"max_tokens": 4}}
+    turns["retry"] = {"max_tokens": 4, "temperature": 0}
+    sections = {"sampling": turns, "train": train or {}, "lora": lora, "evaluate": evaluate or {}}
+    sections["grpo"] = options | grpo
     return Config.model_validate({"task": "doors", "seed": seed} | sections)
 
 
@@ -216,26 +224,32 @@ class KillingDoors(Doors):
 
 
 class KillingRun(Run):
-    """A run directory that kills its process when a step is about to be logged."""
+    """A run directory that kills its process when a step is about to be logged, or its evaluation is."""
 
     step = 0
+    name = "train"
 
     def append(self, name: str, rows: Any) -> None:
-        if name == "train" and any(row["step"] == self.step for row in rows):
+        if name == self.name and any(dict(row)["step"] == self.step for row in rows):
             os.kill(os.getpid(), signal.SIGKILL)
         super().append(name, rows)
 
 
 def _main(directory: Path, step: int, folder: Path, options: str = "") -> None:
-    """Train until the generation of a step or, with `options`, until it is logged; then kill this process."""
+    """Train until the generation of a step or, with `options`, until it is logged; then kill this process.
+
+    `options` are those of `config`; `rows` among them is the name of the rows that log the step.
+    """
     from transformers import AutoModelForCausalLM
 
     from r3core.train import train
 
     model = AutoModelForCausalLM.from_pretrained(folder)
-    settings = config(**(KILLED | json.loads(options or "{}")))
+    given = json.loads(options or "{}")
+    KillingRun.name = given.pop("rows", "train")
+    settings = config(**(KILLED | given))
     checkpoint = directory / "checkpoints" / f"checkpoint-{step - 1}"
-    task = Doors() if options else KillingDoors(checkpoint=checkpoint, run=os.getpid())
+    task = Halls() if options else KillingDoors(checkpoint=checkpoint, run=os.getpid())
     KillingRun.step = step if options else 0
     with KillingRun.open(directory, settings.record()) as run:
         train(run, protocol(settings, task), failures(), model=model, tokenizer=tokenizer())
