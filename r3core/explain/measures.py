@@ -89,6 +89,14 @@ def reward(figures: Figures, window: tuple[int, int]) -> Mean:
     return _mean(figures, window, lambda group: (group.reward, group.judged), bounded=True)
 
 
+def earned(figures: Figures, window: tuple[int, int]) -> Mean:
+    """Return the mean reward of all reflections in a window, 0 for those without one.
+
+    A model that has collapsed writes to the token limit, and then no retry is judged: its mean reward does not fall.
+    """
+    return _mean(figures, window, lambda group: (group.reward, group.reflections), bounded=True)
+
+
 def length(figures: Figures, window: tuple[int, int]) -> Mean:
     """Return the mean number of tokens of a reflection in a window."""
     return _mean(figures, window, lambda group: (group.tokens, group.reflections), bounded=False)
@@ -117,13 +125,13 @@ def rises(figures: Figures) -> bool:
 
 
 def rewards_over_time(figures: Figures) -> list[Mean]:
-    """Return the mean rewards of the first step, which no update precedes, and of windows of a sixth of the steps."""
+    """Return what reflections earn in the first step, which no update precedes, and in sixths of the steps."""
     steps = steps_of(figures)
     if len(steps) < 2:
         return []
     least = min(_MIN_PEAK_STEPS, len(steps) // 2)
     found = [(steps[0], steps[0]), *windows(steps, PEAK_WINDOW, least)]
-    means = [reward(figures, window) for window in found]
+    means = [earned(figures, window) for window in found]
     return [mean for mean in means if mean.samples]
 
 

@@ -108,7 +108,7 @@ RULES: dict[str, Rule] = {
     ),
     "learning-rate-high": Rule(
         0.10,
-        "the reward ends more than {limit:.0%} below its peak",
+        "the mean reward (0 where no retry was judged) ends more than {limit:.0%} below its peak",
         "standard errors in the demonstration: 5 points for a step, 1.5 to 2.6 for a sixth of the steps; it is made of "
         "0.4% of 2,000 simulated trainings with a constant chance",
     ),

@@ -64,7 +64,8 @@ def reward_falls(seen: Seen) -> Diagnosis | None:
         return None
     return diagnosis(
         "learning-rate-high",
-        f"the reward falls from {peak.value:.2f} in {_steps(peak)} to {end.value:.2f} in {_steps(end)} "
+        f"the mean reward (0 where no retry was judged) falls from {peak.value:.2f} in {_steps(peak)} "
+        f"to {end.value:.2f} in {_steps(end)} "
         f"({_change(fall)}; {end.samples:,} reflections)",
         setting(seen.config, "learning_rate", factor=0.1),
         {"peak": peak.value, "end": end.value, "difference": fall.difference, "low": fall.low, "high": fall.high},
