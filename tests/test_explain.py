@@ -329,6 +329,7 @@ def a_gain_on_the_training_problems_alone(path: Path) -> Recorded:
     evaluated(path.with_name("evaluated"), one, one)
     for name in ("evaluate-base.jsonl", "evaluate-trained.jsonl"):
         (path / name).write_bytes((path.with_name("evaluated") / name).read_bytes())
+    (path / "stages" / "evaluate.json").write_bytes((path.with_name("evaluated") / "stages/evaluate.json").read_bytes())
     return path, config
 
 
@@ -458,6 +459,7 @@ def test_the_findings_of_the_published_results(name: str, expected: list[str], t
     )
     (tmp_path / "stages").mkdir()
     files = {"result": record["result"], "forecast": record["forecast"], "stages/mine": record["mined"]}
+    files["stages/evaluate"] = {"trained": True}
     for file, value in files.items():
         if value is not None:
             (tmp_path / f"{file}.json").write_text(json.dumps(value))
@@ -492,6 +494,18 @@ def test_an_unfinished_evaluation_is_read_from_its_episodes(tmp_path: Path) -> N
     assert figures.base
     assert figures.trained
     assert (figures.base.scores.first.total, figures.trained.scores.first.total, figures.problems) == (40, 30, 30)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [few_problems, a_worse_first_try, a_gain_at_the_first_try_alone, retries_that_ignore_the_reflection]
+    + [a_gain_on_the_training_problems_alone],
+)
+def test_an_evaluation_in_progress_is_not_compared(fault: Callable[[Path], Recorded], tmp_path: Path) -> None:
+    recorded = fault(tmp_path / "run")
+    assert len(diagnosed(recorded)) == 1
+    (recorded[0] / "stages" / "evaluate.json").unlink()
+    assert diagnosed(recorded) == []
 
 
 def test_no_more_than_four_findings_are_made_the_most_important_first() -> None:

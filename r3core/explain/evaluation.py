@@ -18,7 +18,7 @@ _LEAST_DIFFERENCE = 0.05  # that an evaluation is planned for, where a smaller o
 def retry_ignores_reflection(seen: Seen) -> Diagnosis | None:
     name = "trained" if seen.figures.trained else "base"
     side = seen.figures.trained or seen.figures.base
-    if side is None or not set(_OTHERS) <= side.against.keys():
+    if not _finished(seen) or side is None or not set(_OTHERS) <= side.against.keys():
         return None
     if side.scores.fix.passed < _FEWEST_FIXED:  # a model that fixes nothing ignores nothing
         return None
@@ -43,7 +43,12 @@ def retry_ignores_reflection(seen: Seen) -> Diagnosis | None:
 
 def first_try_lost(seen: Seen) -> Diagnosis | None:
     paired = seen.figures.paired
-    if paired is None or paired.first.high >= 0 or paired.first.difference > -RULES["first-try-lost"].limit:
+    if (
+        not _finished(seen)
+        or paired is None
+        or paired.first.high >= 0
+        or paired.first.difference > -RULES["first-try-lost"].limit
+    ):
         return None
     return diagnosis(
         "first-try-lost",
@@ -56,7 +61,9 @@ def first_try_lost(seen: Seen) -> Diagnosis | None:
 
 def gain_at_first_try(seen: Seen) -> Diagnosis | None:
     paired, base, trained = seen.figures.paired, seen.figures.base, seen.figures.trained
-    if paired is None or base is None or trained is None or min(paired.first.low, paired.second.low) <= 0:
+    if not _finished(seen) or paired is None or base is None or trained is None:
+        return None
+    if min(paired.first.low, paired.second.low) <= 0:
         return None
     part = paired.first.difference / paired.second.difference
     fix = _difference(base.scores.fix, trained.scores.fix)
@@ -75,7 +82,7 @@ def gain_at_first_try(seen: Seen) -> Diagnosis | None:
 def gain_not_held_out(seen: Seen) -> Diagnosis | None:
     base, trained = seen.figures.base, seen.figures.trained
     rise = measures.reward_change(seen.figures)
-    if base is None or trained is None or rise is None or rise.low <= 0.10:
+    if not _finished(seen) or base is None or trained is None or rise is None or rise.low <= 0.10:
         return None
     fix = _difference(base.scores.fix, trained.scores.fix)
     if fix.high >= RULES["gain-not-held-out"].limit * rise.low:
@@ -95,7 +102,7 @@ def gain_not_held_out(seen: Seen) -> Diagnosis | None:
 
 def evaluation_too_small(seen: Seen) -> Diagnosis | None:
     paired, square, problems = seen.figures.paired, seen.figures.mean_square, seen.figures.problems
-    if paired is None or not square or not problems:
+    if not _finished(seen) or paired is None or not square or not problems:
         return None
     second = paired.second
     if second.p < 0.05 or second.high <= RULES["evaluation-too-small"].limit:
@@ -112,6 +119,11 @@ def evaluation_too_small(seen: Seen) -> Diagnosis | None:
         _more_problems(needed, seen.figures.in_split),
         {"difference": second.difference, "low": second.low, "high": second.high, "n": problems, "needed": needed},
     )
+
+
+def _finished(seen: Seen) -> bool:
+    """Return whether all problems were attempted: the first ones of an evaluation in progress are no sample of them."""
+    return seen.figures.stages.get("evaluate", False)
 
 
 def _more_problems(needed: int, in_split: int | None) -> str:
