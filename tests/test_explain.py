@@ -252,6 +252,7 @@ def rows(
     leaked: Callable[[float], bool] = lambda part: False,
     steps: int = 48,
     finished: bool = True,
+    logging_steps: int = 1,
     overrides: Sequence[str] = (),
     **logged: Any,
 ) -> Recorded:
@@ -285,7 +286,8 @@ def rows(
                     }
                 )
             base = {"loss": 0.1, "grad_norm": 0.5, "learning_rate": 2e-4, "entropy": 1 - 0.6 * part}
-            metrics.append({"step": step, **base, **logged})
+            if step % logging_steps == 0:
+                metrics.append({"step": step, **base, **logged})
         run.append("train-episodes", episodes)
         run.append("train", metrics)
         if finished:
@@ -498,8 +500,13 @@ def test_an_unfinished_evaluation_is_read_from_its_episodes(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "fault",
-    [few_problems, a_worse_first_try, a_gain_at_the_first_try_alone, retries_that_ignore_the_reflection]
-    + [a_gain_on_the_training_problems_alone],
+    [
+        few_problems,
+        a_worse_first_try,
+        a_gain_at_the_first_try_alone,
+        retries_that_ignore_the_reflection,
+        a_gain_on_the_training_problems_alone,
+    ],
 )
 def test_an_evaluation_in_progress_is_not_compared(fault: Callable[[Path], Recorded], tmp_path: Path) -> None:
     recorded = fault(tmp_path / "run")
@@ -526,6 +533,29 @@ def rates_of_faults(figures: Figures) -> Figures:
     return figures.model_copy(
         update={"weights_changed": 0.0, "attempts_truncated": cut, "groups": groups, "steps": steps}
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "logged", "name", "text"),
+    [
+        (16, {}, "few-updates", "ended after 16 steps"),
+        (60, {"kl": 1e-5}, "learning-rate-low", "in 60 steps, whose learning rates add up to 0.012;"),
+        (60, {"reflections/read_by_retry": 0.2}, "trained-tokens-unread", "trained tokens in steps 1 to 20;"),
+        (60, {"sampling/importance_sampling_ratio/mean": 0.1}, "importance-ratio-low", "in the mean of 60 steps,"),
+        (60, {"grad_norm": None}, "not-finite", "of {rows} of {rows} logged rows are NaN or infinite"),
+    ],
+)
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_row_may_stand_for_several_steps(
+    steps: int, logged: dict[str, Any], name: str, text: str, every: int, tmp_path: Path
+) -> None:
+    path, config = rows(tmp_path / "run", level, steps=steps, logging_steps=every, **logged)
+    [found] = [one for one in explain(RunRecord(path), config).diagnoses if one.name == name]
+    assert text.format(rows=steps // every) in found.finding
+
+
+def test_sixty_steps_logged_every_tenth_are_not_few(tmp_path: Path) -> None:
+    assert diagnosed(rows(tmp_path / "run", level, steps=60, logging_steps=10)) == ["reward-flat"]
 
 
 # The command.

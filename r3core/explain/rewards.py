@@ -165,23 +165,27 @@ def tokens_unread(seen: Seen) -> Diagnosis | None:
         return None
     return diagnosis(
         "trained-tokens-unread",
-        f"the retries have read {read.before.value:.1%} of the trained tokens in the first "
-        f"{read.before.samples} steps; the rest is thinking that their prompt leaves out",
+        f"the retries have read {read.before.value:.1%} of the trained tokens in steps {read.before.first} to "
+        f"{read.before.last}; the rest is thinking that their prompt leaves out",
         "train.tokens=answer-of-reflection, or history=verbatim",
-        {"read": read.before.value, "steps": read.before.samples},
+        {"read": read.before.value, "first": read.before.first, "last": read.before.last},
     )
 
 
 def importance_ratio(seen: Seen) -> Diagnosis | None:
-    known = [step.importance_ratio for step in seen.figures.steps if step.importance_ratio is not None]
-    if not known or (mean := sum(known) / len(known)) >= RULES["importance-ratio-low"].limit:
+    known = measures.logged(seen.figures, "importance_ratio")
+    steps = sum(number for _, number in known)
+    if (
+        not steps
+        or (mean := sum(ratio * number for ratio, number in known) / steps) >= RULES["importance-ratio-low"].limit
+    ):
         return None
     return diagnosis(
         "importance-ratio-low",
-        f"the ratio of the trainer's to vLLM's probabilities is {mean:.3g} in the mean of {len(known)} steps, and the "
+        f"the ratio of the trainer's to vLLM's probabilities is {mean:.3g} in the mean of {steps} steps, and the "
         "loss is multiplied by it",
         "sampling.reflection.top_p=1.0 sampling.reflection.top_k=0, or grpo.vllm_importance_sampling_correction=false",
-        {"ratio": mean, "steps": len(known)},
+        {"ratio": mean, "steps": steps},
     )
 
 

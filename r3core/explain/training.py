@@ -45,10 +45,10 @@ def not_finite(seen: Seen) -> Diagnosis | None:
         return None
     return diagnosis(
         "not-finite",
-        f"loss or gradient of {len(broken)} of {len(seen.figures.steps)} steps are NaN or infinite, "
-        f"first in step {broken[0]}",
+        f"loss or gradient of {len(broken)} of {len(seen.figures.steps)} logged rows are NaN or infinite, "
+        f"first at step {broken[0]}",
         setting(seen.config, "learning_rate", factor=0.1) + ", or grpo.max_grad_norm=0.1",
-        {"steps": len(broken), "of": len(seen.figures.steps), "first": broken[0]},
+        {"rows": len(broken), "of": len(seen.figures.steps), "first": broken[0]},
     )
 
 
@@ -91,11 +91,11 @@ def learning_rate_low(seen: Seen) -> Diagnosis | None:
     change = _flat(seen)
     if change is None or _moved(seen):
         return None
-    total = sum(step.learning_rate or 0.0 for step in seen.figures.steps)
+    total = sum(rate * steps for rate, steps in measures.logged(seen.figures, "learning_rate"))
     return diagnosis(
         "learning-rate-low",
         f"neither reward ({_change(change)}; {change.after.samples:,} reflections) nor policy has moved in "
-        f"{len(measures.steps_of(seen.figures))} steps, whose learning rates add up to {total:.2g}{_stillness(seen)}",
+        f"{measures.steps_made(seen.figures)} steps, whose learning rates add up to {total:.2g}{_stillness(seen)}",
         setting(seen.config, "learning_rate", factor=10),
         {"difference": change.difference, "low": change.low, "high": change.high, "learning_rates": total},
     )
@@ -105,7 +105,7 @@ def reward_flat(seen: Seen) -> Diagnosis | None:
     change = _flat(seen)
     if change is None or not _moved(seen):
         return None
-    steps = len(measures.steps_of(seen.figures))
+    steps = measures.steps_made(seen.figures)
     return diagnosis(
         "reward-flat",
         f"the reward stays at {change.after.value:.2f} ({_change(change)}; {change.after.samples:,} reflections) over "
@@ -117,7 +117,7 @@ def reward_flat(seen: Seen) -> Diagnosis | None:
 
 
 def few_updates(seen: Seen) -> Diagnosis | None:
-    steps, paired = len(seen.figures.steps), seen.figures.paired
+    steps, paired = measures.steps_made(seen.figures), seen.figures.paired
     if not seen.figures.stages.get("train") or not 0 < steps < RULES["few-updates"].limit:
         return None
     change = measures.reward_change(seen.figures)
@@ -155,10 +155,9 @@ def reflection_length(seen: Seen) -> Diagnosis | None:
 
 def _flat(seen: Seen) -> measures.Change | None:
     """Return the change of the reward if a rise is excluded, and enough steps were made for one."""
-    steps = measures.steps_of(seen.figures)
     change = measures.reward_change(seen.figures)
     flat = change is not None and change.high < RULES["reward-flat"].limit
-    return change if flat and len(steps) >= RULES["few-updates"].limit else None
+    return change if flat and measures.steps_made(seen.figures) >= RULES["few-updates"].limit else None
 
 
 def _moved(seen: Seen) -> bool:
