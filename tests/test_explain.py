@@ -151,6 +151,12 @@ def too_easy_forecast(path: Path) -> Recorded:
     return mined(path, by_turn(lambda number: "no", retry=str), "mine.probe=60", "grpo.num_generations=4")
 
 
+def easy_and_hopeless_forecast(path: Path) -> Recorded:
+    """The forecast of failures of which 55% are always fixed, the others never."""
+    one = by_turn(lambda number: "no", retry=right_if(lambda number: number % 20 < 11))
+    return mined(path, one, "mine.probe=60", "grpo.num_generations=4")
+
+
 def retries_that_ignore_the_reflection(path: Path) -> Recorded:
     def third(number: int) -> bool:
         return number % 3 == 0
@@ -343,6 +349,7 @@ FAULTS: list[Any] = [
     pytest.param("verifier-untrusted", wrong_answers_that_pass, marks=slow),  # it makes a certificate
     ("groups-all-wrong", hopeless_forecast),
     ("groups-all-right", too_easy_forecast),
+    ("groups-all-alike", easy_and_hopeless_forecast),
     ("retry-ignores-reflection", retries_that_ignore_the_reflection),
     ("first-try-lost", a_worse_first_try),
     ("gain-at-first-try", a_gain_at_the_first_try_alone),
@@ -556,6 +563,44 @@ def test_a_row_may_stand_for_several_steps(
 
 def test_sixty_steps_logged_every_tenth_are_not_few(tmp_path: Path) -> None:
     assert diagnosed(rows(tmp_path / "run", level, steps=60, logging_steps=10)) == ["reward-flat"]
+
+
+def test_a_forecast_without_a_clear_majority_gives_no_direction(tmp_path: Path) -> None:
+    path, config = easy_and_hopeless_forecast(tmp_path / "run")
+    [found] = explain(RunRecord(path), config).diagnoses
+    assert found.figures["reward"] == pytest.approx(0.55, abs=0.02)
+    assert "some are all right and some are all wrong" in found.finding
+    assert "too easy" not in found.finding
+    assert found.advice == (
+        "grpo.num_generations=8; mine other failures: mine.samples=8 mine.min_pass_rate=0.1 mine.max_pass_rate=0.75, "
+        "or other options of the task; train.retries=4 makes finer rewards"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "overrides", "absent", "present"),
+    [
+        (hopeless_forecast, (), "harder", "mine.samples=8 mine.min_pass_rate=0.1"),
+        (hopeless_forecast, ("mine.max_pass_rate=0.05",), "?", "mine.min_pass_rate=0.1 mine.max_pass_rate=0.1"),
+        (
+            hopeless_forecast,
+            ("mine.samples=8", "mine.max_pass_rate=1", "mine.min_pass_rate=0.1", "train.retries=4"),
+            "mine.",
+            "grpo.num_generations=8; easier options of the task",
+        ),
+        (too_easy_forecast, (), "train.retries", "mine.samples=8 mine.max_pass_rate=0.25"),
+        (too_easy_forecast, ("mine.samples=16",), "mine.samples", "mine.max_pass_rate=0.25"),
+        (too_easy_forecast, ("mine.samples=8", "mine.max_pass_rate=0.25"), "mine.", "harder options of the task"),
+    ],
+)
+def test_settings_that_are_set_already_are_not_proposed(
+    fault: Callable[[Path], Recorded], overrides: Sequence[str], absent: str, present: str, tmp_path: Path
+) -> None:
+    path, _ = fault(tmp_path / "run")
+    config = resolve(Toy(problems=60), overrides=("grpo.num_generations=4", *overrides))
+    [found] = explain(RunRecord(path), config).diagnoses
+    assert present in found.advice
+    assert absent not in found.advice
 
 
 # The command.

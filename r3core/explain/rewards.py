@@ -14,6 +14,9 @@ from r3core.stats import Rate, wilson
 from r3core.truncation import PLURAL, TurnKind, limit_of
 
 _FEW_DIFFERENT = 0.25  # reflections of a group, of all of it
+_SAMPLES = 8  # per problem, to tell easy ones from hard ones
+_RETRIES = 4
+_MOST = 2 / 3  # of the groups that are not mixed
 
 
 def attempts_truncated(seen: Seen) -> Diagnosis | None:
@@ -116,20 +119,32 @@ def _all_right(group: Group) -> int:
 def _all_alike(seen: Seen, name: str, alike: Rate, mixed: Rate) -> Diagnosis:
     size = group_size(seen.config)
     what = "all right: the failures are too easy" if name == "groups-all-right" else "all wrong: they are too hard"
-    samples = max(8, seen.config.mine.samples)
-    if name == "groups-all-right":
-        advice = f"mine harder failures: mine.samples={samples} mine.max_pass_rate=0.25, or harder options of the task"
-    else:
-        advice = (
-            f"grpo.num_generations={2 * size}; easier failures: mine.samples={samples} mine.min_pass_rate=0.1; "
-            "train.retries=4 makes finer rewards"
-        )
     return diagnosis(
         name,
         f"{share_text(mixed)} groups of {size} have different rewards, and {alike.rate:.1%} are {what}",
-        advice,
+        _other_failures(seen, name),
         rate_figures(mixed) | {"alike": alike.rate},
     )
+
+
+def _other_failures(seen: Seen, name: str) -> str:
+    """Return the settings with which the groups differ more, without those that are set already."""
+    mine, harder, easier = seen.config.mine, name != "groups-all-wrong", name != "groups-all-right"
+    low = 0.1 if easier else min(mine.min_pass_rate, 0.25)
+    high = (0.75 if easier else 0.25) if harder else max(mine.max_pass_rate, 0.1)
+    change = [f"mine.samples={_SAMPLES}"] if mine.samples < _SAMPLES else []
+    if mine.min_pass_rate < low or (not easier and mine.min_pass_rate > low):
+        change.append(f"mine.min_pass_rate={low:g}")
+    if mine.max_pass_rate > high or (not harder and mine.max_pass_rate < high):
+        change.append(f"mine.max_pass_rate={high:g}")
+    kind = "other" if harder and easier else "harder" if harder else "easier"
+    mined = f"mine {kind} failures: {' '.join(change)}, or {kind}" if change else kind
+    advice = [f"{mined} options of the task"]
+    if easier:
+        advice.insert(0, f"grpo.num_generations={2 * group_size(seen.config)}")
+        if seen.config.train.retries < _RETRIES:
+            advice.append(f"train.retries={_RETRIES} makes finer rewards")
+    return "; ".join(advice)
 
 
 def _identical(seen: Seen, different: Rate, mixed: Rate) -> Diagnosis:
@@ -149,13 +164,22 @@ def _forecast_without_signal(seen: Seen) -> Diagnosis | None:
     mixed = forecast.signal.get(size) if forecast else None
     if forecast is None or mixed is None or mixed.high >= RULES["groups-all-wrong"].limit:
         return None
-    name = "groups-all-right" if forecast.reward.rate > 0.5 else "groups-all-wrong"
-    seen_as = wilson(round(mixed.rate * forecast.probed), forecast.probed)
-    return _all_alike(
-        seen,
+    share = wilson(round(mixed.rate * forecast.probed), forecast.probed).model_copy(update=mixed.model_dump())
+    # Of each share only limits are known: the mixed groups have a part of the reward, from nothing to all of theirs.
+    reward, alike = forecast.reward, max(1 - mixed.rate, 1e-9)
+    if (reward.low - mixed.rate) / alike > _MOST:
+        name, meaning = "groups-all-right", "most of the others are all right: the failures are too easy"
+    elif (1 - reward.high - mixed.rate) / alike > _MOST:
+        name, meaning = "groups-all-wrong", "most of the others are all wrong: the failures are too hard"
+    else:
+        name, meaning = "groups-all-alike", "of the others, some are all right and some are all wrong"
+    mean = f"{reward.rate:.2f} [{reward.low:.2f}, {reward.high:.2f}]"
+    return diagnosis(
         name,
-        wilson(forecast.probed - seen_as.passed, forecast.probed),
-        seen_as.model_copy(update={"rate": mixed.rate, "low": mixed.low, "high": mixed.high}),
+        f"{share_text(share)} groups of {size} are expected to have different rewards; the mean reward of the "
+        f"forecast is {mean}, so {meaning}",
+        _other_failures(seen, name),
+        rate_figures(share) | {"reward": reward.rate},
     )
 
 
