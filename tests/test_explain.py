@@ -603,6 +603,53 @@ def test_settings_that_are_set_already_are_not_proposed(
     assert absent not in found.advice
 
 
+@pytest.mark.parametrize(
+    ("limit", "samples", "in_split", "advice"),
+    [
+        (40, 1, None, "evaluate.limit={needed}"),
+        (40, 1, 5000, "evaluate.limit={needed}"),
+        (40, 1, 50, "evaluate.limit=null evaluate.samples=4 (the split has 50 problems), or several seeds"),
+        (40, 4, 50, "evaluate.limit=null evaluate.samples=8 (the split has 50 problems), or several seeds"),
+        (None, 4, 40, "evaluate.samples=8 (the split has 40 problems), or several seeds"),
+        (None, 1, None, "evaluate.samples=4, or several seeds"),
+        (5000, 1, 40, "evaluate.samples=4 (the split has 40 problems), or several seeds"),
+    ],
+)
+def test_more_problems_are_proposed_by_settings_that_differ(
+    limit: int | None, samples: int, in_split: int | None, advice: str, tmp_path: Path
+) -> None:
+    path, config = few_problems(tmp_path / "run")
+    figures = figures_of(RunRecord(path), config).model_copy(update={"in_split": in_split})
+    evaluation = config.evaluate.model_copy(update={"limit": limit, "samples": samples})
+    [found] = diagnoses_of(figures, config.model_copy(update={"evaluate": evaluation}))
+    assert found.advice == advice.format(needed=int(found.figures["needed"]))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize(("problems", "expected"), [(5, ["evaluation-too-small"]), (100, [])])
+def test_a_few_problems_without_any_change_show_nothing(
+    problems: int, expected: list[str], samples: int, tmp_path: Path
+) -> None:
+    one = by_turn(lambda number: "no", retry=right_if(lambda number: number % 2 == 0))
+    recorded = evaluated(tmp_path / "run", one, one, f"evaluate.samples={samples}", problems=problems)
+    found = explain(RunRecord(recorded[0]), recorded[1]).diagnoses
+    assert [one.name for one in found] == expected
+    for diagnosis in found:
+        assert diagnosis.finding.startswith("the second try is the same on 5 problems, too few to see a gain")
+        assert diagnosis.figures["needed"] > 100
+
+
+def test_no_interval_is_printed_where_there_are_too_few_failures_for_one(tmp_path: Path) -> None:
+    path, config = rows(tmp_path / "run", level, steps=6)
+    figures = figures_of(RunRecord(path), config)
+    one = figures.model_copy(update={"groups": [group._replace(failure=0) for group in figures.groups]})
+    [found] = diagnoses_of(one, config)
+    assert (found.name, found.finding) == (
+        "few-updates",
+        "training ended after 6 steps; no change of the reward can be seen",
+    )
+
+
 # The command.
 
 

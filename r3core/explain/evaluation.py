@@ -8,7 +8,7 @@ from r3core.episode import Arm
 from r3core.explain import measures
 from r3core.explain.findings import Seen, diagnosis, points, setting, share_text
 from r3core.explain.rules import RULES, Diagnosis
-from r3core.stats import Difference, Rate, problems_needed
+from r3core.stats import Difference, Rate, problems_needed, wilson
 
 _OTHERS: dict[Arm, str] = {"none": "without a reflection", "shuffled": "with another problem's"}
 _FEWEST_FIXED = 5
@@ -102,22 +102,28 @@ def gain_not_held_out(seen: Seen) -> Diagnosis | None:
 
 def evaluation_too_small(seen: Seen) -> Diagnosis | None:
     paired, square, problems = seen.figures.paired, seen.figures.mean_square, seen.figures.problems
-    if not _finished(seen) or paired is None or not square or not problems:
+    if not _finished(seen) or paired is None or square is None or not problems:
         return None
     second = paired.second
-    if second.p < 0.05 or second.high <= RULES["evaluation-too-small"].limit:
+    # Without any change, a bootstrap over the problems has no width: the limit is that of a share of none of them.
+    high = second.high if square else max(second.high, wilson(0, problems).high)
+    if second.p < 0.05 or high <= RULES["evaluation-too-small"].limit:
         return None
     wanted = max(second.difference, _LEAST_DIFFERENCE)
-    needed = problems_needed(max(square, wanted * wanted), wanted)
+    likely = max(square, 1 / (problems + 2), wanted * wanted)  # few problems without a change do not exclude any
+    needed = problems_needed(likely, wanted)
     if needed <= problems:
         return None
     what = "this size" if wanted == second.difference else f"{100 * wanted:.0f} points"
+    change = (
+        f"changes by {points(second.difference, second.low, high)} (p = {second.p:.2f})" if square else "is the same"
+    )
     return diagnosis(
         "evaluation-too-small",
-        f"the second try changes by {_points(second)} (p = {second.p:.2f}) on {problems:,} problems, too few to see "
-        f"it: for a difference of {what}, {needed:,} problems give a power of 80%",
-        _more_problems(needed, seen.figures.in_split),
-        {"difference": second.difference, "low": second.low, "high": second.high, "n": problems, "needed": needed},
+        f"the second try {change} on {problems:,} problems, too few to see a gain: for a difference of {what}, "
+        f"{needed:,} problems give a power of 80%",
+        _more_problems(seen, needed),
+        {"difference": second.difference, "low": second.low, "high": high, "n": problems, "needed": needed},
     )
 
 
@@ -126,10 +132,14 @@ def _finished(seen: Seen) -> bool:
     return seen.figures.stages.get("evaluate", False)
 
 
-def _more_problems(needed: int, in_split: int | None) -> str:
-    if in_split is None or needed <= in_split:
+def _more_problems(seen: Seen, needed: int) -> str:
+    in_split, now = seen.figures.in_split, seen.config.evaluate
+    whole = now.limit is None or now.limit >= needed  # then the split has no more problems
+    if not whole and (in_split is None or needed <= in_split):
         return f"evaluate.limit={needed}"
-    return f"evaluate.limit=null evaluate.samples=4 (the split has {in_split:,} problems), or several seeds"
+    limit = "" if whole else "evaluate.limit=null "
+    size = f" (the split has {in_split:,} problems)" if in_split else ""
+    return f"{limit}evaluate.samples={max(4, 2 * now.samples)}{size}, or several seeds"
 
 
 def _difference(before: Rate, after: Rate) -> Difference:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from r3core.explain import measures
 from r3core.explain.findings import Seen, diagnosis, points, setting, share_text
 from r3core.explain.rules import PEAK_DEVIATIONS, RULES, Diagnosis
@@ -123,7 +125,8 @@ def few_updates(seen: Seen) -> Diagnosis | None:
     change = measures.reward_change(seen.figures)
     if measures.rises(seen.figures) or (paired and paired.second.low > 0):
         return None
-    rise = f"the reward changes by {_change(change)}" if change else "no change of the reward can be seen"
+    known = change is not None and isfinite(change.high)  # else there are too few failures for an interval
+    rise = f"the reward changes by {_change(change)}" if change and known else "no change of the reward can be seen"
     return diagnosis(
         "few-updates",
         f"training ended after {steps} steps; {rise}",
