@@ -151,6 +151,12 @@ def too_easy_forecast(path: Path) -> Recorded:
     return mined(path, by_turn(lambda number: "no", retry=str), "mine.probe=60", "grpo.num_generations=4")
 
 
+def easy_and_hopeless_forecast(path: Path) -> Recorded:
+    """The forecast of failures of which 55% are always fixed, the others never."""
+    one = by_turn(lambda number: "no", retry=right_if(lambda number: number % 20 < 11))
+    return mined(path, one, "mine.probe=60", "grpo.num_generations=4")
+
+
 def retries_that_ignore_the_reflection(path: Path) -> Recorded:
     def third(number: int) -> bool:
         return number % 3 == 0
@@ -252,6 +258,7 @@ def rows(
     leaked: Callable[[float], bool] = lambda part: False,
     steps: int = 48,
     finished: bool = True,
+    logging_steps: int = 1,
     overrides: Sequence[str] = (),
     **logged: Any,
 ) -> Recorded:
@@ -285,7 +292,8 @@ def rows(
                     }
                 )
             base = {"loss": 0.1, "grad_norm": 0.5, "learning_rate": 2e-4, "entropy": 1 - 0.6 * part}
-            metrics.append({"step": step, **base, **logged})
+            if step % logging_steps == 0:
+                metrics.append({"step": step, **base, **logged})
         run.append("train-episodes", episodes)
         run.append("train", metrics)
         if finished:
@@ -329,6 +337,7 @@ def a_gain_on_the_training_problems_alone(path: Path) -> Recorded:
     evaluated(path.with_name("evaluated"), one, one)
     for name in ("evaluate-base.jsonl", "evaluate-trained.jsonl"):
         (path / name).write_bytes((path.with_name("evaluated") / name).read_bytes())
+    (path / "stages" / "evaluate.json").write_bytes((path.with_name("evaluated") / "stages/evaluate.json").read_bytes())
     return path, config
 
 
@@ -340,6 +349,7 @@ FAULTS: list[Any] = [
     pytest.param("verifier-untrusted", wrong_answers_that_pass, marks=slow),  # it makes a certificate
     ("groups-all-wrong", hopeless_forecast),
     ("groups-all-right", too_easy_forecast),
+    ("groups-all-alike", easy_and_hopeless_forecast),
     ("retry-ignores-reflection", retries_that_ignore_the_reflection),
     ("first-try-lost", a_worse_first_try),
     ("gain-at-first-try", a_gain_at_the_first_try_alone),
@@ -458,6 +468,7 @@ def test_the_findings_of_the_published_results(name: str, expected: list[str], t
     )
     (tmp_path / "stages").mkdir()
     files = {"result": record["result"], "forecast": record["forecast"], "stages/mine": record["mined"]}
+    files["stages/evaluate"] = {"trained": True}
     for file, value in files.items():
         if value is not None:
             (tmp_path / f"{file}.json").write_text(json.dumps(value))
@@ -494,6 +505,23 @@ def test_an_unfinished_evaluation_is_read_from_its_episodes(tmp_path: Path) -> N
     assert (figures.base.scores.first.total, figures.trained.scores.first.total, figures.problems) == (40, 30, 30)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        few_problems,
+        a_worse_first_try,
+        a_gain_at_the_first_try_alone,
+        retries_that_ignore_the_reflection,
+        a_gain_on_the_training_problems_alone,
+    ],
+)
+def test_an_evaluation_in_progress_is_not_compared(fault: Callable[[Path], Recorded], tmp_path: Path) -> None:
+    recorded = fault(tmp_path / "run")
+    assert len(diagnosed(recorded)) == 1
+    (recorded[0] / "stages" / "evaluate.json").unlink()
+    assert diagnosed(recorded) == []
+
+
 def test_no_more_than_four_findings_are_made_the_most_important_first() -> None:
     figures, config = demonstration()
     assert figures.attempts_truncated
@@ -511,6 +539,114 @@ def rates_of_faults(figures: Figures) -> Figures:
     steps = [step._replace(finite=False) for step in figures.steps]
     return figures.model_copy(
         update={"weights_changed": 0.0, "attempts_truncated": cut, "groups": groups, "steps": steps}
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "logged", "name", "text"),
+    [
+        (16, {}, "few-updates", "ended after 16 steps"),
+        (60, {"kl": 1e-5}, "learning-rate-low", "in 60 steps, whose learning rates add up to 0.012;"),
+        (60, {"reflections/read_by_retry": 0.2}, "trained-tokens-unread", "trained tokens in steps 1 to 20;"),
+        (60, {"sampling/importance_sampling_ratio/mean": 0.1}, "importance-ratio-low", "in the mean of 60 steps,"),
+        (60, {"grad_norm": None}, "not-finite", "of {rows} of {rows} logged rows are NaN or infinite"),
+    ],
+)
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_row_may_stand_for_several_steps(
+    steps: int, logged: dict[str, Any], name: str, text: str, every: int, tmp_path: Path
+) -> None:
+    path, config = rows(tmp_path / "run", level, steps=steps, logging_steps=every, **logged)
+    [found] = [one for one in explain(RunRecord(path), config).diagnoses if one.name == name]
+    assert text.format(rows=steps // every) in found.finding
+
+
+def test_sixty_steps_logged_every_tenth_are_not_few(tmp_path: Path) -> None:
+    assert diagnosed(rows(tmp_path / "run", level, steps=60, logging_steps=10)) == ["reward-flat"]
+
+
+def test_a_forecast_without_a_clear_majority_gives_no_direction(tmp_path: Path) -> None:
+    path, config = easy_and_hopeless_forecast(tmp_path / "run")
+    [found] = explain(RunRecord(path), config).diagnoses
+    assert found.figures["reward"] == pytest.approx(0.55, abs=0.02)
+    assert "some are all right and some are all wrong" in found.finding
+    assert "too easy" not in found.finding
+    assert found.advice == (
+        "grpo.num_generations=8; mine other failures: mine.samples=8 mine.min_pass_rate=0.1 mine.max_pass_rate=0.75, "
+        "or other options of the task; train.retries=4 makes finer rewards"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "overrides", "absent", "present"),
+    [
+        (hopeless_forecast, (), "harder", "mine.samples=8 mine.min_pass_rate=0.1"),
+        (hopeless_forecast, ("mine.max_pass_rate=0.05",), "?", "mine.min_pass_rate=0.1 mine.max_pass_rate=0.1"),
+        (
+            hopeless_forecast,
+            ("mine.samples=8", "mine.max_pass_rate=1", "mine.min_pass_rate=0.1", "train.retries=4"),
+            "mine.",
+            "grpo.num_generations=8; easier options of the task",
+        ),
+        (too_easy_forecast, (), "train.retries", "mine.samples=8 mine.max_pass_rate=0.25"),
+        (too_easy_forecast, ("mine.samples=16",), "mine.samples", "mine.max_pass_rate=0.25"),
+        (too_easy_forecast, ("mine.samples=8", "mine.max_pass_rate=0.25"), "mine.", "harder options of the task"),
+    ],
+)
+def test_settings_that_are_set_already_are_not_proposed(
+    fault: Callable[[Path], Recorded], overrides: Sequence[str], absent: str, present: str, tmp_path: Path
+) -> None:
+    path, _ = fault(tmp_path / "run")
+    config = resolve(Toy(problems=60), overrides=("grpo.num_generations=4", *overrides))
+    [found] = explain(RunRecord(path), config).diagnoses
+    assert present in found.advice
+    assert absent not in found.advice
+
+
+@pytest.mark.parametrize(
+    ("limit", "samples", "in_split", "advice"),
+    [
+        (40, 1, None, "evaluate.limit={needed}"),
+        (40, 1, 5000, "evaluate.limit={needed}"),
+        (40, 1, 50, "evaluate.limit=null evaluate.samples=4 (the split has 50 problems), or several seeds"),
+        (40, 4, 50, "evaluate.limit=null evaluate.samples=8 (the split has 50 problems), or several seeds"),
+        (None, 4, 40, "evaluate.samples=8 (the split has 40 problems), or several seeds"),
+        (None, 1, None, "evaluate.samples=4, or several seeds"),
+        (5000, 1, 40, "evaluate.samples=4 (the split has 40 problems), or several seeds"),
+    ],
+)
+def test_more_problems_are_proposed_by_settings_that_differ(
+    limit: int | None, samples: int, in_split: int | None, advice: str, tmp_path: Path
+) -> None:
+    path, config = few_problems(tmp_path / "run")
+    figures = figures_of(RunRecord(path), config).model_copy(update={"in_split": in_split})
+    evaluation = config.evaluate.model_copy(update={"limit": limit, "samples": samples})
+    [found] = diagnoses_of(figures, config.model_copy(update={"evaluate": evaluation}))
+    assert found.advice == advice.format(needed=int(found.figures["needed"]))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize(("problems", "expected"), [(5, ["evaluation-too-small"]), (100, [])])
+def test_a_few_problems_without_any_change_show_nothing(
+    problems: int, expected: list[str], samples: int, tmp_path: Path
+) -> None:
+    one = by_turn(lambda number: "no", retry=right_if(lambda number: number % 2 == 0))
+    recorded = evaluated(tmp_path / "run", one, one, f"evaluate.samples={samples}", problems=problems)
+    found = explain(RunRecord(recorded[0]), recorded[1]).diagnoses
+    assert [one.name for one in found] == expected
+    for diagnosis in found:
+        assert diagnosis.finding.startswith("the second try is the same on 5 problems, too few to see a gain")
+        assert diagnosis.figures["needed"] > 100
+
+
+def test_no_interval_is_printed_where_there_are_too_few_failures_for_one(tmp_path: Path) -> None:
+    path, config = rows(tmp_path / "run", level, steps=6)
+    figures = figures_of(RunRecord(path), config)
+    one = figures.model_copy(update={"groups": [group._replace(failure=0) for group in figures.groups]})
+    [found] = diagnoses_of(one, config)
+    assert (found.name, found.finding) == (
+        "few-updates",
+        "training ended after 6 steps; no change of the reward can be seen",
     )
 
 

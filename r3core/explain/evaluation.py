@@ -8,7 +8,7 @@ from r3core.episode import Arm
 from r3core.explain import measures
 from r3core.explain.findings import Seen, diagnosis, points, setting, share_text
 from r3core.explain.rules import RULES, Diagnosis
-from r3core.stats import Difference, Rate, problems_needed
+from r3core.stats import Difference, Rate, problems_needed, wilson
 
 _OTHERS: dict[Arm, str] = {"none": "without a reflection", "shuffled": "with another problem's"}
 _FEWEST_FIXED = 5
@@ -18,7 +18,7 @@ _LEAST_DIFFERENCE = 0.05  # that an evaluation is planned for, where a smaller o
 def retry_ignores_reflection(seen: Seen) -> Diagnosis | None:
     name = "trained" if seen.figures.trained else "base"
     side = seen.figures.trained or seen.figures.base
-    if side is None or not set(_OTHERS) <= side.against.keys():
+    if not _finished(seen) or side is None or not set(_OTHERS) <= side.against.keys():
         return None
     if side.scores.fix.passed < _FEWEST_FIXED:  # a model that fixes nothing ignores nothing
         return None
@@ -43,7 +43,12 @@ def retry_ignores_reflection(seen: Seen) -> Diagnosis | None:
 
 def first_try_lost(seen: Seen) -> Diagnosis | None:
     paired = seen.figures.paired
-    if paired is None or paired.first.high >= 0 or paired.first.difference > -RULES["first-try-lost"].limit:
+    if (
+        not _finished(seen)
+        or paired is None
+        or paired.first.high >= 0
+        or paired.first.difference > -RULES["first-try-lost"].limit
+    ):
         return None
     return diagnosis(
         "first-try-lost",
@@ -56,7 +61,9 @@ def first_try_lost(seen: Seen) -> Diagnosis | None:
 
 def gain_at_first_try(seen: Seen) -> Diagnosis | None:
     paired, base, trained = seen.figures.paired, seen.figures.base, seen.figures.trained
-    if paired is None or base is None or trained is None or min(paired.first.low, paired.second.low) <= 0:
+    if not _finished(seen) or paired is None or base is None or trained is None:
+        return None
+    if min(paired.first.low, paired.second.low) <= 0:
         return None
     part = paired.first.difference / paired.second.difference
     fix = _difference(base.scores.fix, trained.scores.fix)
@@ -75,7 +82,7 @@ def gain_at_first_try(seen: Seen) -> Diagnosis | None:
 def gain_not_held_out(seen: Seen) -> Diagnosis | None:
     base, trained = seen.figures.base, seen.figures.trained
     rise = measures.reward_change(seen.figures)
-    if base is None or trained is None or rise is None or rise.low <= 0.10:
+    if not _finished(seen) or base is None or trained is None or rise is None or rise.low <= 0.10:
         return None
     fix = _difference(base.scores.fix, trained.scores.fix)
     if fix.high >= RULES["gain-not-held-out"].limit * rise.low:
@@ -95,29 +102,44 @@ def gain_not_held_out(seen: Seen) -> Diagnosis | None:
 
 def evaluation_too_small(seen: Seen) -> Diagnosis | None:
     paired, square, problems = seen.figures.paired, seen.figures.mean_square, seen.figures.problems
-    if paired is None or not square or not problems:
+    if not _finished(seen) or paired is None or square is None or not problems:
         return None
     second = paired.second
-    if second.p < 0.05 or second.high <= RULES["evaluation-too-small"].limit:
+    # Without any change, a bootstrap over the problems has no width: the limit is that of a share of none of them.
+    high = second.high if square else max(second.high, wilson(0, problems).high)
+    if second.p < 0.05 or high <= RULES["evaluation-too-small"].limit:
         return None
     wanted = max(second.difference, _LEAST_DIFFERENCE)
-    needed = problems_needed(max(square, wanted * wanted), wanted)
+    likely = max(square, 1 / (problems + 2), wanted * wanted)  # few problems without a change do not exclude any
+    needed = problems_needed(likely, wanted)
     if needed <= problems:
         return None
     what = "this size" if wanted == second.difference else f"{100 * wanted:.0f} points"
+    change = (
+        f"changes by {points(second.difference, second.low, high)} (p = {second.p:.2f})" if square else "is the same"
+    )
     return diagnosis(
         "evaluation-too-small",
-        f"the second try changes by {_points(second)} (p = {second.p:.2f}) on {problems:,} problems, too few to see "
-        f"it: for a difference of {what}, {needed:,} problems give a power of 80%",
-        _more_problems(needed, seen.figures.in_split),
-        {"difference": second.difference, "low": second.low, "high": second.high, "n": problems, "needed": needed},
+        f"the second try {change} on {problems:,} problems, too few to see a gain: for a difference of {what}, "
+        f"{needed:,} problems give a power of 80%",
+        _more_problems(seen, needed),
+        {"difference": second.difference, "low": second.low, "high": high, "n": problems, "needed": needed},
     )
 
 
-def _more_problems(needed: int, in_split: int | None) -> str:
-    if in_split is None or needed <= in_split:
+def _finished(seen: Seen) -> bool:
+    """Return whether all problems were attempted: the first ones of an evaluation in progress are no sample of them."""
+    return seen.figures.stages.get("evaluate", False)
+
+
+def _more_problems(seen: Seen, needed: int) -> str:
+    in_split, now = seen.figures.in_split, seen.config.evaluate
+    whole = now.limit is None or now.limit >= needed  # then the split has no more problems
+    if not whole and (in_split is None or needed <= in_split):
         return f"evaluate.limit={needed}"
-    return f"evaluate.limit=null evaluate.samples=4 (the split has {in_split:,} problems), or several seeds"
+    limit = "" if whole else "evaluate.limit=null "
+    size = f" (the split has {in_split:,} problems)" if in_split else ""
+    return f"{limit}evaluate.samples={max(4, 2 * now.samples)}{size}, or several seeds"
 
 
 def _difference(before: Rate, after: Rate) -> Difference:

@@ -72,6 +72,22 @@ def steps_of(figures: Figures) -> list[int]:
     return sorted({group.step for group in figures.groups})
 
 
+def steps_made(figures: Figures) -> int:
+    """Return the number of training steps made, of which not every one has a logged row or a group of its own."""
+    return max([0, *(step.step for step in figures.steps), *(group.step for group in figures.groups)])
+
+
+def logged(figures: Figures, value: str) -> list[tuple[float, int]]:
+    """Return what TRL logs, each value with its number of steps: those since the row before (`logging_steps`)."""
+    found = []
+    before = 0
+    for row in figures.steps:
+        if (number := getattr(row, value)) is not None:
+            found.append((number, row.step - before))
+            before = row.step
+    return found
+
+
 def first_and_last(figures: Figures) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """Return the windows of a training that are compared; None for less than two steps."""
     steps = steps_of(figures)
@@ -136,7 +152,7 @@ def rewards_over_time(figures: Figures) -> list[Mean]:
 
 
 def logged_change(figures: Figures, value: str) -> Change | None:
-    """Return the change of what TRL logs once per step, with steps as samples; None where it is not logged."""
+    """Return the change of what TRL logs, with its rows as samples; None where a window has no row."""
     ends = first_and_last(figures)
     if ends is None:
         return None

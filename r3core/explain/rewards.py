@@ -14,6 +14,9 @@ from r3core.stats import Rate, wilson
 from r3core.truncation import PLURAL, TurnKind, limit_of
 
 _FEW_DIFFERENT = 0.25  # reflections of a group, of all of it
+_SAMPLES = 8  # per problem, to tell easy ones from hard ones
+_RETRIES = 4
+_MOST = 2 / 3  # of the groups that are not mixed
 
 
 def attempts_truncated(seen: Seen) -> Diagnosis | None:
@@ -116,20 +119,32 @@ def _all_right(group: Group) -> int:
 def _all_alike(seen: Seen, name: str, alike: Rate, mixed: Rate) -> Diagnosis:
     size = group_size(seen.config)
     what = "all right: the failures are too easy" if name == "groups-all-right" else "all wrong: they are too hard"
-    samples = max(8, seen.config.mine.samples)
-    if name == "groups-all-right":
-        advice = f"mine harder failures: mine.samples={samples} mine.max_pass_rate=0.25, or harder options of the task"
-    else:
-        advice = (
-            f"grpo.num_generations={2 * size}; easier failures: mine.samples={samples} mine.min_pass_rate=0.1; "
-            "train.retries=4 makes finer rewards"
-        )
     return diagnosis(
         name,
         f"{share_text(mixed)} groups of {size} have different rewards, and {alike.rate:.1%} are {what}",
-        advice,
+        _other_failures(seen, name),
         rate_figures(mixed) | {"alike": alike.rate},
     )
+
+
+def _other_failures(seen: Seen, name: str) -> str:
+    """Return the settings with which the groups differ more, without those that are set already."""
+    mine, harder, easier = seen.config.mine, name != "groups-all-wrong", name != "groups-all-right"
+    low = 0.1 if easier else min(mine.min_pass_rate, 0.25)
+    high = (0.75 if easier else 0.25) if harder else max(mine.max_pass_rate, 0.1)
+    change = [f"mine.samples={_SAMPLES}"] if mine.samples < _SAMPLES else []
+    if mine.min_pass_rate < low or (not easier and mine.min_pass_rate > low):
+        change.append(f"mine.min_pass_rate={low:g}")
+    if mine.max_pass_rate > high or (not harder and mine.max_pass_rate < high):
+        change.append(f"mine.max_pass_rate={high:g}")
+    kind = "other" if harder and easier else "harder" if harder else "easier"
+    mined = f"mine {kind} failures: {' '.join(change)}, or {kind}" if change else kind
+    advice = [f"{mined} options of the task"]
+    if easier:
+        advice.insert(0, f"grpo.num_generations={2 * group_size(seen.config)}")
+        if seen.config.train.retries < _RETRIES:
+            advice.append(f"train.retries={_RETRIES} makes finer rewards")
+    return "; ".join(advice)
 
 
 def _identical(seen: Seen, different: Rate, mixed: Rate) -> Diagnosis:
@@ -149,13 +164,22 @@ def _forecast_without_signal(seen: Seen) -> Diagnosis | None:
     mixed = forecast.signal.get(size) if forecast else None
     if forecast is None or mixed is None or mixed.high >= RULES["groups-all-wrong"].limit:
         return None
-    name = "groups-all-right" if forecast.reward.rate > 0.5 else "groups-all-wrong"
-    seen_as = wilson(round(mixed.rate * forecast.probed), forecast.probed)
-    return _all_alike(
-        seen,
+    share = wilson(round(mixed.rate * forecast.probed), forecast.probed).model_copy(update=mixed.model_dump())
+    # Of each share only limits are known: the mixed groups have a part of the reward, from nothing to all of theirs.
+    reward, alike = forecast.reward, max(1 - mixed.rate, 1e-9)
+    if (reward.low - mixed.rate) / alike > _MOST:
+        name, meaning = "groups-all-right", "most of the others are all right: the failures are too easy"
+    elif (1 - reward.high - mixed.rate) / alike > _MOST:
+        name, meaning = "groups-all-wrong", "most of the others are all wrong: the failures are too hard"
+    else:
+        name, meaning = "groups-all-alike", "of the others, some are all right and some are all wrong"
+    mean = f"{reward.rate:.2f} [{reward.low:.2f}, {reward.high:.2f}]"
+    return diagnosis(
         name,
-        wilson(forecast.probed - seen_as.passed, forecast.probed),
-        seen_as.model_copy(update={"rate": mixed.rate, "low": mixed.low, "high": mixed.high}),
+        f"{share_text(share)} groups of {size} are expected to have different rewards; the mean reward of the "
+        f"forecast is {mean}, so {meaning}",
+        _other_failures(seen, name),
+        rate_figures(share) | {"reward": reward.rate},
     )
 
 
@@ -165,23 +189,27 @@ def tokens_unread(seen: Seen) -> Diagnosis | None:
         return None
     return diagnosis(
         "trained-tokens-unread",
-        f"the retries have read {read.before.value:.1%} of the trained tokens in the first "
-        f"{read.before.samples} steps; the rest is thinking that their prompt leaves out",
+        f"the retries have read {read.before.value:.1%} of the trained tokens in steps {read.before.first} to "
+        f"{read.before.last}; the rest is thinking that their prompt leaves out",
         "train.tokens=answer-of-reflection, or history=verbatim",
-        {"read": read.before.value, "steps": read.before.samples},
+        {"read": read.before.value, "first": read.before.first, "last": read.before.last},
     )
 
 
 def importance_ratio(seen: Seen) -> Diagnosis | None:
-    known = [step.importance_ratio for step in seen.figures.steps if step.importance_ratio is not None]
-    if not known or (mean := sum(known) / len(known)) >= RULES["importance-ratio-low"].limit:
+    known = measures.logged(seen.figures, "importance_ratio")
+    steps = sum(number for _, number in known)
+    if (
+        not steps
+        or (mean := sum(ratio * number for ratio, number in known) / steps) >= RULES["importance-ratio-low"].limit
+    ):
         return None
     return diagnosis(
         "importance-ratio-low",
-        f"the ratio of the trainer's to vLLM's probabilities is {mean:.3g} in the mean of {len(known)} steps, and the "
+        f"the ratio of the trainer's to vLLM's probabilities is {mean:.3g} in the mean of {steps} steps, and the "
         "loss is multiplied by it",
         "sampling.reflection.top_p=1.0 sampling.reflection.top_k=0, or grpo.vllm_importance_sampling_correction=false",
-        {"ratio": mean, "steps": len(known)},
+        {"ratio": mean, "steps": steps},
     )
 
 

@@ -91,6 +91,12 @@ RULES: dict[str, Rule] = {
         "less than {limit:.0%} of the groups of the first third are mixed, and most of the others are all right",
         "as above; later groups are all right where a training succeeds",
     ),
+    "groups-all-alike": Rule(
+        0.30,
+        "less than {limit:.0%} of the groups of the forecast are mixed, and neither all right nor all wrong ones are "
+        "sure to be two thirds of the others",
+        "as above; a forecast records the mean reward, which bounds both shares",
+    ),
     "reflections-identical": Rule(
         0.30,
         "less than {limit:.0%} of the groups are mixed, and three quarters of the reflections are repetitions",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from r3core.explain import measures
 from r3core.explain.findings import Seen, diagnosis, points, setting, share_text
 from r3core.explain.rules import PEAK_DEVIATIONS, RULES, Diagnosis
@@ -45,10 +47,10 @@ def not_finite(seen: Seen) -> Diagnosis | None:
         return None
     return diagnosis(
         "not-finite",
-        f"loss or gradient of {len(broken)} of {len(seen.figures.steps)} steps are NaN or infinite, "
-        f"first in step {broken[0]}",
+        f"loss or gradient of {len(broken)} of {len(seen.figures.steps)} logged rows are NaN or infinite, "
+        f"first at step {broken[0]}",
         setting(seen.config, "learning_rate", factor=0.1) + ", or grpo.max_grad_norm=0.1",
-        {"steps": len(broken), "of": len(seen.figures.steps), "first": broken[0]},
+        {"rows": len(broken), "of": len(seen.figures.steps), "first": broken[0]},
     )
 
 
@@ -92,11 +94,11 @@ def learning_rate_low(seen: Seen) -> Diagnosis | None:
     change = _flat(seen)
     if change is None or _moved(seen):
         return None
-    total = sum(step.learning_rate or 0.0 for step in seen.figures.steps)
+    total = sum(rate * steps for rate, steps in measures.logged(seen.figures, "learning_rate"))
     return diagnosis(
         "learning-rate-low",
         f"neither reward ({_change(change)}; {change.after.samples:,} reflections) nor policy has moved in "
-        f"{len(measures.steps_of(seen.figures))} steps, whose learning rates add up to {total:.2g}{_stillness(seen)}",
+        f"{measures.steps_made(seen.figures)} steps, whose learning rates add up to {total:.2g}{_stillness(seen)}",
         setting(seen.config, "learning_rate", factor=10),
         {"difference": change.difference, "low": change.low, "high": change.high, "learning_rates": total},
     )
@@ -106,7 +108,7 @@ def reward_flat(seen: Seen) -> Diagnosis | None:
     change = _flat(seen)
     if change is None or not _moved(seen):
         return None
-    steps = len(measures.steps_of(seen.figures))
+    steps = measures.steps_made(seen.figures)
     return diagnosis(
         "reward-flat",
         f"the reward stays at {change.after.value:.2f} ({_change(change)}; {change.after.samples:,} reflections) over "
@@ -118,13 +120,14 @@ def reward_flat(seen: Seen) -> Diagnosis | None:
 
 
 def few_updates(seen: Seen) -> Diagnosis | None:
-    steps, paired = len(seen.figures.steps), seen.figures.paired
+    steps, paired = measures.steps_made(seen.figures), seen.figures.paired
     if not seen.figures.stages.get("train") or not 0 < steps < RULES["few-updates"].limit:
         return None
     change = measures.reward_change(seen.figures)
     if measures.rises(seen.figures) or (paired and paired.second.low > 0):
         return None
-    rise = f"the reward changes by {_change(change)}" if change else "no change of the reward can be seen"
+    known = change is not None and isfinite(change.high)  # else there are too few failures for an interval
+    rise = f"the reward changes by {_change(change)}" if change and known else "no change of the reward can be seen"
     return diagnosis(
         "few-updates",
         f"training ended after {steps} steps; {rise}",
@@ -156,10 +159,9 @@ def reflection_length(seen: Seen) -> Diagnosis | None:
 
 def _flat(seen: Seen) -> measures.Change | None:
     """Return the change of the reward if a rise is excluded, and enough steps were made for one."""
-    steps = measures.steps_of(seen.figures)
     change = measures.reward_change(seen.figures)
     flat = change is not None and change.high < RULES["reward-flat"].limit
-    return change if flat and len(steps) >= RULES["few-updates"].limit else None
+    return change if flat and measures.steps_made(seen.figures) >= RULES["few-updates"].limit else None
 
 
 def _moved(seen: Seen) -> bool:
