@@ -61,7 +61,7 @@ def test_a_run_prints_its_table(r3: R3, copied: Path) -> None:
     assert said.code == 0
     for word in ("first try", "second try", "fix rate", "- run directory: run"):
         assert word in said.out
-    assert said.err == ""
+    assert said.err == "page: run/report.html\n"
 
 
 def test_a_run_ends_with_its_diagnosis(r3: R3, copied: Path) -> None:
@@ -391,8 +391,8 @@ MODEL = object()  # stands for the tiny model's folder
         (["eval", "--task", TASK], 2, "ships no model of its own"),
         (["mine", "--task", TASK, "--model", MODEL, "--set", "mine.split=tset"], 2, "`mine.split` cannot be 'tset'"),
         (["train", "--task", TASK, "--model", MODEL, "--set", "grpo.max_steps=1"], 2, "there are no failures in"),
-        (["report", "--task", TASK, "--set", "model=x"], 1, "was not evaluated yet"),
-        (["report", "--output-dir", "nowhere"], 2, "no task is named"),
+        (["report", "--task", TASK, "--set", "model=x"], 2, "is not a run directory"),
+        (["report", "--output-dir", "nowhere"], 2, "`nowhere` is not a run directory"),
         (["rescore", "nowhere"], 2, "`nowhere` is neither a run directory nor a failure dataset"),
         (["show", "--task", TASK, "--model", MODEL, "-n", "0"], 2, "Invalid value for '-n'"),
         (["show"], 2, "no task is named"),
