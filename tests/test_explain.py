@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -648,6 +649,39 @@ def test_no_interval_is_printed_where_there_are_too_few_failures_for_one(tmp_pat
         "few-updates",
         "training ended after 6 steps; no change of the reward can be seen",
     )
+
+
+def test_the_texts_of_an_evaluation_are_not_in_memory_at_once(tmp_path: Path) -> None:
+    path, config = few_problems(tmp_path / "run")
+    for side in ("base", "trained"):
+        file = path / f"evaluate-{side}.jsonl"
+        episodes = [json.loads(line) for line in file.read_bytes().splitlines()]
+        for episode in episodes:
+            episode["reflection"] |= {"text": "x" * 100_000}
+        file.write_text("".join(json.dumps(episode) + "\n" for episode in episodes))
+    tracemalloc.start()
+    figures_of(RunRecord(path), config)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000  # of 8 MB of texts
+
+
+def test_episodes_without_texts_have_the_rates_of_the_result(tmp_path: Path) -> None:
+    path, config = retries_that_ignore_the_reflection(tmp_path / "run")
+    result = json.loads((path / "result.json").read_bytes())
+    figures = figures_of(RunRecord(path), config)
+    for name, side in (("base", figures.base), ("trained", figures.trained)):
+        assert side
+        assert without_p_holm(side.scores.model_dump(mode="json")) == without_p_holm(result[name])
+    assert figures.paired
+    assert without_p_holm(figures.paired.model_dump(mode="json")) == without_p_holm(result["paired"])
+
+
+def without_p_holm(value: Any) -> Any:
+    """Return recorded rates without the corrected p-values, which only a whole result has."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without_p_holm(one) for key, one in value.items() if key != "p_holm"}
 
 
 # The command.

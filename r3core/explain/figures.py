@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from r3core.config import Config
 from r3core.episode import CONTROLS, Arm, Episode
 from r3core.evaluate import Paired, Result, Scores, compare, scores, solved
+from r3core.explain.slim import without_texts
 from r3core.forecast import Forecast, group_size
 from r3core.runs import RunRecord, each_value, values_of
 from r3core.stats import Difference, Rate, clustered, wilson
@@ -245,7 +246,7 @@ def _evaluated(run: RunRecord, config: Config) -> dict[str, Any]:
     """Return the figures of the evaluation: from its episodes, or from its result without them."""
     stored = run.read_json("result")
     result = values_of(Result, [stored], "result")[0] if stored else None
-    sides = {name: list(each_value(Episode, run.rows(f"evaluate-{name}"), f"evaluate-{name}")) for name in _SIDES}
+    sides = {name: _episodes(run, name) for name in _SIDES}
     if not sides["base"]:
         if result is None:
             return {}
@@ -268,6 +269,11 @@ def _evaluated(run: RunRecord, config: Config) -> dict[str, Any]:
 
 
 _SIDES = ("base", "trained")
+
+
+def _episodes(run: RunRecord, side: str) -> list[Episode]:
+    name = f"evaluate-{side}"
+    return list(without_texts(each_value(Episode, run.rows(name), name)))
 
 
 def _side(episodes: Sequence[Episode], controls: Sequence[Arm]) -> Side:
