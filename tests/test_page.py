@@ -187,7 +187,7 @@ def test_a_group_has_its_reflections_in_the_order_of_their_rewards(tmp_path: Pat
 
 def test_steps_with_groups_are_evenly_spaced_from_the_first_to_the_last(tmp_path: Path) -> None:
     rows = [row for step in range(1, 201) for row in group(f"n{step}", [1, 0], step=step)]
-    groups, counted, total = sample.groups(open_record(write_run(tmp_path, groups=rows, steps=200)))
+    groups, counted, total = sample.groups(open_record(write_run(tmp_path, groups=rows, steps=200)), 2)
     steps = [one["step"] for one in groups]
     assert len(steps) == sample.MAX_STEPS
     assert (steps[0], steps[-1]) == (1, 200)

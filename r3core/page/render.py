@@ -94,7 +94,7 @@ def _data(runs: Sequence[Collected], figures: Sequence[charts.Chart]) -> dict[st
     ]
     each = sample.MAX_BYTES // len(runs)
     groups = [
-        {"run": place, "key": f"{place}:step {group['step']}:{group['id']}", **group}
+        {"run": place, "key": f"{place}:step {group['step']}{_number(group)}:{group['id']}", **group}
         for place, run in enumerate(runs)
         for group in sample.within(run.groups, each)
     ]
@@ -106,6 +106,11 @@ def _data(runs: Sequence[Collected], figures: Sequence[charts.Chart]) -> dict[st
         "problems": sample.within(_problems(runs), sample.MAX_BYTES),
         "groups": groups,
     }
+
+
+def _number(group: dict[str, Any]) -> str:
+    """Return what distinguishes a group from the others on the same failure in its step; empty where it is alone."""
+    return f".{group['number']}" if "number" in group else ""
 
 
 def _problems(runs: Sequence[Collected]) -> list[dict[str, Any]]:
