@@ -9,6 +9,15 @@ def visible(text: str, *, longest: int | None = None, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in cut)
 
 
+def escape_unencodable() -> None:
+    """Let standard output escape the characters that its encoding lacks; without this, printing one is an error."""
+    import io
+    import sys
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def quiet_libraries() -> None:
     """Turn off progress bars and messages of the libraries."""
     import logging

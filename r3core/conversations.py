@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from itertools import islice
+from typing import Literal, NamedTuple
 
 from r3core.episode import Answer, Arm, Episode, Reflection, Text
 from r3core.errors import RunError, UsageError, did_you_mean
 from r3core.evaluate import solved
 from r3core.failures import Failure
+from r3core.forecast import group_size
+from r3core.groups import TRAINED, Group, groups_of, trained_rows
+from r3core.recorded import config_of
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Frozen
 
@@ -114,20 +117,20 @@ def find(run: RunRecord, wanted: Wanted, *, count: int, model: Model | None = No
     if wanted.change:
         return _changed(run, wanted, count=count, evaluated=evaluated)
     chosen: Model | None = model or ("trained" if "trained" in evaluated else "base" if evaluated else None)
-    matching: list[list[Conversation]] = []
-    for one in conversations(run, chosen):
-        if wanted.matches(one):
-            matching.append([one])
-            if len(matching) == count:
-                break
-    return matching or _nothing(conversations(run, chosen), wanted)
+    found = filter(wanted.matches, conversations(run, chosen))
+    latest_first = chosen is None and _rows(run, TRAINED)
+    matching = reversed(deque(found, maxlen=count)) if latest_first else islice(found, count)
+    return [[one] for one in matching] or _nothing(conversations(run, chosen), wanted)
 
 
 def conversations(run: RunRecord, model: Model | None) -> Iterator[Conversation]:
-    """Yield the recorded conversations of a model's evaluation, or without a model those of training or mining."""
+    """Yield the recorded conversations of a model's evaluation, or without a model those of training or mining.
+
+    They are in the order in which they were recorded.
+    """
     if model is not None:
         yield from map(_of_episode, _episodes(run, f"evaluate-{model}"), _repeated(f", {model} model"))
-    elif _rows(run, "train-episodes"):
+    elif _rows(run, TRAINED):
         yield from _groups(run)
     elif _rows(run, "failures/failures"):
         failures = each_value(Failure, run.rows("failures/failures"), "failures/failures")
@@ -195,31 +198,26 @@ def _of_episode(episode: Episode, of: str) -> Conversation:
 
 
 def _groups(run: RunRecord) -> Iterator[Conversation]:
-    """Yield the groups of training, the latest first, each with its reflections in the order of their rewards."""
+    """Yield the groups of training, each with its reflections in the order of their rewards."""
     failures = {
         failure.id: failure.episode()
         for failure in each_value(Failure, run.rows("failures/failures"), "failures/failures")
     }
-    grouped = [
-        (place, list(rows))
-        for place, rows in groupby(run.rows("train-episodes"), key=lambda row: (row["step"], row["id"]))
-    ]
-    for (step, name), rows in reversed(grouped):
-        failure = failures.get(name)
-        yield Conversation(
-            heading=f"{name}, step {step} of training",
-            example=failure.example if failure else Example(id=name),
-            attempt=failure.attempt if failure else None,
-            tried=sorted(map(_tried, rows), key=lambda one: -1.0 if one.reward is None else one.reward, reverse=True),
-            controls={},
-            key=(name, step),
-            trains=True,
-        )
+    for group in groups_of(trained_rows(run), group_size(config_of(run.path))):
+        yield _of_group(group, failures.get(group.id))
 
 
-def _tried(row: dict[str, Any]) -> Tried:
-    [reflection] = each_value(Reflection, [row["reflection"]], "train-episodes")
-    return Tried(reflection, list(each_value(Answer, row["retries"], "train-episodes")), row["reward"])
+def _of_group(group: Group, failure: Episode | None) -> Conversation:
+    number = "" if group.only else f", group {group.number}"
+    return Conversation(
+        heading=f"{group.id}, step {group.step} of training{number}",
+        example=failure.example if failure else Example(id=group.id),
+        attempt=failure.attempt if failure else None,
+        tried=[Tried(row.reflection, row.retries, row.reward) for row in group.ranked if row.reflection is not None],
+        controls={},
+        key=(group.id, group.step),
+        trains=True,
+    )
 
 
 def _episodes(run: RunRecord, name: str) -> Iterator[Episode]:

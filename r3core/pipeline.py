@@ -32,7 +32,7 @@ from r3core.plugins.engines import checked_engine, engine_of
 from r3core.preflight import check_template, print_notes, template_date
 from r3core.progress import watched
 from r3core.protocol import Protocol
-from r3core.runs import ReadOnlyRun, Run, RunRecord, values_of
+from r3core.runs import ReadOnlyRun, Run, RunRecord, value_of
 from r3core.task import Task
 from r3core.training.checkpoints import changed_share
 from r3core.training.launch import launch_training, needs_launcher, started_by_run
@@ -289,7 +289,12 @@ def origin_of(folder: Path) -> dict[str, Any]:
 
 def result_of(run: RunRecord) -> Result:
     """Return the result of a run that was evaluated."""
-    return values_of(Result, [run.read_json("result")], "result")[0]
+    result = value_of(Result, run, "result")
+    if result is None:
+        raise RunError(
+            f"`{run.path}` has no result.json", "restore the file, or remove stages/evaluate.json and run `r3 eval`"
+        )
+    return result
 
 
 def write_card(run: RunRecord, config: Config, result: Result) -> None:
@@ -297,8 +302,7 @@ def write_card(run: RunRecord, config: Config, result: Result) -> None:
     folder = run.path / "model"
     if result.trained is None or not folder.is_dir():
         return
-    stored = run.read_json("certificate")
-    certificate = values_of(Certificate, [stored], "certificate")[0] if stored else None
+    certificate = value_of(Certificate, run, "certificate")
     notes = describe_facts(run.done("train"))
     atomic_write(folder / "README.md", report.model_card(result, config, certificate, training=notes))
     if certificate is not None:

@@ -33,6 +33,10 @@ _NOT_RESULTS = (
     *("config.json", "environment.json", "sessions.jsonl", "clock.jsonl", "certificate.json", "template.json"),
     *("report.html", "tables", "charts"),
 )
+_REPAIRS = {
+    "result": "restore the file, or remove it and stages/evaluate.json: `r3 eval` makes it again from recorded episodes"
+}
+"""What to do about a damaged file, beside what holds for every one."""
 _RESOLVED = "grpo_resolved"
 _PATIENCE = 30.0  # seconds in which processes that were killed must free the lock
 _MAX_DIFFERENCES = 8  # listed in an error message; more are counted
@@ -267,6 +271,20 @@ def each_value(kind: type[Value], rows: Iterable[Mapping[str, Any]], name: str) 
             yield kind.model_validate(row)
         except ValidationError:
             raise RunError(f"line {number} of {name}.jsonl is not a valid {kind.__name__}", "start a new run") from None
+
+
+def value_of(kind: type[Value], run: RunRecord, name: str) -> Value | None:
+    """Return the value in `NAME.json`, None when there is no such file; RunError when it is invalid."""
+    stored = run.read_json(name)
+    try:
+        return None if stored is None else kind.model_validate(stored)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole value"
+        raise RunError(
+            f"`{run.path / f'{name}.json'}` is not a valid {kind.__name__}: {where}: {error.errors()[0]['msg']}",
+            _REPAIRS.get(name, "restore the file, or remove it"),
+            "the recorded episodes are not affected: `r3 rescore` still reads them",
+        ) from None
 
 
 def _locked(path: Path, *, patience: float = 0) -> FileLock:

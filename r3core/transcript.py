@@ -42,7 +42,7 @@ def print_conversations(found: list[list[Conversation]], config: Config, to: Tex
             console.rule(Styled(f"{number}. {visible(one.heading, longest=100)}: {one.state}"), align="left")
             if place == 0:
                 for message in messages_of(task, one.example):
-                    console.print(Styled(f"{visible(str(message['role']))}: {_shown(str(message['content']))}"))
+                    console.print(_plain(f"{message['role']}: {_shown(str(message['content']))}"))
             for line in _lines(one, config, task):
                 console.print(line)
 
@@ -54,7 +54,7 @@ def _lines(one: Conversation, config: Config, task: Task | None) -> Iterator[Sty
         yield from _answer("attempt", one.attempt)
     if one.tried:
         verdict = one.attempt.verdict if one.attempt else Verdict.failed()
-        yield _plain(f"user: {failure(wording, verdict, config.feedback)} {wording.reflect}")
+        yield _plain(f"user: {_shown(failure(wording, verdict, config.feedback))} {wording.reflect}")
     for tried in one.tried:
         yield from _reflection(tried, config, trains=one.trains)
         if tried.retries:
@@ -80,8 +80,6 @@ def _answer(title: str, answer: Answer) -> Iterator[Styled]:
 
 def _reflection(tried: Tried, config: Config, *, trains: bool) -> Iterator[Styled]:
     """Yield a reflection with the tokens that training rewards between brackets."""
-    from rich.text import Text as Styled
-
     turn = tried.reflection
     only_answer = config.train.tokens == "answer-of-reflection" and turn.answer_start > 0
     marked = "its answer is trained" if only_answer else "the trained tokens"
@@ -91,10 +89,11 @@ def _reflection(tried: Tried, config: Config, *, trains: bool) -> Iterator[Style
     thought = _shown(turn.thinking) if turn.thinking else ""
     inside = _shown(turn.text) if only_answer or not thought else f"{thought}\n{_shown(turn.text)}"
     before = f"(thinking) {thought}\n" if only_answer and thought else ""
-    yield Styled.assemble(before, (f"{OPEN}{inside}{CLOSE}", "bold green"))
+    yield _plain(before).append(f"{OPEN}{inside}{CLOSE}", "bold green")
 
 
 def _plain(text: str) -> Styled:
+    """Return a text for the terminal: whatever its parts are, none of them can control it."""
     from rich.text import Text as Styled
 
-    return Styled(text)
+    return Styled(visible(text, keep="\n\t"))

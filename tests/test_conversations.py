@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -183,3 +186,80 @@ def test_half_a_surrogate_pair_is_escaped(run: Path, r3: R3) -> None:
     shown = r3("show", run)
     assert (shown.code, shown.err) == (0, "")
     assert "\\ud800" in shown.out
+
+
+@pytest.mark.parametrize("feedback", ["binary", "reason"])
+def test_the_sentence_after_a_failure_cannot_control_the_terminal(tmp_path: Path, r3: R3, feedback: str) -> None:
+    made = episode("a", "fail fail", reason="\x1b]0;PWNED\x07" + "m" * 100_000)
+    shown = r3("show", write_run(tmp_path / "run", base=[made], settings={"feedback": feedback})).out
+    assert not {"\x1b", "\x07"} & set(shown)
+    assert shown.count("\\x1b]0;PWNED\\x07") == 2 + (feedback == "reason")  # of the attempt and of the retry
+    assert len(shown) < 10 * MAX_CHARACTERS
+
+
+@pytest.mark.processes
+def test_characters_that_the_terminal_lacks_are_escaped(run: Path) -> None:
+    command = [sys.executable, "-m", "r3core", "show", str(run), "--fixed"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=ascii_only, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u27e6I added wrongly.\\u27e7" in done.stdout
+
+
+def test_groups_on_one_failure_in_a_step_are_found_apart(tmp_path: Path) -> None:
+    groups = [*group("a", [0, 1]), *group("b", [0, 0]), *group("a", [1, 1]), *group("b", [0, 1, 1, 1], step=2)]
+    run = write_run(tmp_path / "run", groups=groups, finished=["mine"], settings={"grpo.num_generations": 2})
+    assert found(run) == [
+        "b, step 2 of training, group 2",
+        "b, step 2 of training, group 1",
+        "a, step 1 of training, group 3",
+        "b, step 1 of training",
+        "a, step 1 of training, group 1",
+    ]
+    assert found(run, count=2, fixed=False) == ["b, step 1 of training"]
+    assert found(run, count=1, example="a") == ["a, step 1 of training, group 3"]
+
+
+def test_few_groups_of_a_long_training_are_found_in_little_memory(tmp_path: Path) -> None:
+    text = "m" * 20_000
+    rows = [row for step in range(1, 301) for row in group("a", [0, 1], step=step, reflection=text, retry=text)]
+    run = write_run(tmp_path / "run", groups=rows, finished=["mine"])
+    tracemalloc.start()
+    try:
+        assert found(run, count=1) == ["a, step 300 of training"]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(rows) * len(text) / 4
+
+
+@pytest.mark.parametrize("field", ["step", "id", "reflection", "retries", "reward"])
+@pytest.mark.parametrize("command", ["show", "explain", "report"])
+def test_a_damaged_row_of_training_is_named(tmp_path: Path, r3: R3, command: str, field: str) -> None:
+    rows = group("a", [0, 1])
+    rows[1].pop(field)
+    run = write_run(tmp_path / "run", groups=rows, steps=1, finished=["mine"])
+    shown = r3(command, run) if command != "report" else r3(command, "--output-dir", run)
+    assert shown.code == RunError.exit_code
+    assert "line 2 of train-episodes.jsonl is not a valid" in shown.err
+
+
+@pytest.mark.parametrize("command", ["show", "explain", "report"])
+def test_a_row_of_training_without_a_reflection_is_no_error(tmp_path: Path, r3: R3, command: str) -> None:
+    rows = [row | {"reflection": None} if not place else row for place, row in enumerate(group("a", [0, 1]))]
+    run = write_run(tmp_path / "run", groups=rows, steps=1, finished=["mine"])
+    shown = r3(command, run) if command != "report" else r3(command, "--output-dir", run)
+    assert shown.code == 0
+
+
+@pytest.mark.parametrize("command", ["explain", "report"])
+def test_a_damaged_result_is_named_with_its_remedy(run: Path, r3: R3, command: str) -> None:
+    stored = json.loads((run / "result.json").read_text())
+    del stored["base"]
+    (run / "result.json").write_text(json.dumps(stored))
+    shown = r3(command, run) if command != "report" else r3(command, "--output-dir", run)
+    assert shown.code == RunError.exit_code
+    assert f"`{run / 'result.json'}` is not a valid Result: base: Field required" in shown.err
+    assert "r3 eval" in shown.err
+    assert "jsonl" not in shown.err
+    assert "new run" not in shown.err

@@ -187,9 +187,23 @@ def test_a_group_has_its_reflections_in_the_order_of_their_rewards(tmp_path: Pat
     assert shown["attempt"]["text"] == "8"
 
 
+def test_groups_on_one_failure_in_a_step_are_apart_and_have_their_own_keys(tmp_path: Path) -> None:
+    rows = [*group("p0", [0, 1]), *group("p1", [0, 0]), *group("p0", [1, 1]), *group("p1", [0, 1, 1, 1], step=2)]
+    run = write_run(tmp_path, groups=rows, steps=2, finished=["mine"], settings={"grpo.num_generations": 2})
+    shown = data_of(page_of(run))["groups"]
+    assert [(one["key"], [each["reward"] for each in one["reflections"]]) for one in shown] == [
+        ("0:step 1.1:p0", [1, 0]),
+        ("0:step 1:p1", [0, 0]),
+        ("0:step 1.3:p0", [1, 1]),
+        ("0:step 2.1:p1", [1, 0]),
+        ("0:step 2.2:p1", [1, 1]),
+    ]
+    assert "all 5 groups of training" in page_of(run)
+
+
 def test_steps_with_groups_are_evenly_spaced_from_the_first_to_the_last(tmp_path: Path) -> None:
     rows = [row for step in range(1, 201) for row in group(f"n{step}", [1, 0], step=step)]
-    groups, counted, total = sample.groups(open_record(write_run(tmp_path, groups=rows, steps=200)))
+    groups, counted, total = sample.groups(open_record(write_run(tmp_path, groups=rows, steps=200)), 2)
     steps = [one["step"] for one in groups]
     assert len(steps) == sample.MAX_STEPS
     assert (steps[0], steps[-1]) == (1, 200)

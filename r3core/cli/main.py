@@ -19,6 +19,7 @@ from r3core.cli import (
     tasks_command,
     view_command,
 )
+from r3core.console import escape_unencodable
 from r3core.distributed import wait_before_reporting
 from r3core.errors import R3Error
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; an R3Error is printed without a traceback and sets the exit code."""
+    escape_unencodable()
     try:
         app()
     except R3Error as error:

@@ -14,6 +14,7 @@ from r3core.episode import CONTROLS, Answer, Episode
 from r3core.errors import UsageError
 from r3core.evaluate import solved
 from r3core.files import digest
+from r3core.groups import Trained, trained_rows
 from r3core.recorded import config_of, open_record, status_of
 from r3core.runs import RunRecord, each_value
 from r3core.task import Frozen
@@ -114,7 +115,7 @@ def _read(folder: Path) -> Evaluated:
     card = run.read_json("failures/card") or {}
     tokens = Tokens(
         mining=_total(int(row["attempt"]["tokens"]) for row in run.rows("mine")),
-        training=_total(_generated(row) for row in run.rows("train-episodes")),
+        training=_total(_generated(row) for row in trained_rows(run)),
         validation=_total(int(row["tokens"]) for row in run.rows("validation")),
         evaluation=evaluation,
     )
@@ -153,9 +154,9 @@ def _total(counts: Iterable[int]) -> int | None:
     return sum(found) if found else None
 
 
-def _generated(row: Mapping[str, Any]) -> int:
+def _generated(row: Trained) -> int:
     """Return the tokens of a reflection in training and of its retries."""
-    return int(row["reflection"]["tokens"]) + sum(int(retry["tokens"]) for retry in row["retries"])
+    return (row.reflection.tokens if row.reflection else 0) + sum(retry.tokens for retry in row.retries)
 
 
 def _check_distinct(runs: Sequence[Evaluated]) -> None:

@@ -12,7 +12,8 @@ from r3core.episode import CONTROLS, Arm, Episode
 from r3core.evaluate import Paired, Result, Scores, compare, scores, solved
 from r3core.explain.slim import without_texts
 from r3core.forecast import Forecast, group_size
-from r3core.runs import RunRecord, each_value, values_of
+from r3core.groups import trained_rows
+from r3core.runs import RunRecord, each_value, value_of
 from r3core.stats import Difference, Rate, clustered, wilson
 from r3core.task import Frozen
 
@@ -134,9 +135,8 @@ def figures_of(run: RunRecord, config: Config) -> Figures:
     Raises:
         RunError: a file is damaged.
     """
-    forecast = run.read_json("forecast")
     certificate = run.read_json("certificate")
-    groups = list(_groups(run.rows("train-episodes"), group_size(config)))
+    groups = list(_groups((row.model_dump() for row in trained_rows(run)), group_size(config)))
     evaluated = _evaluated(run, config)
     present = {
         "mine": bool(run.done("mine")) or (run.path / "mine.jsonl").exists(),
@@ -145,7 +145,7 @@ def figures_of(run: RunRecord, config: Config) -> Figures:
     }
     return Figures(
         stages={stage: run.done(stage) is not None for stage, recorded in present.items() if recorded},
-        forecast=values_of(Forecast, [forecast], "forecast")[0] if forecast else None,
+        forecast=value_of(Forecast, run, "forecast"),
         weights_changed=(run.done("train") or {}).get("weights_changed"),
         steps=[_step(row) for row in run.rows("train")],
         groups=groups,
@@ -244,9 +244,14 @@ def _counted(counts: Mapping[str, Any]) -> Rate | None:
 
 def _evaluated(run: RunRecord, config: Config) -> dict[str, Any]:
     """Return the figures of the evaluation: from its episodes, or from its result without them."""
+<<<<<<< HEAD
     stored = run.read_json("result")
     result = values_of(Result, [stored], "result")[0] if stored else None
     sides = {name: _episodes(run, name) for name in _SIDES}
+=======
+    result = value_of(Result, run, "result")
+    sides = {name: list(each_value(Episode, run.rows(f"evaluate-{name}"), f"evaluate-{name}")) for name in _SIDES}
+>>>>>>> wt-fixb
     if not sides["base"]:
         if result is None:
             return {}

@@ -18,7 +18,7 @@ from r3core.evaluate import Result, Scores
 from r3core.forecast import Forecast, group_size
 from r3core.page import sample
 from r3core.recorded import Status, config_of, open_record, status_of, task_of
-from r3core.runs import RunRecord, values_of
+from r3core.runs import RunRecord, value_of
 from r3core.stats import Rate, Share
 from r3core.task import Task
 
@@ -83,16 +83,16 @@ def collect(folder: Path, *, name: str) -> Collected:
         ConfigError: this version of r3 cannot read its configuration.
     """
     record, config = open_record(folder), config_of(folder)
-    groups, group_tokens, in_all = sample.groups(record)
+    groups, group_tokens, in_all = sample.groups(record, group_size(config))
     mined = [int(row["attempt"]["tokens"]) for row in record.rows("mine")]
     return Collected(
         record=record,
         config=config,
         name=sample.shown(name),
         status=status_of(record),
-        result=_value(Result, record, "result"),
-        forecast=_value(Forecast, record, "forecast"),
-        certificate=_value(Certificate, record, "certificate"),
+        result=value_of(Result, record, "result"),
+        forecast=value_of(Forecast, record, "forecast"),
+        certificate=value_of(Certificate, record, "certificate"),
         steps=record.read("train"),
         base=sample.count(record, "evaluate-base"),
         trained=sample.count(record, "evaluate-trained"),
@@ -201,11 +201,6 @@ def _untouched(run: Collected) -> Config:
     except ConfigError:
         pass
     return Config(task=run.config.task)
-
-
-def _value(kind: type[Any], record: RunRecord, name: str) -> Any:
-    stored = record.read_json(name)
-    return None if stored is None else values_of(kind, [stored], name)[0]
 
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:

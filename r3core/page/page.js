@@ -198,7 +198,7 @@
     if (entry.reflections) {
       const rewards = entry.reflections.map((one) => (one.reward === null ? "-" : Math.round(one.reward * 100) / 100)).join(" ");
       const run = data.runs.length > 1 ? `${data.runs[entry.run].name}: ` : "";
-      return element("summary", {}, `${run}step ${entry.step}, ${entry.id}`, element("span", { class: "tag" }, `rewards ${rewards}`));
+      return element("summary", {}, `${run}step ${entry.step}, ${entry.id}${entry.number ? `, group ${entry.number}` : ""}`, element("span", { class: "tag" }, `rewards ${rewards}`));
     }
     const name = entry.sample ? `${entry.id} (attempt ${entry.sample + 1})` : entry.id;
     const tags = data.columns.length > 2
