@@ -244,14 +244,8 @@ def _counted(counts: Mapping[str, Any]) -> Rate | None:
 
 def _evaluated(run: RunRecord, config: Config) -> dict[str, Any]:
     """Return the figures of the evaluation: from its episodes, or from its result without them."""
-<<<<<<< HEAD
-    stored = run.read_json("result")
-    result = values_of(Result, [stored], "result")[0] if stored else None
-    sides = {name: _episodes(run, name) for name in _SIDES}
-=======
     result = value_of(Result, run, "result")
-    sides = {name: list(each_value(Episode, run.rows(f"evaluate-{name}"), f"evaluate-{name}")) for name in _SIDES}
->>>>>>> wt-fixb
+    sides = {name: _episodes(run, name) for name in _SIDES}
     if not sides["base"]:
         if result is None:
             return {}

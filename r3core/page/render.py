@@ -98,11 +98,7 @@ def _data(runs: Sequence[Collected], figures: Sequence[charts.Chart]) -> tuple[d
     ]
     each = sample.MAX_BYTES // len(runs)
     groups = [
-<<<<<<< HEAD
-        {"run": place, "key": f"{place}:step {group['step']}:{group['id']}", **group, **_feedback_of(run, group)}
-=======
-        {"run": place, "key": f"{place}:step {group['step']}{_number(group)}:{group['id']}", **group}
->>>>>>> wt-fixb
+        {"run": place, "key": _key(place, group), **group, **_feedback_of(run, group)}
         for place, run in enumerate(runs)
         for group in sample.within(run.groups, each)
     ]
@@ -118,18 +114,14 @@ def _data(runs: Sequence[Collected], figures: Sequence[charts.Chart]) -> tuple[d
     return data, attempted
 
 
-<<<<<<< HEAD
+def _key(place: int, group: dict[str, Any]) -> str:
+    """Return the name of a training group in links; with its number where its step has several on the same failure."""
+    number = f".{group['number']}" if "number" in group else ""
+    return f"{place}:step {group['step']}{number}:{group['id']}"
+
+
 def _problems(runs: Sequence[Collected]) -> tuple[list[dict[str, Any]], int]:
     """Return a sample of the problems that the runs attempted, with the turns of every model, and their number."""
-=======
-def _number(group: dict[str, Any]) -> str:
-    """Return what distinguishes a group from the others on the same failure in its step; empty where it is alone."""
-    return f".{group['number']}" if "number" in group else ""
-
-
-def _problems(runs: Sequence[Collected]) -> list[dict[str, Any]]:
-    """Return a sample of the problems that the runs attempted, each with the turns of every model at it."""
->>>>>>> wt-fixb
     counts = [(run, name, counted) for run in runs for name, counted in _files(run)] or [
         (run, "mine", sample.count(run.record, "mine")) for run in runs
     ]
