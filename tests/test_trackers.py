@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from r3core import Verdict
 from r3core.episode import Answer, Reflection
-from r3core.training.trackers import EPISODES, TEXT, as_markdown, sampled
+from r3core.training.trackers import EPISODES, TEXT, as_markdown, end_runs, sampled
 
 HOSTILE = "<script>x</script> ![a](http://a.example/b.png) \x1b[31m\x00\u202e\n# heading\n\n    "
 
@@ -62,3 +64,16 @@ def test_model_text_is_no_markup_in_a_table(piece: str) -> None:
 
     [row] = sampled(rows(1, reflection=HOSTILE), seed=0)
     assert piece not in _without_markup(row["reflection"])
+
+
+def test_the_next_training_of_a_process_has_a_run_of_its_own_in_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    monkeypatch.chdir(tmp_path)
+    first = wandb.init(mode="disabled")
+    assert wandb.run is first
+    end_runs()
+    assert wandb.run is None
+    end_runs()  # without a run there is nothing to end
