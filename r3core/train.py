@@ -24,7 +24,7 @@ from r3core.progress import progress, watched
 from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.training.callback import StepCallback, ValidationCallback
-from r3core.training.checkpoints import delete_best, last_checkpoint, save_best, save_model
+from r3core.training.checkpoints import best_folder, delete_best, last_checkpoint, save_best, save_model
 from r3core.training.grpo_options import check_training, checkpoint_steps
 from r3core.training.launch import current_world
 from r3core.training.memory import training_memory_errors
@@ -125,10 +125,12 @@ def _validator(trainer: ReflectionTrainer, *, done: int) -> Validator | None:
 def _save(trainer: ReflectionTrainer, validator: Validator | None) -> None:
     """Save the model of the last step or, with `train.keep: best`, that of the best one."""
     config, folder = trainer.protocol.config, trainer.run.path / "model"
-    if validator is None or validator.source is None:
+    if validator is None or (source := validator.source) is None:
         save_model(trainer, config, folder, dtype=trainer.saved_dtype)
-    else:
-        save_best(trainer, config, validator.source, folder=folder, dtype=trainer.saved_dtype)
+        return
+    save_best(trainer, config, source, folder=folder, dtype=trainer.saved_dtype)
+    if rank() == 0:
+        delete_best(source.parent, keep=lambda step: best_folder(source.parent, step) == source)
 
 
 def grpo_config(protocol: Protocol, folder: Path, *, on_cpu: bool) -> GRPOConfig:
