@@ -505,7 +505,7 @@ def test_a_damaged_configuration_is_an_error(r3: R3, copied: Path, text: str) ->
         ("failures/card.json", "", "card.json` is not a failure dataset's provenance"),
         ("failures/failures.jsonl", "{}\n", "failures.jsonl` has an invalid row"),
         ("result.json", "", "result.json` is not JSON"),
-        ("result.json", "{}", "line 1 of result.jsonl is not a valid Result"),
+        ("result.json", "{}", "result.json` is not a valid Result"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(r3: R3, copied: Path, file: str, text: str, message: str) -> None:
