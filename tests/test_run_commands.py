@@ -151,7 +151,7 @@ def test_a_trained_model_is_compared_with_what_it_was_trained_from(r3: R3, finis
     said = r3("eval", "--model", finished / "model", "--json", *settings())
     assert said.code == 0, said.err
     told = json.loads(said.out)
-    assert set(told) == {"base", "trained", "paired", "cross", "problems", "seconds", "shares_of_a_step"}
+    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "seconds", "shares_of_a_step"}
     expected = json.loads((finished / "result.json").read_text())
     assert {key: told[key] for key in ("base", "trained", "paired")} == {
         key: expected[key] for key in ("base", "trained", "paired")
