@@ -41,7 +41,7 @@ test-deepspeed: $(DEEPSPEED)
 browser:
 	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null && command -v chromedriver >/dev/null; then :; \
 	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium chromium-driver; \
+		apt-get update; DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium chromium-driver; \
 	else \
 		echo 'error: the tests of pages need chromium and chromedriver, which only root on Debian can install here' >&2; \
 		echo 'hint: install them, or run $(BIN)/python -m pytest -m "not browser"' >&2; exit 1; \
