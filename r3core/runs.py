@@ -25,6 +25,7 @@ from pydantic_core import to_json
 from r3core.environment import environment
 from r3core.errors import BusyError, RunError, UsageError
 from r3core.files import atomic_write, cut_off_torn_row
+from r3core.settings import leaves
 
 T = TypeVar("T")
 Value = TypeVar("Value", bound=BaseModel)
@@ -310,7 +311,7 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = dict(leaves(before)), dict(leaves(now))
     changed = [key for key in sorted(old | new) if old.get(key, ...) != new.get(key, ...)]
     listed = [f"{key} was {_shown(old, key)}, now {_shown(new, key)}" for key in changed[:_MAX_DIFFERENCES]]
     more = len(changed) - len(listed)
@@ -319,11 +320,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _shown(leaves: Mapping[str, Any], key: str) -> str:
     return json.dumps(leaves[key]) if key in leaves else "not set"
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
@@ -130,3 +130,12 @@ def _is_text(kind: Any) -> bool:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return all(isinstance(member.value, str) for member in kind)
     return isinstance(kind, type) and issubclass(kind, str | PurePath)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every leaf of a tree; an empty section is a leaf."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -13,12 +13,14 @@ from typing import Any
 
 from r3core.check.certificate import Certificate
 from r3core.config import Config, configure
+from r3core.controls import sides_of
 from r3core.errors import ConfigError
 from r3core.evaluate import Result, Scores
 from r3core.forecast import Forecast, group_size
 from r3core.page import sample
 from r3core.recorded import Status, config_of, open_record, status_of, task_of
 from r3core.runs import RunRecord, value_of
+from r3core.settings import leaves
 from r3core.stats import Rate, Share
 from r3core.task import Task
 
@@ -54,9 +56,7 @@ class Collected:
     @cached_property
     def sides(self) -> dict[str, Scores]:
         """The scores by model, `base` and `trained`; empty before the evaluation."""
-        if self.result is None:
-            return {}
-        return {"base": self.result.base} | ({"trained": self.result.trained} if self.result.trained else {})
+        return sides_of(self.result) if self.result else {}
 
     @cached_property
     def changes(self) -> dict[sample.Key, sample.Change]:
@@ -103,6 +103,12 @@ def collect(folder: Path, *, name: str) -> Collected:
         mined_tokens=sum(mined),
         task=task_of(config),
     )
+
+
+def files_of(run: Collected) -> list[tuple[str, sample.Counts]]:
+    """Return the files with the episodes of a run's evaluation, and what they count."""
+    evaluated = [("evaluate-base", run.base), ("evaluate-trained", run.trained)]
+    return [(name, counted) for name, counted in evaluated if counted.outcomes]
 
 
 def names_of(folders: Iterable[Path]) -> list[str]:
@@ -209,12 +215,9 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: fmean(values) for name, values in found.items() if values} | {"step": rows[-1]["step"]}
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, sample.shown(_text(value))
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in leaves(tree):
+        yield key, sample.shown(_text(value))
 
 
 def _text(value: Any) -> str:

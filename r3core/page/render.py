@@ -15,13 +15,11 @@ from r3core import __version__, explain
 from r3core.controls import CONTROLS_TEXT, arm_differences
 from r3core.errors import UsageError
 from r3core.files import atomic_write, digest
-from r3core.forecast import group_size
-from r3core.page import charts, collect, sample
+from r3core.page import charts, collect, sample, sentences
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
-from r3core.prompts import failure
-from r3core.report import HEADINGS, claim, notes, rows
-from r3core.task import Verdict, Wording
+from r3core.report import HEADINGS, notes, rows
+from r3core.task import Verdict
 from r3core.validation import describe_facts
 
 PAGE = "report.html"
@@ -61,7 +59,7 @@ def render(runs: Sequence[Collected], *, version: str | None = None) -> str:
     scripts = [_charting_library(), (_HERE / "page.js").read_text(encoding="utf-8")]
     data, attempted = _data(runs, figures)
     content = {
-        "title": _title(runs),
+        "title": sentences.title(runs),
         "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         "scripts": [Markup(script) for script in scripts],
         "policy": _policy(scripts, live=version is not None),
@@ -69,13 +67,13 @@ def render(runs: Sequence[Collected], *, version: str | None = None) -> str:
         "runs": [_run(run) for run in runs],
         "tables": [_table(run) for run in runs if run.result is not None],
         "charts": _sections(figures),
-        "sampled": _sampled(runs, data, attempted),
+        "sampled": sentences.sampled(runs, data, attempted),
         "folders": ", ".join(shown(str(run.record.path)) for run in runs),
         "version_of_r3": __version__,
         "data": data,
-        "controls": _controls(runs[0]),
-        "arms": [(run.name, arm_differences(run.result)) for run in runs if run.result and arm_differences(run.result)],
-        "lengths": _lengths(runs[0]),
+        "controls": sentences.controls(runs[0]),
+        "arms": [(run.name, table) for run in runs if run.result and (table := arm_differences(run.result))],
+        "lengths": sentences.lengths(runs[0]),
         "pairs": _pairs(data) if len(runs) == 1 else [],
     }
     return environment.get_template("page.html").render(content, sections=_links(content))
@@ -122,7 +120,7 @@ def _key(place: int, group: dict[str, Any]) -> str:
 
 def _problems(runs: Sequence[Collected]) -> tuple[list[dict[str, Any]], int]:
     """Return a sample of the problems that the runs attempted, with the turns of every model, and their number."""
-    counts = [(run, name, counted) for run in runs for name, counted in _files(run)] or [
+    counts = [(run, name, counted) for run in runs for name, counted in collect.files_of(run)] or [
         (run, "mine", sample.count(run.record, "mine")) for run in runs
     ]
     kinds = {key: kind for run in reversed(runs) for key, kind in run.changes.items()}
@@ -140,19 +138,13 @@ def _problems(runs: Sequence[Collected]) -> tuple[list[dict[str, Any]], int]:
         entry = sample.problem(sides[0][0].task, sides[0][2].example, key[1])
         entry["key"] = entry["id"] + (f"~{key[1]}" if key[1] else "")
         entry["sides"] = [
-            {"column": column, **sample.side(episode), **_feedback(run, episode.attempt.verdict)}
+            {"column": column, **sample.side(episode), **sentences.feedback(run, episode.attempt.verdict)}
             for run, column, episode in sides
         ]
         if changed := [run.changes[key] for run in runs if key in run.changes]:
             entry["changes"] = list(dict.fromkeys(changed))
         problems.append(entry)
     return problems, len(attempted)
-
-
-def _files(run: Collected) -> list[tuple[str, sample.Counts]]:
-    """Return the files with the episodes of a run's evaluation, and what they count."""
-    evaluated = [("evaluate-base", run.base), ("evaluate-trained", run.trained)]
-    return [(name, counted) for name, counted in evaluated if counted.outcomes]
 
 
 def _pairs(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -162,26 +154,15 @@ def _pairs(data: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"key": entry["key"], "id": entry["id"], "sides": entry["sides"]} for entry in random[:PAIRS]]
 
 
-def _feedback(run: Collected, verdict: Verdict) -> dict[str, str]:
-    """Return the sentence after a failed attempt, where it depends on the verdict."""
-    if run.config.feedback != "reason" or verdict.outcome != "fail":
-        return {}
-    return {"feedback": shown(failure(_wording(run), verdict, "reason"))}
-
-
 def _feedback_of(run: Collected, group: dict[str, Any]) -> dict[str, str]:
     """Return the same for the failure of a training group."""
     attempt = group.get("attempt")
-    return _feedback(run, Verdict.failed(attempt.get("reason", ""))) if attempt else {}
-
-
-def _wording(run: Collected) -> Wording:
-    return run.config.wording_for(run.task) if run.task is not None else Wording()
+    return sentences.feedback(run, Verdict.failed(attempt.get("reason", ""))) if attempt else {}
 
 
 def _conversation(run: Collected) -> dict[str, str]:
     """Return the sentences of r3 between the turns, and which tokens of a reflection are trained."""
-    wording = _wording(run)
+    wording = sentences.wording(run)
     return {
         "name": run.name,
         "failed": shown(wording.failed),
@@ -191,21 +172,14 @@ def _conversation(run: Collected) -> dict[str, str]:
     }
 
 
-def _title(runs: Sequence[Collected]) -> str:
-    if len(runs) > 1:
-        return f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
-    config = runs[0].config
-    return shown(f"{config.task}, {config.model or 'built-in model'}")
-
-
 def _run(run: Collected) -> dict[str, Any]:
     """Return what the page's template shows of one run, beside its result and its charts."""
     certificate = run.certificate
     return {
         "name": run.name,
-        "claim": shown(_claim(run)),
-        "method": shown(_method(run)),
-        "state": shown(_state(run)),
+        "claim": shown(sentences.claim(run)),
+        "method": shown(sentences.method(run)),
+        "state": shown(sentences.state(run)),
         "findings": explain.diagnose(run.record, run.config),
         "forecast": collect.compared_with_forecast(run),
         "probed": run.forecast.probed if run.forecast else 0,
@@ -218,88 +192,11 @@ def _run(run: Collected) -> dict[str, Any]:
             "excused": [one for one in certificate.findings if one.status in ("waived", "refused")],
             "not_checked": [shown(reason) for reason in certificate.not_checked],
         },
-        "without": _without(run),
+        "without": sentences.without(run),
         "changed": collect.settings(run),
         "settings": collect.all_settings(run),
         "sessions": [_session(row) for row in run.sessions],
     }
-
-
-def _claim(run: Collected) -> str:
-    if run.result is not None and (run.record.done("train") or {}).get("weights_changed") == 0:
-        return "Training changed no weight of the model, so this run shows nothing about training."
-    if run.result is not None and (run.result.trained is not None or not run.steps):
-        return claim(run.result, run.config)
-    if run.steps:
-        reward = [row["reward"] for row in run.steps if row.get("reward") is not None]
-        change = (
-            f": the mean reward was {reward[0]:.2f} at the first step and is {reward[-1]:.2f} now" if reward else ""
-        )
-        return f"No evaluation yet, so nothing is known about the effect{change}."
-    return "No evaluation yet, so nothing is known about the effect."
-
-
-def _state(run: Collected) -> str:
-    """Return how far the run has come, in one sentence."""
-    if run.status.evaluated and run.status.stage is None:
-        return f"Finished: {', '.join(run.status.finished)}. Run directory {run.record.path}."
-    done = f"{', '.join(run.status.finished)} finished" if run.status.finished else "no stage is finished"
-    now = {"mine": "mining", "train": "training", "evaluate": "evaluating"}.get(
-        run.status.stage or "", "between stages"
-    )
-    if run.status.stage == "train":
-        now += f", {run.steps[-1]['step'] if run.steps else 0} of {run.max_steps or '?'} steps"
-    if run.status.stage == "evaluate":
-        now += f", {len(run.base.outcomes) + len(run.trained.outcomes):,} episodes so far"
-    if run.status.stage is None and not run.status.in_progress:
-        return f"Not evaluated yet: {done}. Run directory {run.record.path}."
-    how = "In progress" if run.status.in_progress else "Interrupted; the same command resumes it"
-    return f"{how}: {done}; {now}. Run directory {run.record.path}."
-
-
-def _method(run: Collected) -> str:
-    """Return how the run was made, for a reader who has nothing but the page."""
-    config, options, mined = run.config, run.config.grpo_options(), run.record.done("mine") or {}
-    parts = [_setup(run)]
-    if "failures" in mined and "attempts" in mined:
-        split = config.mine.split
-        parts.append(
-            f"Mining: {mined['failures']:,} failures from {mined['attempts']:,} attempts at the {split} split."
-        )
-    if run.steps:
-        group, steps = group_size(config), run.max_steps or run.steps[-1]["step"]
-        retries = config.train.retries
-        reward = (
-            "1 if the retry after it passes, else 0" if retries == 1 else f"the share of {retries} retries that pass"
-        )
-        parts.append(
-            f"Training: GRPO on the tokens of reflections alone; the reward of a reflection is {reward}. "
-            f"{steps:,} steps, groups of {group} reflections on one failure, learning rate "
-            f"{options.get('learning_rate', 1e-6):g}, KL coefficient (beta) {options.get('beta', 0.0):g}."
-        )
-    if run.result is not None:
-        parts.append(
-            "Evaluation: each model attempts every problem; where it fails, it receives that verdict, writes a "
-            "reflection and tries once more."
-        )
-    return " ".join(parts)
-
-
-def _setup(run: Collected) -> str:
-    config = run.config
-    adapter = ", LoRA adapter" if config.lora is not None else ""
-    preset = f", preset {config.preset}" if config.preset else ""
-    options = ", ".join(f"{key}={value}" for key, value in config.task_options.items())
-    revision = f" (revision {config.revision})" if config.revision else ""
-    model = f"{config.model or 'built-in'}{revision}{adapter}"
-    task = f"{config.task}{f' ({options})' if options else ''}"
-    return f"Task {task}; model {model}; engine {config.engine}; seed {config.seed}{preset}."
-
-
-def _without(run: Collected) -> str:
-    if run.config.preset:
-        return f"preset {run.config.preset}"
-    return "default for the built-in model" if run.config.model is None else "default"
 
 
 def _session(row: dict[str, Any]) -> dict[str, str]:
@@ -357,43 +254,6 @@ def _links(content: dict[str, Any]) -> list[tuple[str, str]]:
     links.append(("episodes", "Episodes"))
     links += [("certificate", "Verifier")] if any(run["certificate"] for run in content["runs"]) else []
     return [*links, ("settings", "Settings")]
-
-
-def _lengths(run: Collected) -> str:
-    """Return the mean length of each model's reflections."""
-    counted = {name.removeprefix("evaluate-"): counts for name, counts in _files(run) if counts.reflections}
-    means = [f"{name} {counts.tokens['reflections'] / counts.reflections:.1f}" for name, counts in counted.items()]
-    return f"Mean tokens of a reflection: {', '.join(means)}." if means else ""
-
-
-def _controls(run: Collected) -> list[tuple[str, str]]:
-    """Return what each control puts in the reflection's place."""
-    wording = _wording(run)
-    explained = {
-        "none": "the request to try again, right after the failure",
-        "generic": f"this sentence as the reflection: {wording.generic}",
-        "shuffled": "the reflection on the next failed problem, which may name other numbers or facts",
-        "resample": "a new attempt at the problem, without the failed one in sight",
-    }
-    return [(CONTROLS_TEXT[arm], shown(explained[arm])) for arm in (run.result.base.controls if run.result else {})]
-
-
-def _sampled(runs: Sequence[Collected], data: dict[str, Any], attempted: int) -> str:
-    """Return which of the episodes are in the page."""
-    groups = sum(run.groups_in_all for run in runs)
-    rule = (
-        f" A sample is random, the same for every run; it begins with up to {sample.OF_EACH} problems of each kind of "
-        f"change, and with {sample.GROUPS_PER_STEP} groups from each of up to {sample.MAX_STEPS} steps."
-    )
-    complete = len(data["problems"]) == attempted and len(data["groups"]) == groups
-    return (
-        f"In this page: {_part(len(data['problems']), attempted, 'attempts at problems')}, and "
-        f"{_part(len(data['groups']), groups, 'groups of training')}." + ("" if complete else rule)
-    )
-
-
-def _part(here: int, total: int, what: str) -> str:
-    return f"all {total:,} {what}" if here == total else f"a sample of {here:,} of {total:,} {what}"
 
 
 @cache
