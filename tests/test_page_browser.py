@@ -1,4 +1,4 @@
-"""The page of runs in a real browser: what is drawn, what can be found, and that no text of a model does anything."""
+"""The page of runs in a real browser: its charts, what can be found in it, and that no text of a model does anything."""
 
 from __future__ import annotations
 
@@ -151,8 +151,8 @@ def listed(browser: Browser) -> list[str]:
     return list(browser.run("return [...document.querySelectorAll('details.episode')].map((one) => one.dataset.key)"))
 
 
-def drawn(browser: Browser) -> list[str]:
-    """Wait until every chart is drawn, and return their names."""
+def chart_names(browser: Browser) -> list[str]:
+    """Wait until every chart is there, and return their names."""
     browser.wait("return [...document.querySelectorAll('[data-chart]')].every((one) => one.childElementCount)")
     return list(browser.run("return [...document.querySelectorAll('[data-chart]')].map((one) => one.dataset.chart)"))
 
@@ -162,7 +162,7 @@ def drawn(browser: Browser) -> list[str]:
 
 def test_a_page_opens_from_disk_without_an_error_or_a_request(browser: Browser, finished: Path) -> None:
     browser.open(finished)
-    drawn(browser)
+    chart_names(browser)
     assert open_all(browser, "problems") == 66
     assert open_all(browser, "groups") == 3
     assert_quiet(browser, finished)
@@ -171,7 +171,7 @@ def test_a_page_opens_from_disk_without_an_error_or_a_request(browser: Browser, 
 def test_hostile_text_does_nothing(browser: Browser, hostile: Path) -> None:
     browser.open(hostile)
     title = browser.run("return document.title")
-    drawn(browser)
+    chart_names(browser)
     for kind in ("problems", "groups"):
         assert open_all(browser, kind) > 0
         browser.run(
@@ -185,7 +185,7 @@ def test_hostile_text_does_nothing(browser: Browser, hostile: Path) -> None:
 
 def test_hostile_text_makes_no_element(browser: Browser, hostile: Path) -> None:
     browser.open(hostile)
-    drawn(browser)
+    chart_names(browser)
     for kind in ("problems", "groups"):
         open_all(browser, kind)
         foreign = "iframe, img, object, embed, base, link, textarea, meta[http-equiv=refresh], body style"
@@ -228,9 +228,9 @@ def test_a_policy_forbids_scripts_that_are_not_of_the_page(browser: Browser, fin
 # ---- charts
 
 
-def test_charts_and_curves_are_drawn(browser: Browser, finished: Path) -> None:
+def test_charts_and_curves_have_marks(browser: Browser, finished: Path) -> None:
     browser.open(finished)
-    names = drawn(browser)
+    names = chart_names(browser)
     assert {"rates", "curve-reward"} <= set(names)
     for name in names:
         marks = f"[data-chart='{name}'] svg .mark-group.role-mark, [data-chart='{name}'] svg .role-mark"
@@ -356,7 +356,7 @@ def test_the_page_is_used_by_keyboard_alone(browser: Browser, finished: Path) ->
 
 def test_fields_charts_and_tables_have_names(browser: Browser, finished: Path) -> None:
     browser.open(finished)
-    drawn(browser)
+    chart_names(browser)
     fields = "[...document.querySelectorAll('select, input')]"
     unnamed = f"return {fields}.filter((one) => !one.labels.length).map((one) => one.id)"
     assert browser.run(unnamed) == []
@@ -406,7 +406,7 @@ def test_nothing_is_wider_than_the_screen(
     page = request.getfixturevalue(which)
     with browser.emulated(width=width):
         browser.open(page)
-        drawn(browser)
+        chart_names(browser)
         for kind in ("problems", "groups"):
             open_all(browser, kind)
             assert browser.run("return document.documentElement.scrollWidth") <= width
@@ -415,7 +415,7 @@ def test_nothing_is_wider_than_the_screen(
 
 def test_the_page_prints_without_its_controls(browser: Browser, finished: Path) -> None:
     browser.open(finished)
-    drawn(browser)
+    chart_names(browser)
     with browser.emulated(media="print", prefers_color_scheme="dark"):
         assert not browser.driver.find_element("id", "filters").is_displayed()
         assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -432,7 +432,7 @@ def test_the_page_of_a_run_killed_in_training_shows_its_groups(browser: Browser,
     run = write_run(tmp_path / "run", mined=mined, groups=group("g1", [0, 1]), steps=2, finished=["mine"])
     page = write_page([run], tmp_path / "page.html")
     browser.open(page)
-    assert "curve-reward" in drawn(browser)
+    assert "curve-reward" in chart_names(browser)
     assert open_all(browser, "groups") == 1
     assert_quiet(browser, page)
 
@@ -451,7 +451,7 @@ def test_several_runs_share_a_page_problem_by_problem(browser: Browser, tmp_path
     ]
     page = write_page(runs, tmp_path / "page.html")
     browser.open(page)
-    drawn(browser)
+    chart_names(browser)
     assert open_all(browser, "problems") == 1
     columns = browser.run("return [...document.querySelectorAll('.column')].map((one) => one.textContent)")
     assert len(columns) == 4

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from command import R3
-
-from r3core.cli.main import main
+from command import R3, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -41,12 +38,7 @@ def asked(tiny_folder: Path) -> list[str]:
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; do not write to it."""
     directory = tmp_path_factory.mktemp("finished") / "run"
-    arguments = ["--task", TASK, "--model", str(tiny_folder), "--output-dir", str(directory), *settings()]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["r3", "run", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-    assert not stopped.value.code
+    succeed("run", "--task", TASK, "--model", tiny_folder, "--output-dir", directory, *settings())
     return directory
 
 

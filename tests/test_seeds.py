@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import toy
-from command import R3
+from command import R3, succeed
 
-from r3core.cli.main import main
 from r3core.cli.seeds import MAX_SEEDS, parse_seeds, runs_of
 from r3core.config import Config
 from r3core.errors import UsageError
@@ -41,12 +39,7 @@ def tiny(tiny_folder: Path) -> list[str]:
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the finished runs of seeds 0 and 1; do not write to it."""
     folder = tmp_path_factory.mktemp("finished") / "both"
-    with pytest.MonkeyPatch.context() as patch:
-        given = ["--seeds", "0,1", "--output-dir", str(folder), *arguments(tiny_folder)]
-        patch.setattr(sys, "argv", ["r3", "run", *given])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-    assert not stopped.value.code
+    succeed("run", "--seeds", "0,1", "--output-dir", folder, *arguments(tiny_folder))
     return folder
 
 

@@ -24,6 +24,15 @@ class Said(NamedTuple):
 R3 = Callable[..., Said]
 
 
+def succeed(*arguments: object) -> None:
+    """Run a command that has to succeed; for fixtures that several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["r3", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    assert not stopped.value.code
+
+
 def runner(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path) -> R3:
     """Return a function that runs a command in a directory, offline, with `stdin` as its standard input."""
     monkeypatch.chdir(folder)
