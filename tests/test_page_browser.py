@@ -1,4 +1,4 @@
-"""The page of runs in a real browser: its charts, what can be found in it, and that no text of a model does anything."""
+"""The page of runs in a real browser: its charts, what can be found, and that no text of a model does anything."""
 
 from __future__ import annotations
 
