@@ -13,14 +13,12 @@ from r3core.evaluate import solved
 from r3core.failures import Failure
 from r3core.forecast import group_size
 from r3core.groups import TRAINED, Group, groups_of, trained_rows
-from r3core.recorded import config_of
+from r3core.recorded import Key, change, config_of
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Frozen
 
 Model = Literal["base", "trained"]
-Change = Literal["newly fixed", "newly broken"]
-Key = tuple[str, int]
-"""An example's id and the index of the attempt at it."""
+Changed = Literal["newly fixed", "newly broken"]
 _MAX_LISTED = 12  # error categories in an error message
 
 
@@ -68,7 +66,7 @@ class Wanted(Frozen):
 
     fixed: bool | None = None
     """Whether the retry after the reflection passes."""
-    change: Change | None = None
+    change: Changed | None = None
     """How training changed the outcome after both tries."""
     category: str | None = None
     """Error category of the attempt or of the retry."""
@@ -148,12 +146,9 @@ def _changed(run: RunRecord, wanted: Wanted, *, count: int, evaluated: list[str]
     changes: Counter[str] = Counter()
     keys: list[Key] = []
     for episode in _episodes(run, "evaluate-trained"):
-        was, now = before.get(_key(episode)), solved(episode)
-        if was is None or now is None or was == now:
-            continue
-        change = "newly fixed" if now else "newly broken"
-        changes[change] += 1
-        if change == wanted.change and wanted.matches(_of_episode(episode, "")):
+        how = change(before.get(_key(episode)), solved(episode))
+        changes[how] += 1
+        if how == wanted.change and wanted.matches(_of_episode(episode, "")):
             keys.append(_key(episode))
     if not keys:
         found = ", ".join(f"{changes[one]:,} {one}" for one in ("newly fixed", "newly broken"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -18,6 +18,10 @@ from r3core.task import Example, Frozen, Message, Prompt, Task
 
 Stage = Literal["mine", "train", "evaluate"]
 STAGES: tuple[Stage, ...] = ("mine", "train", "evaluate")
+Change = Literal["newly fixed", "newly broken", "solved by both", "solved by neither", "unjudged"]
+CHANGES: tuple[Change, ...] = get_args(Change)
+Key = tuple[str, int]
+"""An example's id and the index of the attempt at it."""
 _ROWS: dict[Stage, tuple[str, ...]] = {
     "mine": ("mine",),
     "train": ("train", "train-episodes"),
@@ -46,6 +50,15 @@ def status_of(run: RunRecord) -> Status:
     started = [stage for stage in STAGES if any((run.path / f"{name}.jsonl").exists() for name in _ROWS[stage])]
     unfinished = [stage for stage in started if stage not in finished]
     return Status(finished=finished, stage=unfinished[-1] if unfinished else None, in_progress=_locked(run.path))
+
+
+def change(before: bool | None, after: bool | None) -> Change:
+    """Return how training changed the outcome of both tries at a problem; None is one that could not be judged."""
+    if before is None or after is None:
+        return "unjudged"
+    if before:
+        return "solved by both" if after else "newly broken"
+    return "newly fixed" if after else "solved by neither"
 
 
 def open_record(folder: Path) -> RunRecord:

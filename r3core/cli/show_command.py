@@ -13,7 +13,7 @@ from r3core.console import quiet_libraries
 from r3core.errors import UsageError
 
 if TYPE_CHECKING:
-    from r3core.conversations import Change
+    from r3core.conversations import Changed
 
 _MODELS = ("base", "trained")
 
@@ -66,7 +66,7 @@ def show(
     """
     if newly_fixed and newly_broken:
         raise UsageError("--newly-fixed and --newly-broken exclude each other")
-    change: Change | None = "newly fixed" if newly_fixed else "newly broken" if newly_broken else None
+    change: Changed | None = "newly fixed" if newly_fixed else "newly broken" if newly_broken else None
     filters = {"fixed": fixed, "change": change, "category": category, "leaked": leaked, "truncated": truncated}
     filters |= {"example": example}
     new: dict[str, Any] = {"task": task, "task_option": task_option, "chat_template": chat_template}

@@ -18,7 +18,7 @@ from r3core.errors import ConfigError
 from r3core.evaluate import Result, Scores
 from r3core.forecast import Forecast, group_size
 from r3core.page import sample
-from r3core.recorded import Status, config_of, open_record, status_of, task_of
+from r3core.recorded import Change, Key, Status, config_of, open_record, status_of, task_of
 from r3core.runs import RunRecord, value_of
 from r3core.settings import leaves
 from r3core.stats import Rate, Share
@@ -47,8 +47,6 @@ class Collected:
     """A sample of the groups of training."""
     groups_in_all: int
     group_tokens: Counter[str]
-    mined: int
-    """Attempts of mining."""
     mined_tokens: int
     task: Task | None = field(repr=False)
     """None where its plugin is not installed."""
@@ -59,7 +57,7 @@ class Collected:
         return sides_of(self.result) if self.result else {}
 
     @cached_property
-    def changes(self) -> dict[sample.Key, sample.Change]:
+    def changes(self) -> dict[Key, Change]:
         """How training changed the outcome of each problem."""
         return sample.changes(self.base, self.trained) if self.trained.outcomes else {}
 
@@ -84,7 +82,6 @@ def collect(folder: Path, *, name: str) -> Collected:
     """
     record, config = open_record(folder), config_of(folder)
     groups, group_tokens, in_all = sample.groups(record, group_size(config))
-    mined = [int(row["attempt"]["tokens"]) for row in record.rows("mine")]
     return Collected(
         record=record,
         config=config,
@@ -99,8 +96,7 @@ def collect(folder: Path, *, name: str) -> Collected:
         groups=groups,
         groups_in_all=in_all,
         group_tokens=group_tokens,
-        mined=len(mined),
-        mined_tokens=sum(mined),
+        mined_tokens=sum(int(row["attempt"]["tokens"]) for row in record.rows("mine")),
         task=task_of(config),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from jinja2.utils import htmlsafe_json_dumps
 
@@ -18,7 +18,7 @@ from r3core.evaluate import solved
 from r3core.failures import Failure
 from r3core.files import digest
 from r3core.groups import Group, groups_of, trained_rows
-from r3core.recorded import messages_of
+from r3core.recorded import Change, Key, change, messages_of
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Message, Task
 
@@ -34,24 +34,13 @@ OF_EACH = 50
 """Problems of each kind of change that come first in the sample."""
 
 State = Literal["first", "fixed", "not fixed", "unjudged"]
-Change = Literal["newly fixed", "newly broken", "solved by both", "solved by neither", "unjudged"]
-CHANGES: tuple[Change, ...] = get_args(Change)
-Key = tuple[str, int]
-"""A problem's id and the index of the attempt at it."""
-
-
-class Outcome(NamedTuple):
-    """What became of one episode."""
-
-    state: State
-    """`first`: the attempt passed; `fixed`, `not fixed`: it failed, and the retry passed or failed."""
-    solved: bool | None
 
 
 class Counts(NamedTuple):
     """The outcomes of all episodes of a file, and the tokens that were generated for them, by turn."""
 
-    outcomes: dict[Key, Outcome]
+    outcomes: dict[Key, bool | None]
+    """Whether either try passed, None where that could not be judged."""
     tokens: Counter[str]
     reflections: int
     """How many of the episodes have a reflection."""
@@ -59,27 +48,18 @@ class Counts(NamedTuple):
 
 def count(run: RunRecord, name: str) -> Counts:
     """Return the outcomes and the tokens of all episodes in `NAME.jsonl`."""
-    outcomes: dict[Key, Outcome] = {}
+    outcomes: dict[Key, bool | None] = {}
     tokens: Counter[str] = Counter()
     reflections = 0
     for episode in each_value(Episode, run.rows(name), name):
         reflections += episode.reflection is not None
-        outcomes[episode.example.id, episode.sample] = Outcome(_state(episode), solved(episode))
+        outcomes[episode.example.id, episode.sample] = solved(episode)
         tokens["attempts"] += episode.attempt.tokens
         tokens["reflections"] += episode.reflection.tokens if episode.reflection else 0
         for arm, retry in episode.retries.items():
             tokens["retries" if arm == "reflect" else "controls"] += retry.tokens
         tokens["controls"] += sum(again.tokens for again in episode.resamples)
     return Counts(outcomes, tokens, reflections)
-
-
-def change(base: Outcome | None, trained: Outcome | None) -> Change:
-    """Return how training changed the outcome of one problem, after both tries."""
-    if base is None or trained is None or base.solved is None or trained.solved is None:
-        return "unjudged"
-    if base.solved:
-        return "solved by both" if trained.solved else "newly broken"
-    return "newly fixed" if trained.solved else "solved by neither"
 
 
 def changes(base: Counts, trained: Counts) -> dict[Key, Change]:
