@@ -3,9 +3,6 @@
 Vega-Lite (through Altair) for these reasons: one specification gives the interactive chart of the page and the PNG and
 SVG of a paper; its script can be inlined (0.9 MB; plotly's has 4.5, bokeh's 1.1) and runs under a Content-Security-
 Policy without `unsafe-eval`; its charts have descriptions for screen readers.
-
-The colours are those of Okabe and Ito, which people with any colour blindness can tell apart. Text and axes take the
-colour of the page's text, so that the same chart is readable in the dark, in the light and on paper.
 """
 
 from __future__ import annotations
@@ -17,16 +14,13 @@ import altair as alt
 
 from r3core.controls import CONTROLS_TEXT
 from r3core.evaluate import Scores
-from r3core.page import collect
+from r3core.page import collect, encoding
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
 from r3core.runs import values_of
 from r3core.stats import Rate
 from r3core.validation import Validation
 
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#f0e442")
-BASE, TRAINED = COLOURS[:2]
-_SHAPES = ("circle", "diamond")  # base, trained
 _RATE = alt.Scale(domain=[0, 100])
 _STEPS = alt.Axis(tickMinStep=1, format="d")
 
@@ -98,29 +92,32 @@ def charts(runs: Sequence[Collected]) -> list[Chart]:
 
 def rates(runs: Sequence[Collected]) -> Chart:
     """Both tries, the fix rate and the controls, with their intervals, for each model."""
-    rows = [(measure, label, *_percent(rate)) for label, side in _series(runs) for measure, rate in _measures(side)]
+    rows = [
+        (measure, label, *_percent(rate)) for label, side in encoding.series(runs) for measure, rate in _measures(side)
+    ]
     columns = ("measure", "model", "rate", "low", "high", "n")
     order = list(dict.fromkeys(row[0] for row in rows))
     y = alt.Y("measure:N", sort=order, title=None, axis=alt.Axis(labelLimit=260))
-    encoded = alt.Chart(_data(columns, rows)).encode(
+    encoded = alt.Chart(encoding.inline_data(columns, rows)).encode(
         y=y,
-        yOffset=alt.YOffset("model:N", sort=_labels(runs)),
-        color=_colour(runs),
-        opacity=_opacity(runs),
-        tooltip=_tooltip(columns),
+        yOffset=alt.YOffset("model:N", sort=encoding.labels(runs)),
+        color=encoding.colour(runs),
+        opacity=encoding.opacity(runs),
+        tooltip=encoding.tooltip(columns),
     )
     interval = encoded.mark_rule(strokeWidth=2).encode(
         x=alt.X("low:Q", title="% with 95% interval", scale=_RATE, axis=alt.Axis(tickCount=10)), x2="high:Q"
     )
+    shapes, labels = encoding.scale(runs, encoding.SHAPES), encoding.labels(runs)
     point = encoded.mark_point(filled=True, size=70).encode(
-        x="rate:Q", shape=alt.Shape("model:N", sort=_labels(runs), scale=_scale(runs, _SHAPES), legend=_legend())
+        x="rate:Q", shape=alt.Shape("model:N", sort=labels, scale=shapes, legend=encoding.legend())
     )
     meaning = (
         "Second try and fix rate should be higher for the trained model than for the base, and the fix rate higher "
         "than its controls, which retry with something else in the reflection's place."
     )
     chart = alt.layer(interval, point).properties(
-        width="container", height=_height(len(order), len(_labels(runs)), each=14)
+        width="container", height=encoding.height(len(order), len(encoding.labels(runs)), each=14)
     )
     return _chart("rates", "Both tries, and the retries with other reflections", meaning, chart, columns, rows)
 
@@ -135,20 +132,20 @@ def cross(runs: Sequence[Collected]) -> Chart:
     ]
     columns = ("run", "combination", "rate", "low", "high", "n")
     y = alt.Y("combination:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
-    encoded = alt.Chart(_data(columns, rows)).encode(y=y, tooltip=_tooltip(columns))
+    encoded = alt.Chart(encoding.inline_data(columns, rows)).encode(y=y, tooltip=encoding.tooltip(columns))
     if len(runs) > 1:
         encoded = encoded.encode(
             yOffset=alt.YOffset("run:N", sort=[run.name for run in runs]),
-            color=_colour_of("run", [run.name for run in runs]),
+            color=encoding.colour_of("run", [run.name for run in runs]),
         )
         bar = encoded.mark_bar(opacity=0.8)
     else:
-        bar = encoded.mark_bar(color=TRAINED)
+        bar = encoded.mark_bar(color=encoding.TRAINED)
     bar = bar.encode(x=alt.X("rate:Q", title="fix rate in % with 95% interval", scale=_RATE))
     interval = encoded.mark_rule(strokeWidth=2, color="currentColor").encode(x="low:Q", x2="high:Q")
     if len(runs) > 1:
         interval = interval.encode(color=alt.ColorValue("currentColor"))
-    chart = alt.layer(bar, interval).properties(width="container", height=_height(4, len(runs), each=20))
+    chart = alt.layer(bar, interval).properties(width="container", height=encoding.height(4, len(runs), each=20))
     meaning = (
         "All four on the failures of the base model; base with base is the fix rate above, the others are sampled "
         "anew, so equal models differ by chance. If the trained model's reflections help the base's retries too, they "
@@ -159,7 +156,7 @@ def cross(runs: Sequence[Collected]) -> Chart:
 
 def categories(runs: Sequence[Collected]) -> list[Chart]:
     """How many failed answers each error category has, for first tries and for retries, before and after training."""
-    series = _series(runs)
+    series = encoding.series(runs)
     first = [(label, side.first_error_categories) for label, side in series]
     second = [(label, side.second_error_categories) for label, side in series]
     return [_categories(runs, "first tries", first), _categories(runs, "retries", second)]
@@ -168,17 +165,17 @@ def categories(runs: Sequence[Collected]) -> list[Chart]:
 def _categories(runs: Sequence[Collected], which: str, counts: Sequence[tuple[str, dict[str, int]]]) -> Chart:
     columns = ("category", "model", "failed")
     rows = [(shown(category), label, count) for label, of_side in counts for category, count in of_side.items()]
-    height = _height(len({row[0] for row in rows}), len(counts), each=12)
+    height = encoding.height(len({row[0] for row in rows}), len(counts), each=12)
     chart = (
-        alt.Chart(_data(columns, rows))
+        alt.Chart(encoding.inline_data(columns, rows))
         .mark_bar()
         .encode(
             x=alt.X("failed:Q", title="failed answers"),
             y=alt.Y("category:N", sort="-x", title=None, axis=alt.Axis(labelLimit=260)),
-            yOffset=alt.YOffset("model:N", sort=_labels(runs)),
-            color=_colour(runs),
-            opacity=_opacity(runs),
-            tooltip=_tooltip(columns),
+            yOffset=alt.YOffset("model:N", sort=encoding.labels(runs)),
+            color=encoding.colour(runs),
+            opacity=encoding.opacity(runs),
+            tooltip=encoding.tooltip(columns),
         )
         .properties(width="container", height=height)
     )
@@ -208,14 +205,14 @@ def validation(runs: Sequence[Collected]) -> list[Chart]:
             *((f"control: {CONTROLS_TEXT[arm]}", rate) for arm, rate in row.control.items()),
         ]
     ]
-    encoded = alt.Chart(_data(columns, rows)).encode(
+    encoded = alt.Chart(encoding.inline_data(columns, rows)).encode(
         x=alt.X("step:Q", title="step", axis=_STEPS),
-        color=_colour_of("measure", list(dict.fromkeys(r[2] for r in rows))),
+        color=encoding.colour_of("measure", list(dict.fromkeys(r[2] for r in rows))),
     )
     if len(runs) > 1:
         encoded = encoded.encode(strokeDash="run:N")
     band = encoded.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="%", scale=_RATE), y2="high:Q")
-    line = encoded.mark_line(point=True).encode(y="rate:Q", tooltip=_tooltip(columns))
+    line = encoded.mark_line(point=True).encode(y="rate:Q", tooltip=encoding.tooltip(columns))
     chart = alt.layer(band, line).properties(width="container", height=220)
     meaning = "Part of the validation split, attempted during training. The result is that of the test split, above."
     return [_chart("validation", "Both tries on the validation split", meaning, chart, columns, rows)]
@@ -258,15 +255,15 @@ def _stacked(unit: str, title: str, meaning: str, runs: Sequence[Collected], row
     columns = ("run", "stage", "part", unit)
     parts = list(dict.fromkeys(row[2] for row in rows))
     chart = (
-        alt.Chart(_data(columns, rows))
+        alt.Chart(encoding.inline_data(columns, rows))
         .mark_bar()
         .encode(
             x=alt.X(f"{unit}:Q", title=unit),
             y=alt.Y("stage:N", sort=None, title=None),
-            color=_colour_of("part", parts),
-            tooltip=_tooltip(columns),
+            color=encoding.colour_of("part", parts),
+            tooltip=encoding.tooltip(columns),
         )
-        .properties(width="container", height=_height(len({row[1] for row in rows}), len(runs), each=20))
+        .properties(width="container", height=encoding.height(len({row[1] for row in rows}), len(runs), each=20))
     )
     if len(runs) > 1:
         chart = chart.encode(yOffset=alt.YOffset("run:N", sort=[run.name for run in runs]))
@@ -285,14 +282,14 @@ def _curve(runs: Sequence[Collected], metric: str, title: str, meaning: str) -> 
         if share
         else alt.Scale(zero=metric.startswith(("reflections/", "retries/", "seconds/")))
     )
-    encoded = alt.Chart(_data(columns, rows)).encode(
+    encoded = alt.Chart(encoding.inline_data(columns, rows)).encode(
         x=alt.X("step:Q", title="step", axis=_STEPS),
         y=alt.Y(f"{title}:Q", title=None, scale=scale),
-        tooltip=_tooltip(columns),
+        tooltip=encoding.tooltip(columns),
     )
     line = encoded.mark_line(point=alt.OverlayMarkDef(size=12))
     names = [run.name for run in runs]
-    line = line.encode(color=_colour_of("run", names) if len(runs) > 1 else alt.value(TRAINED))
+    line = line.encode(color=encoding.colour_of("run", names) if len(runs) > 1 else alt.value(encoding.TRAINED))
     chart = line.properties(width="container", height=120)
     return _chart(f"curve-{metric.replace('/', '-')}", title, meaning, chart, columns, rows)
 
@@ -309,70 +306,6 @@ def _chart(
     if spec.get("width") == "container":
         spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     return Chart(name, title, meaning, spec, columns, rows)
-
-
-def _height(places: int, bars: int, *, each: int) -> int:
-    """Return the height in pixels of a chart with some bars at each of its places."""
-    return max(1, places) * (max(1, bars) * each + 8)
-
-
-def _data(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> alt.InlineData:
-    return alt.InlineData(values=[dict(zip(columns, row, strict=True)) for row in rows])
-
-
-def _tooltip(columns: Sequence[str]) -> list[alt.Tooltip]:
-    numbers = {"rate": ".1f", "low": ".1f", "high": ".1f"}
-    plain = {"run", "model", "measure", "combination", "try", "category", "stage", "part"}
-    kinds = {column: "N" if column in plain else "Q" for column in columns}
-    return [
-        alt.Tooltip(f"{name}:{kinds[name]}", format=numbers[name])
-        if name in numbers
-        else alt.Tooltip(f"{name}:{kinds[name]}")
-        for name in columns
-    ]
-
-
-def _colour(runs: Sequence[Collected]) -> alt.Color:
-    """Return one colour per model for one run, and one per run for several; then base and trained differ in shape."""
-    if len(runs) == 1:
-        return _colour_of("model", _labels(runs))
-    colours = [COLOURS[place % len(COLOURS)] for place, run in enumerate(runs) for _ in run.sides]
-    scale = alt.Scale(domain=_labels(runs), range=colours)
-    return alt.Color("model:N", sort=_labels(runs), scale=scale, legend=_legend())
-
-
-def _opacity(runs: Sequence[Collected]) -> alt.Opacity | alt.OpacityValue:
-    """Return full opacity, and half of it for the base model's marks where several runs share a chart."""
-    if len(runs) == 1:
-        return alt.OpacityValue(1)
-    return alt.Opacity("model:N", sort=_labels(runs), scale=_scale(runs, (0.5, 1)), legend=_legend())
-
-
-def _scale(runs: Sequence[Collected], values: Sequence[Any]) -> alt.Scale:
-    """Return the scale that gives every base model the first of two values, and every trained model the second."""
-    return alt.Scale(
-        type="ordinal", domain=_labels(runs), range=[values[model == "trained"] for run in runs for model in run.sides]
-    )
-
-
-def _colour_of(name: str, labels: Sequence[str]) -> alt.Color:
-    colours = [COLOURS[index % len(COLOURS)] for index in range(len(labels))]
-    scale = alt.Scale(domain=list(labels), range=colours)
-    return alt.Color(f"{name}:N", sort=list(labels), scale=scale, legend=_legend())
-
-
-def _legend() -> alt.Legend:
-    return alt.Legend(title=None, orient="top", columns=3, labelLimit=300)
-
-
-def _series(runs: Sequence[Collected]) -> list[tuple[str, Scores]]:
-    """Return the scores of each model of each run, with its label."""
-    many = len(runs) > 1
-    return [(f"{run.name}: {side}" if many else side, scores) for run in runs for side, scores in run.sides.items()]
-
-
-def _labels(runs: Sequence[Collected]) -> list[str]:
-    return [label for label, _ in _series(runs)]
 
 
 def _measures(side: Scores) -> list[tuple[str, Rate]]:
