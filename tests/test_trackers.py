@@ -77,3 +77,4 @@ def test_the_next_training_of_a_process_has_a_run_of_its_own_in_wandb(
     end_runs()
     assert wandb.run is None
     end_runs()  # without a run there is nothing to end
+    wandb.teardown()  # its settings of this test

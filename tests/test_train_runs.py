@@ -397,6 +397,7 @@ def test_steps_are_reported_to_wandb_offline(
 ) -> None:
     import wandb
 
+    wandb.teardown()  # it has read these variables already when an earlier test of this process used it
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     trained(tmp_path / "run", password.config(steps=2, report_to="wandb"))
