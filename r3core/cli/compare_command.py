@@ -37,7 +37,7 @@ def compare(
 
     comparison = compare_runs(runs)
     if csv is not None:
-        atomic_write(csv, _as_csv(rows_of_csv(comparison)))
+        atomic_write(csv, as_csv(rows_of_csv(comparison)))
     if latex is not None:
         atomic_write(latex, latex_of(comparison))
     if as_json:
@@ -49,7 +49,8 @@ def compare(
             typer.echo(f"written: {file}", err=True)
 
 
-def _as_csv(rows: Sequence[Sequence[object]]) -> str:
+def as_csv(rows: Sequence[Sequence[object]]) -> str:
+    """Return rows as the text of a CSV file."""
     import csv
     import io
 
