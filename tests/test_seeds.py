@@ -295,6 +295,9 @@ def test_with_shared_mining_all_seeds_train_on_the_same_failures(r3: R3, tiny: l
     assert not list(both.glob("seed-*/mine.jsonl"))
     failures = {(both / run / "failures/failures.jsonl").read_bytes() for run in ("mining", "seed-0", "seed-1")}
     assert len(failures) == 1
+    forecasts = {(both / run / "forecast.json").read_bytes() for run in ("mining", "seed-0", "seed-1")}
+    assert len(forecasts) == 1
+    assert shared.err.count("forecast: that of `both/mining`") == 2
     assert recorded_training(both / "seed-0") != recorded_training(both / "seed-1")
     value = json.loads(r3("run", *tiny, *given, "--json").out)
     assert value["shared_failures"] == "both/mining"
