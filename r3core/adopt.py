@@ -17,8 +17,9 @@ from r3core.verification.judge import verifier_hash
 
 _ANOTHER_STAGE = ("seed", "mine", "train", "grpo", "lora", "evaluate", "uncertified", "batch_size")
 """Sections and keys on which the forecast does not depend, apart from what `_settings` adds."""
-_NOT_SAMPLING = frozenset(
-    "anchor budget_tokens tokens merge shuffle_rewards drop_equal_groups dtype keep stop_after".split()
+_NOT_SAMPLING = (
+    *("anchor", "budget_tokens", "tokens", "merge", "shuffle_rewards", "drop_equal_groups", "dtype", "keep"),
+    "stop_after",
 )
 """Keys of `train` on which the forecast does not depend."""
 

@@ -37,6 +37,7 @@ from r3core.runs import ReadOnlyRun, Run, RunRecord, value_of
 from r3core.task import Task
 from r3core.training.checkpoints import changed_share
 from r3core.training.launch import launch_training, needs_launcher, started_by_run
+from r3core.transfer import check_others, evaluate_others, with_others
 from r3core.validation import describe_facts
 from r3core.verification.judge import Judge
 
@@ -200,6 +201,8 @@ class Pipeline:
         """
         if not self._template_checked and not started_by_run():
             lines = check_template(self.task, self.config)
+            if self.config.evaluate.also:
+                lines += check_others(self.config, model=model_of(self.config, self.task))
             if rank() == 0:
                 print_notes(lines)
         self._template_checked = True
@@ -216,6 +219,10 @@ class Pipeline:
             trained=str(trained) if trained else None,
             problems=taken,
         )
+        if self.config.evaluate.also:
+            base, also = model_of(self.config, self.task), str(trained) if trained else None
+            others = evaluate_others(self.run, self.config, self.executor, base=base, trained=also)
+            result = with_others(result, others)
         self.run.write_json("result", result)
         self.run.finish("evaluate", {"problems": len(examples), "trained": trained is not None})
         return result

@@ -80,6 +80,12 @@ FLAGS: dict[str, Flag] = {
     "processes": _flag(int, "Number of training processes; under FSDP2 by default.", "processes"),
     "accelerate_config": _flag(Path, "Configuration file of `accelerate launch` for training.", "accelerate_config"),
     "limit": _flag(int, "Maximum number of problems, in mining and in evaluation.", "mine.limit", "evaluate.limit"),
+    "also": _flag(
+        list[str],
+        "Also evaluate on this task: a name, or NAME,OPTION=VALUE,...; repeatable.",
+        "evaluate.also",
+        metavar="TASK",
+    ),
     "seed": Flag(Seed, ("seed",)),
     "seeds": _flag(
         str,
@@ -118,6 +124,8 @@ MINE = ("samples", "keep", "failures")
 """The options of mining alone."""
 TRAIN = ("lora", "processes", "accelerate_config", "uncertified")
 """The options of training alone."""
+EVALUATE = ("also",)
+"""The options of evaluation alone."""
 SEEDS = ("seeds", "share_mining")
 """The options of several runs in one command."""
 _SWITCHES = ("dry_run", "as_json", "csv", "png", "share_mining")
@@ -144,7 +152,7 @@ class Arguments:
     @classmethod
     def of(cls, **given: Any) -> Arguments:
         """Return the arguments with these values, by the names in `FLAGS`; None stands for one that is not given."""
-        flags = {key: given[name] for name in FLAGS if given.get(name) is not None for key in FLAGS[name].keys}
+        flags = {key: given[name] for name in FLAGS if given.get(name) not in (None, []) for key in FLAGS[name].keys}
         return cls(
             config=given.get("config"),
             run=given.get("run"),

@@ -36,6 +36,8 @@ def print_plan(task: Task, config: Config) -> None:
         typer.echo(f"validation: {line}")
     controls = "with" if config.evaluate.controls else "without"
     typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
+    for other in config.evaluate.also:
+        typer.echo(f"evaluate also: {other.name}, both tries")
     for line in template:
         typer.echo(f"chat template: {line}")
     for line in _estimated(config, model):
@@ -59,15 +61,18 @@ def _template_notes(task: Task, config: Config) -> list[str]:
 
     Problems are not downloaded for it: a plan should take seconds.
     """
+    from r3core.config import model_of
     from r3core.errors import TaskError
     from r3core.generation.models import Unloadable
     from r3core.plugins.engines import engine_of
     from r3core.preflight import check_template
+    from r3core.transfer import check_others
 
     if not engine_of(config).local:
         return ["that of the server, which is not checked"]
     try:
-        return check_template(task, config, downloads=False) or ["nothing to note"]
+        others = check_others(config, model=model_of(config, task), downloads=False) if config.evaluate.also else []
+        return [*check_template(task, config, downloads=False), *others] or ["nothing to note"]
     except Unloadable as error:
         return [f"not checked: {error.message}"]
     except TaskError as error:
