@@ -102,7 +102,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     runs = read_runs(folders)
     grouped = _grouped(runs)
     keys = differing([of_group[0] for of_group in grouped])
-    groups = [_group(of_group, keys, name=_letters(index)) for index, of_group in enumerate(grouped)]
+    groups = [_group(of_group, keys, name=letters(index)) for index, of_group in enumerate(grouped)]
     config = runs[0].config
     return Comparison(
         task=config.task,
@@ -241,7 +241,7 @@ def _budget(group: Group) -> float | None:
     return fmean(known) if len(known) == len(group.runs) else None
 
 
-def _letters(index: int) -> str:
+def letters(index: int) -> str:
     """Return A to Z, then AA, AB and so on."""
     head, last = divmod(index, len(ascii_uppercase))
-    return (_letters(head - 1) if head else "") + ascii_uppercase[last]
+    return (letters(head - 1) if head else "") + ascii_uppercase[last]

@@ -40,11 +40,11 @@ def print_comparison(comparison: Comparison, to: TextIO) -> None:
 
     console = Console(file=to, highlight=False, markup=False, width=None if to.isatty() else 120)
     for group in comparison.groups:
-        _print(console, _title(group, comparison), HEADINGS, _lines(group))
+        print_lines(console, _title(group, comparison), HEADINGS, _lines(group))
     if comparison.contrasts:
         body = [_contrast(one) for one in comparison.contrasts]
-        _print(console, "trained models compared: difference in points", _CONTRAST_HEADINGS, body)
-    _print(console, "generated tokens", ("run", "seed", *Tokens.model_fields), _tokens(comparison))
+        print_lines(console, "trained models compared: difference in points", _CONTRAST_HEADINGS, body)
+    print_lines(console, "generated tokens", ("run", "seed", *Tokens.model_fields), _tokens(comparison))
     for reason in comparison.not_comparable:
         console.print(f"not comparable: {reason}")
     for note in notes(comparison):
@@ -138,7 +138,8 @@ def escaped(text: str) -> str:
 _CONTRAST_HEADINGS = ("compared", "measure", "difference", "p", "p (Holm)")
 
 
-def _print(console: Console, title: str, headings: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+def print_lines(console: Console, title: str, headings: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    """Print a table with a title."""
     from rich.table import Table
     from rich.text import Text
 
