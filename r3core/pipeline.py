@@ -20,7 +20,7 @@ from r3core.engine import Engine
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.executor import LocalExecutor, executor_of
-from r3core.failures import Failure, read_failures, write_failures
+from r3core.failures import ADOPTED_ATTEMPTS, Failure, mined_attempts, read_failures, write_failures
 from r3core.files import atomic_write
 from r3core.forecast import forecast
 from r3core.generation import probe
@@ -235,8 +235,22 @@ class Pipeline:
         if not failures:
             raise UsageError(f"`{source}` has no failures to train on")
         write_failures(self.run.path / "failures", failures, provenance)
+        if self.config.train.anchor > 0:
+            self._adopt_attempts(source)
         self.run.finish("mine", {"failures": len(failures), "from": str(source)})
         return failures
+
+    def _adopt_attempts(self, source: Path) -> None:
+        """Copy the mined attempts of another run, which `train.anchor` needs; UsageError when they are not there."""
+        mined = RunRecord(source if (source / "mine.jsonl").exists() else source.parent)
+        attempts = list(mined_attempts(mined))
+        if not attempts:
+            raise UsageError(
+                f"`train.anchor` requires all attempts of mining, and `{source}` has the failures alone",
+                "name the run directory that mined them under mine.failures, or mine in this run",
+            )
+        self.run.drop(ADOPTED_ATTEMPTS, lambda _: True)  # of an interrupted copy
+        self.run.append(ADOPTED_ATTEMPTS, attempts)
 
     def _forecast(self, failures: list[Failure]) -> None:
         model = model_of(self.config, self.task)
