@@ -1,4 +1,4 @@
-"""What a run takes over from another one, with `mine.failures`: its failures, and its forecast where that holds."""
+"""What a run takes over from another one, with `mine.failures`: failures, attempts of mining, and the forecast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from r3core.config import Config
 from r3core.errors import ConfigError, UsageError
-from r3core.failures import Failure, read_failures, write_failures
+from r3core.failures import ADOPTED_ATTEMPTS, Failure, mined_attempts, read_failures, write_failures
 from r3core.forecast import Forecast, group_size
 from r3core.recorded import config_of
 from r3core.runs import Run, RunRecord, value_of
@@ -40,6 +40,8 @@ def adopt_failures(run: Run, task: Task, config: Config, source: Path) -> list[F
     if not failures:
         raise UsageError(f"`{source}` has no failures to train on")
     write_failures(run.path / "failures", failures, provenance)
+    if config.train.anchor > 0:
+        _adopt_attempts(run, source)
     run.finish("mine", {"failures": len(failures), "from": str(source)})
     return failures
 
@@ -63,6 +65,19 @@ def adopt_forecast(run: Run, config: Config, failures: list[Failure]) -> Forecas
     run.write_json("forecast", found)
     print(f"forecast: that of `{source}`, for the same failures and settings", file=sys.stderr)
     return found
+
+
+def _adopt_attempts(run: Run, source: Path) -> None:
+    """Copy the mined attempts of another run, which `train.anchor` needs; UsageError when they are not there."""
+    mined = RunRecord(source if (source / "mine.jsonl").exists() else source.parent)
+    attempts = list(mined_attempts(mined))
+    if not attempts:
+        raise UsageError(
+            f"`train.anchor` requires all attempts of mining, and `{source}` has the failures alone",
+            "name the run directory that mined them under mine.failures, or mine in this run",
+        )
+    run.drop(ADOPTED_ATTEMPTS, lambda _: True)  # of an interrupted copy
+    run.append(ADOPTED_ATTEMPTS, attempts)
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from r3core.task import Frozen
 
 Turn = Literal["attempt", "reflection", "retry"]
 TURNS: tuple[Turn, ...] = ("attempt", "reflection", "retry")
+PLURAL: dict[Turn, str] = {"attempt": "attempts", "reflection": "reflections", "retry": "retries"}
 
 
 class Segment(Frozen):

@@ -189,9 +189,10 @@ def print_forecast(forecast: Forecast, config: Config, to: TextIO) -> None:
     share = forecast.signal[group]
     among = f", a random sample of {forecast.failures:,}" if forecast.failures > forecast.probed else ""
     reward = "" if config.train.reward_leaks else f"; the mean reward of a reflection is {_share(forecast.reward)}"
+    answer = "a retry after the base's reflection" if config.objective.retries else "a new attempt"
     one = f"; each of {processes} processes generates its part" if processes > 1 else ""
     lines = [
-        f"forecast from {forecast.probed:,} failures{among}: a retry after the base's reflection passes in "
+        f"forecast from {forecast.probed:,} failures{among}: {answer} passes in "
         f"{_share(forecast.fix_rate)}{reward}; with num_generations {group}, {_share(share)} of the groups will hold "
         "different rewards",
         "  other group sizes: "

@@ -24,6 +24,8 @@ CROSS = {"by_base": "base", "by_trained": "trained"}
 MEASURES = ("first", "second", "fix", *CONTROLS, "leaks", *CROSS)
 """The rates of a model: its two tries, its fix rates after a reflection and after the controls, the share of its
 reflections that contain the answer, and its fix rates in the cross table."""
+COUNTED = "tokens/generated"
+"""The metric with the tokens that training has generated so far, end-of-turn tokens included."""
 DEFAULT = "default"
 """Stands for a setting that is not in the record of a run."""
 _LONGEST = 40  # characters of the value of a setting
@@ -38,7 +40,7 @@ class Tokens(Frozen):
     mining: int | None
     """Attempts of mining, also of shared mining, which each run needed; None where their number is not recorded."""
     training: int | None
-    """Reflections and retries of training, all groups; None where the run has trained nothing itself."""
+    """All turns that training sampled; None where the run has trained nothing itself."""
     validation: int | None
     """Evaluations during training (`evaluate.every`); None without them."""
     evaluation: int
@@ -121,7 +123,7 @@ def _read(folder: Path) -> Evaluated:
     mining = _total(int(row["attempt"]["tokens"]) for row in run.rows("mine"))
     tokens = Tokens(
         mining=card.get("counts", {}).get("tokens") if mining is None else mining,
-        training=_total(_generated(row) for row in trained_rows(run)),
+        training=_training(run),
         validation=_total(int(row["tokens"]) for row in run.rows("validation")),
         evaluation=evaluation,
     )
@@ -170,6 +172,12 @@ def _passed(answer: Answer) -> bool | None:
 def _total(counts: Iterable[int]) -> int | None:
     found = list(counts)
     return sum(found) if found else None
+
+
+def _training(run: RunRecord) -> int | None:
+    """Return the tokens that training generated: those it has counted, or those of the rows of an earlier version."""
+    counted = [int(row[COUNTED]) for row in run.rows("train") if row.get(COUNTED) is not None]
+    return max(counted) if counted else _total(_generated(row) for row in trained_rows(run))
 
 
 def _generated(row: Trained) -> int:

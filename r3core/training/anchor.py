@@ -18,25 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from r3core.episode import Episode
 from r3core.errors import RunError
+from r3core.failures import mined_attempts
 from r3core.generation.chat import encode
 from r3core.protocol import Protocol
-from r3core.runs import RunRecord, each_value
 from r3core.training.segments import padding_id
 
 if TYPE_CHECKING:
     from r3core.training.trainer import ReflectionTrainer
 
-ADOPTED = "adopted-attempts"
-"""The rows with the attempts of mining, in a run whose failures come from another one."""
 _SHARE = 4  # one attempt for this number of rows in a pass
-
-
-def mined_attempts(run: RunRecord) -> Iterator[Episode]:
-    """Yield every attempt that the run's mining has recorded, or that came with its failures."""
-    for name in ("mine", ADOPTED):
-        yield from each_value(Episode, run.rows(name), name)
 
 
 class Anchor:

@@ -1,8 +1,8 @@
 """What one generation of training samples: for each failure of the batch, G samples of the turns of the objective.
 
 A sample begins with the objective's first turn, which TRL's trainer samples. The turns after it are generated here,
-with the current policy, and all of them are judged by the protocol. Notation as in trainer.py: B samples are those of this
-process, and k is `train.retries`.
+with the current policy, and all of them are judged by the protocol. Notation as in trainer.py: B samples are those of
+this process, and k is `train.retries`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,10 @@ _LEFT = ("prompt_ids", "prompt_mask")
 """The tensors that are padded on the left; the others on the right."""
 
 
+_OF_SEGMENT = ("reward", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio")
+"""TRL's metrics that are logged for each segment."""
+
+
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id of the padding token, which TRL sets where a tokenizer has none."""
     padding = tokenizer.pad_token_id
@@ -72,13 +76,13 @@ def with_rewards_as_advantages(scored: Mapping[str, Any], rewards: Sequence[floa
 
 @contextmanager
 def metrics_under(metrics: dict[str, list[float]], prefix: str) -> Iterator[None]:
-    """Move what is appended to TRL's metrics during the block under names with a prefix, except what is cumulative."""
+    """Move some of what is appended to TRL's metrics during the block under names with a prefix, and drop the rest."""
     before = {name: len(values) for name, values in metrics.items()}
     yield
-    for name in [name for name in metrics if name != "num_tokens"]:
-        new = metrics[name][before.get(name, 0) :]
+    appended = {name: values[before.get(name, 0) :] for name, values in metrics.items() if name != "num_tokens"}
+    for name, new in appended.items():
         del metrics[name][before.get(name, 0) :]
-        if new:
-            metrics[f"{prefix}/{name}"].extend(new)
         if not metrics[name]:
             del metrics[name]
+        if new and name in _OF_SEGMENT:
+            metrics[f"{prefix}/{name}"].extend(new)

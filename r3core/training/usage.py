@@ -1,8 +1,8 @@
 """How many tokens training has used: generated, prompted and trained ones, and its share of those of mining.
 
 Evaluations during training are not counted. Tokens of mining are charged per failure, once, when it is first trained
-on: with T tokens in all attempts of mining and F failures found, a failure costs T / F. An objective that begins with an
-attempt needs no stored failures, and is charged nothing.
+on: with T tokens in all attempts of mining and F failures found, a failure costs T / F. An objective that begins with
+an attempt needs no stored failures, and is charged nothing.
 """
 
 from __future__ import annotations
