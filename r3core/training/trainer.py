@@ -47,6 +47,7 @@ from r3core.training.policy import Policy, attributes_set, context_in_training, 
 from r3core.training.precision import has_master_weights, rounding_warning
 from r3core.training.prompt_dataset import failures_that_fit, prompt_dataset
 from r3core.training.signal_mask import with_signal, without_equal_groups
+from r3core.training.trimmed import Outputs, trimmed_pass
 from r3core.truncation import TruncationCounter
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_generate_and_score_completions",  # overridden: records the failures of the batch
         "_tokenize_prompts",  # overridden: encodes the requests to reflect
         "_get_train_sampler",  # overridden: the order of failures in each epoch
+        "_get_per_token_logps_and_entropies",  # overridden: passes the rows without most of their padding
         "_metrics",  # metrics of the current step, which TRL averages and logs
         "_last_loaded_step",  # the step whose weights vLLM has
     ),
@@ -161,6 +163,31 @@ class ReflectionTrainer(GRPOTrainer):
         trl: Any = super()._get_train_sampler(dataset)
         return EpochSampler(
             trl.data_source, trl.mini_repeat_count, trl.batch_size, trl.repeat_count, trl.shuffle, trl.seed
+        )
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Outputs:
+        """Compute them without most of the padding.
+
+        Several processes make as many forward passes as TRL: sharded weights are gathered in each of them.
+        """
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        return trimmed_pass(
+            super()._get_per_token_logps_and_entropies,
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size=batch_size,
+            pieces=None if alone else 1,
+            **options,
         )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
