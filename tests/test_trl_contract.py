@@ -125,7 +125,7 @@ def test_log_probabilities_are_computed_by_the_overridden_method(tmp_path: Path)
             )
             return super()._get_per_token_logps_and_entropies(model, *values, **options)
 
-    trainer = grpo(tmp_path, Recorder([1.0, 0.0] * 8), num_iterations=2, max_steps=2)
+    trainer = grpo(tmp_path, Recorder([1.0, 0.0] * 4), num_iterations=2, max_steps=2)
     trainer.__class__ = Recording
     trainer.train()
     in_the_loss = (True, 3, {"compute_entropy", "compute_aux_loss"})
