@@ -3,7 +3,7 @@
 TRL pads all rows of a generation to the longest prompt and the longest completion, and passes them through the model
 together. In the batches of reflections more than half of the positions can be padding. Here the rows are sorted by
 length and cut into pieces, each piece is trimmed on both sides to its own longest row, and the results return to the
-places of the rows. The log-probabilities are the same up to rounding: models whose results depend on padding are refused.
+places of the rows. They are the same up to rounding: models whose results depend on padding are refused.
 """
 
 from __future__ import annotations
