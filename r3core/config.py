@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 from r3core.errors import ConfigError, did_you_mean, one_line
 from r3core.files import digest
 from r3core.objective import Objective
+from r3core.other_tasks import OtherTask, resolved
 from r3core.plugins.engines import engine_of, find_engine
 from r3core.plugins.objectives import find_objective
 from r3core.presets import PRESETS
@@ -27,6 +28,7 @@ _LATER = (
     *("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups"),
     *("evaluate.every", "evaluate.every_limit", "train.keep", "train.stop_after", "evaluate.resamples"),
     *("train.objective", "train.anchor", "train.budget_tokens"),
+    "evaluate.also",
 )
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
@@ -158,6 +160,9 @@ class Evaluate(Section):
     """Fresh attempts at each failure, with `controls`; resampling at equal tokens needs several, in general 2 to 4."""
     cross: bool = False
     """Also combine reflections of one model with retries of the other, for base and trained model."""
+    also: tuple[OtherTask, ...] = ()
+    """Other tasks on which both models are evaluated too, each as NAME, as NAME,OPTION=VALUE, or with task and
+    task_options."""
     every: int | None = Field(default=None, gt=0)
     """Training steps between two evaluations during training, on the validation split; null turns them off."""
     every_limit: int | None = Field(default=100, gt=0)
@@ -397,6 +402,9 @@ def configure(task: Task, settings: Mapping[str, Any]) -> Config:
     if task.demo is not None and merged(below, settings).get("model") is None:
         below = merged(nested(task.demo.settings), below)
     values = {"task": task.name} | merged(below, settings) | {"task_options": task.options()}
+    if isinstance(section := values.get("evaluate"), dict) and section.get("also"):
+        also = resolved(section["also"], task=values["task"], task_options=values["task_options"])
+        values = merged(values, {"evaluate": {"also": also}})
     try:
         config = Config.model_validate(values)
     except ValidationError as error:

@@ -81,6 +81,19 @@ def error_categories(result: Result) -> list[tuple[str, ...]]:
     return [("error category", *counts), *lines] if lines else []
 
 
+def other_tasks(result: Result) -> list[tuple[str, ...]]:
+    """Return a table of both tries on the run's own task and on the others, headings first; empty without others."""
+    lines: list[tuple[str, ...]] = [HEADINGS]
+    for name, one in {"own task": result, **result.also}.items():
+        sides = (one.base, one.trained)
+        pair = one.paired
+        for measure in ("first", "second"):
+            rates = [format_rate(getattr(side, measure)) if side else "" for side in sides]
+            change = format_difference(getattr(pair, measure)) if pair else ""
+            lines.append((f"{visible(name)}, {measure} try", *rates, change))
+    return lines if result.also else []
+
+
 def notes(result: Result, config: Config) -> list[str]:
     """Return the notes under the table: data, statistics, definitions, and whatever limits the result."""
     test = (
@@ -137,6 +150,7 @@ def further_tables(result: Result) -> dict[str, list[tuple[str, ...]]]:
         "fix rate after the reflection minus that of the control, on the same failures, in points": arm_differences(
             result
         ),
+        "other tasks: rates in % with 95% intervals": other_tasks(result),
         "error categories of failed answers": error_categories(result),
     }
     return {title: lines for title, lines in tables.items() if lines}

@@ -100,7 +100,7 @@ def test_tokens_are_counted_and_a_budget_ends_training(objective: str, tmp_path:
         assert step["tokens/mining"] == (0 if objective != "reflection" else len({row.id for row in so_far}))
     spent = [step["tokens/generated"] + step["tokens/mining"] for step in steps]
     assert all(tokens < 200 for tokens in spent[:-1])
-    assert spent[-1] >= 300
+    assert spent[-1] >= 200
     assert len(steps) < 10, "the budget ended nothing: the test shows nothing"
     assert all(step["tokens/trained"] > 0 for step in steps)
     again = trained(tmp_path / "run", config, model=password.beginner())

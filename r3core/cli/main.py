@@ -15,6 +15,7 @@ from r3core.cli import (
     explain_commands,
     run_commands,
     show_command,
+    sweep_command,
     task_commands,
     tasks_command,
     view_command,
@@ -66,6 +67,7 @@ def options(
 
 tasks_command.register(app)
 run_commands.register(app)
+sweep_command.register(app)
 explain_commands.register(app)
 compare_command.register(app)
 task_commands.register(app)
