@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 from r3core.errors import ConfigError, did_you_mean, one_line
 from r3core.files import digest
 from r3core.plugins.engines import engine_of, find_engine
-from r3core.presets import PRESETS
+from r3core.presets import BUILT_IN, PRESETS
 from r3core.settings import assignments, merged, nested, read_file, typed
 from r3core.task import Frozen, Split, Task, Wording
 
@@ -24,6 +24,7 @@ PLACEMENT = ("processes", "accelerate_config")
 _LATER = (
     *("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups"),
     *("evaluate.every", "evaluate.every_limit", "train.keep", "train.stop_after", "evaluate.resamples"),
+    "evaluate.decoding",
 )
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
@@ -147,6 +148,9 @@ class Evaluate(Section):
     """Also retry without a reflection, with a generic one, with one of another problem, and by plain resampling."""
     resamples: int = Field(default=1, gt=0)
     """Fresh attempts at each failure, with `controls`; resampling at equal tokens needs several, in general 2 to 4."""
+    decoding: Literal["sampled", "greedy", "both"] = "sampled"
+    """Decode with the parameters under `sampling`, greedily, or with `both`, which adds greedy first and second tries;
+    with the built-in model of a task, the default is `both`."""
     cross: bool = False
     """Also combine reflections of one model with retries of the other, for base and trained model."""
     every: int | None = Field(default=None, gt=0)
@@ -159,6 +163,14 @@ class Evaluate(Section):
     def _only_with_controls(cls, value: int, info: ValidationInfo) -> int:
         if value > 1 and not info.data.get("controls", False):
             raise ValueError("more than 1 requires the controls: set evaluate.controls=true")
+        return value
+
+    @field_validator("decoding")
+    @classmethod
+    def _one_greedy_sample(cls, value: str, info: ValidationInfo) -> str:
+        several = [key for key in ("samples", "resamples") if info.data.get(key, 1) > 1]
+        if value == "greedy" and several:
+            raise ValueError(f"greedy answers to a prompt are all equal: set evaluate.{several[0]}=1")
         return value
 
 
@@ -367,7 +379,7 @@ def configure(task: Task, settings: Mapping[str, Any]) -> Config:
     preset = chosen_preset(settings)
     below = nested({key: value for key, (value, _) in PRESETS[preset].items()}) if preset else {}
     if task.demo is not None and merged(below, settings).get("model") is None:
-        below = merged(nested(task.demo.settings), below)
+        below = merged(nested(BUILT_IN), nested(task.demo.settings), below)
     values = {"task": task.name} | merged(below, settings) | {"task_options": task.options()}
     try:
         config = Config.model_validate(values)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from r3core.arms import Cost, EqualTokens, against, cost, difference, equal_tokens, fix_rate, passed, rate
 from r3core.config import Config
 from r3core.dataset import Selection
-from r3core.episode import CONTROLS, Answer, Arm, Episode
+from r3core.decoding import GREEDY, controls_of, decoded, greedy_beside
+from r3core.episode import Answer, Arm, Episode
 from r3core.executor import Executor, Tally, episodes_of
 from r3core.generation.generator import Generator
 from r3core.progress import percent
@@ -67,6 +69,14 @@ class Paired(Frozen):
     second: Difference
 
 
+class Greedy(Frozen):
+    """The tries of both models under greedy decoding, one per problem, on the same problems."""
+
+    base: Scores
+    trained: Scores | None = None
+    paired: Paired | None = None
+
+
 class Result(Frozen):
     """The outcome of an evaluation: what `--json` prints."""
 
@@ -79,6 +89,8 @@ class Result(Frozen):
     """The rows of `cross` compared, trained minus base reflections on the same failures: retries by -> difference."""
     problems: Selection | None = None
     """Which problems of the split were attempted."""
+    greedy: Greedy | None = None
+    """The same under greedy decoding, without controls; None unless `evaluate.decoding` is `both`."""
 
 
 def evaluate(
@@ -93,15 +105,18 @@ def evaluate(
 ) -> Result:
     """Evaluate one or two models on the same problems with the same seeds; resumes an interrupted run."""
     models = {"base": base} | ({"trained": trained} if trained else {})
+    episodes: dict[str, list[Episode]] = {}
+    greedily: dict[str, list[Episode]] = {}
     with run.clock("evaluate") as tick:
-        episodes = {
-            name: _episodes(run, protocol, examples, executor=executor, model=model, name=name, tick=tick)
-            for name, model in models.items()
-        }
+        for name, model in models.items():
+            evaluate_model = partial(_episodes, run, protocol, examples, executor=executor, model=model, tick=tick)
+            episodes[name] = evaluate_model(name)
+            if greedy_beside(protocol.config):
+                greedily[name] = evaluate_model(f"{name}-{GREEDY}")
         cells = None
         if protocol.config.evaluate.cross and trained:
             cells = _cross(run, protocol, episodes["base"], executor=executor, models=models, tick=tick)
-    controls = CONTROLS if protocol.config.evaluate.controls else ()
+    controls = controls_of(protocol.config)
     sides = {name: scores(found, controls) for name, found in episodes.items()}
     _warn_if_truncated(protocol.config, sides)
     result = Result(
@@ -110,8 +125,15 @@ def evaluate(
         cross={by: {then: fix_rate(cells[by, then], "reflect") for then in _NAMES} for by in _NAMES} if cells else None,
         reflections=compare_reflections(cells) if cells else None,
         problems=problems,
+        greedy=greedy_scores(greedily) if greedily else None,
     )
     return with_holm(result)
+
+
+def greedy_scores(episodes: Mapping[str, Sequence[Episode]]) -> Greedy:
+    """Return the scores of greedy episodes, by model."""
+    sides = {name: scores(found) for name, found in episodes.items()}
+    return Greedy(**sides, paired=compare(episodes["base"], episodes["trained"]) if "trained" in episodes else None)
 
 
 _NAMES = ("base", "trained")
@@ -152,7 +174,11 @@ def _each_secondary(result: Result, change: Callable[[Difference], Difference]) 
     first = result.paired and result.paired.model_copy(update={"first": change(result.paired.first)})
     sides = {name: side(getattr(result, name)) for name in _NAMES}
     reflections = result.reflections and {then: change(one) for then, one in result.reflections.items()}
-    return result.model_copy(update={**sides, "paired": first, "reflections": reflections})
+    update: dict[str, Any] = {**sides, "paired": first, "reflections": reflections}
+    if result.greedy and (pair := result.greedy.paired):
+        tries = Paired(first=change(pair.first), second=change(pair.second))
+        update["greedy"] = result.greedy.model_copy(update={"paired": tries})
+    return result.model_copy(update=update)
 
 
 def truncated(side: Scores) -> dict[TurnKind, Rate]:
@@ -214,19 +240,20 @@ def _episodes(
     run: Run,
     protocol: Protocol,
     examples: Sequence[Example],
+    name: str,
     *,
     executor: Executor,
     model: str,
-    name: str,
     tick: Callable[[], None],
 ) -> list[Episode]:
-    """Return the episodes of one model, with every arm of each; `name` is `base` or `trained`."""
+    """Return the episodes of one model, with every arm of each; `name` is `base`, `trained-greedy` and so on."""
     config = protocol.config
-    samples = config.evaluate.samples
+    beside = name.endswith(GREEDY)
+    samples = 1 if beside else config.evaluate.samples
     return episodes_of(
         run,
         executor,
-        evaluated,
+        evaluated_greedily if beside else evaluated,
         examples,
         name=f"evaluate-{name}",
         label=f"eval {name}",
@@ -254,8 +281,9 @@ def _tally(judged: dict[str, Callable[[Episode], bool | None]]) -> Tally:
 
 def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Example]) -> list[Episode]:
     """Return the episodes of one batch of problems, with a retry for every arm."""
+    protocol = _decoding(protocol)
     config = protocol.config
-    arms: list[Arm] = ["reflect", *(CONTROLS if config.evaluate.controls else ())]
+    arms: list[Arm] = ["reflect", *controls_of(config)]
 
     def seed(what: str) -> int:  # the same for base and trained
         return seed_of(config.seed, "evaluate", number, what)
@@ -268,6 +296,22 @@ def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequ
         again = protocol.retry(episodes, generator, seed=seed(f"resample {index}"), arm="resample")
         episodes = [_with_resample(episode, other) for episode, other in zip(episodes, again, strict=True)]
     return episodes
+
+
+def evaluated_greedily(
+    protocol: Protocol, generator: Generator, number: int, batch: Sequence[Example]
+) -> list[Episode]:
+    """Return the episodes of one batch under greedy decoding: one attempt per problem, and no controls."""
+    once = protocol.config.evaluate.model_copy(
+        update={"decoding": "greedy", "samples": 1, "controls": False, "resamples": 1}
+    )
+    alone = replace(protocol, config=protocol.config.model_copy(update={"evaluate": once}))
+    return evaluated(alone, generator, number, batch)
+
+
+def _decoding(protocol: Protocol) -> Protocol:
+    """Return the protocol with the sampling parameters of the evaluation."""
+    return replace(protocol, config=decoded(protocol.config))
 
 
 def _with_resample(episode: Episode, other: Episode) -> Episode:
@@ -328,7 +372,8 @@ def reflected(
     protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode], *, name: str
 ) -> list[Episode]:
     """Return a batch of failures with new reflections, for the stage `name` of the cross table."""
-    return protocol.reflect(batch, generator, seed=seed_of(protocol.config.seed, "cross", number, name))
+    seed = seed_of(protocol.config.seed, "cross", number, name)
+    return _decoding(protocol).reflect(batch, generator, seed=seed)
 
 
 def retried(
@@ -336,7 +381,8 @@ def retried(
 ) -> list[Episode]:
     """Return a batch of failures with new retries, for the stage `name` of the cross table."""
     bare = [episode.model_copy(update={"retries": {}, "resamples": ()}) for episode in batch]
-    return protocol.retry(bare, generator, seed=seed_of(protocol.config.seed, "cross", number, name))
+    seed = seed_of(protocol.config.seed, "cross", number, name)
+    return _decoding(protocol).retry(bare, generator, seed=seed)
 
 
 def _error_categories(answers: Iterable[Answer]) -> dict[str, int]:

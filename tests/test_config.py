@@ -155,6 +155,20 @@ def test_an_error_names_key_value_and_what_is_allowed(override: str, said: str) 
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["samples", "resamples"])
+def test_greedy_decoding_has_one_sample(key: str) -> None:
+    overrides = ["evaluate.controls=true", f"evaluate.{key}=2", "evaluate.decoding=greedy"]
+    with pytest.raises(ConfigError, match=rf"`evaluate.decoding` cannot be 'greedy': .* set evaluate.{key}=1"):
+        resolve(Toy(), overrides=overrides)
+
+
+def test_a_built_in_model_is_evaluated_greedily_too() -> None:
+    assert resolve(ToyWithModel()).evaluate.decoding == "both"
+    assert resolve(ToyWithModel(), flags={"model": "some/model"}).evaluate.decoding == "sampled"
+    assert resolve(ToyWithModel(), overrides=["evaluate.decoding=sampled"]).evaluate.decoding == "sampled"
+    assert "decoding" not in resolve(Toy()).record()["evaluate"]
+
+
 def test_further_resamples_require_the_controls() -> None:
     with pytest.raises(ConfigError, match=r"`evaluate.resamples` cannot be 4: .* set evaluate.controls=true"):
         resolve(Toy(), overrides=["evaluate.resamples=4"])

@@ -13,6 +13,7 @@ from r3core.config import resolve
 from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
 from r3core.evaluate import Paired, Result, compare, evaluate, scores, secondary, solved, with_holm
 from r3core.executor import LocalExecutor
+from r3core.generation.generator import Completion, Sampling
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.protocol import Protocol
 from r3core.runs import Run
@@ -233,7 +234,7 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
         **by(protocol, base=model(attempts=[0]), trained=model(attempts=[0], fixes=[1, 2])),
     )
     told = result.model_dump(mode="json")
-    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems"}
+    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "greedy"}
     for side in (told["base"], told["trained"]):
         assert {"first", "second", "fix", "controls"} <= set(side)
         assert list(side["controls"]) == ["none", "generic", "shuffled", "resample"]
@@ -281,6 +282,72 @@ def test_a_whole_evaluation_counts_as_by_hand(opened: Open) -> None:
     assert {by: one.difference for by, one in result.reflections.items()} == {"base": -1 / 6, "trained": 3 / 6}
     assert side.against["none"].difference == 3 / 5
     assert side.against["shuffled"].difference == 0
+
+
+class Warm(ScriptedGenerator):
+    """Sampled, it answers by one script, and greedily, by another."""
+
+    def __init__(self, sampled: ScriptedGenerator, greedy: ScriptedGenerator) -> None:
+        super().__init__(sampled.reply)
+        self.scripts = {False: sampled, True: greedy}
+
+    def generate(self, conversations: Sequence[Prompt], sampling: Sampling, **ended: Any) -> list[Completion]:
+        script = self.scripts[sampling.temperature == 0]
+        return script.generate(conversations, sampling, **ended)
+
+
+def test_greedy_tries_are_evaluated_beside_sampled_ones_and_resume(opened: Open, tmp_path: Path) -> None:
+    def models() -> dict[str, ScriptedGenerator]:
+        base = Warm(model(attempts=[0]), model(attempts=[0, 1, 2, 3], fixes=[4]))
+        return {"base": base, "trained": Warm(model(attempts=[0], fixes=[5]), model(attempts=[0], fixes=[1, 4, 5, 6]))}
+
+    settings = (*FULL, "evaluate.decoding=both", "evaluate.samples=2", "batch_size=6")
+    run, protocol, examples = opened(*settings)
+    result = evaluate(run, protocol, examples, **by(protocol, **models()))
+    assert [counts(one) for one in (result.base.first, result.base.fix)] == [(2, 16), (0, 14)]
+    assert result.greedy
+    assert result.greedy.trained
+    assert result.greedy.paired
+    greedy = result.greedy.base, result.greedy.trained
+    assert [[counts(one) for one in (side.first, side.second, side.fix)] for side in greedy] == [
+        [(4, 8), (5, 8), (1, 4)],
+        [(1, 8), (5, 8), (4, 7)],
+    ]
+    assert (result.greedy.paired.first.difference, result.greedy.paired.second.difference) == (-3 / 8, 0)
+    assert result.greedy.base.controls == {}
+    rows = {path.name: path.read_text() for path in sorted((tmp_path / "run").glob("evaluate-*.jsonl"))}
+    assert [text.count("\n") for text in rows.values()] == [8, 16, 8, 16]  # base-greedy, base, trained-greedy, trained
+    (tmp_path / "run" / "evaluate-trained-greedy.jsonl").write_text(
+        "".join(rows["evaluate-trained-greedy.jsonl"].splitlines(keepends=True)[:4])
+    )
+    again = models()
+    run, protocol, examples = opened(*settings)
+    assert evaluate(run, protocol, examples, **by(protocol, **again)) == result
+    made = {name: [len(script.conversations) for script in one.scripts.values()] for name, one in again.items()}
+    assert made["base"] == [0, 0]
+    assert made["trained"][0] == 0
+    assert made["trained"][1] > 0
+    assert (tmp_path / "run" / "evaluate-trained-greedy.jsonl").read_text() == rows["evaluate-trained-greedy.jsonl"]
+
+
+def test_a_greedy_evaluation_is_greedy_in_every_turn_and_does_not_resample(opened: Open) -> None:
+    run, protocol, examples = opened(*FULL, "evaluate.decoding=greedy")
+    generators = {
+        "base": Warm(model(), model(attempts=[0, 1], fixes=[2])),
+        "trained": Warm(model(), model(fixes=[2, 3], needs="trained")),
+    }
+    result = evaluate(run, protocol, examples, **by(protocol, **generators))
+    assert [one.scripts[False].conversations for one in generators.values()] == [[], []]
+    assert (counts(result.base.first), counts(result.base.fix)) == ((2, 8), (1, 6))
+    assert "resample" not in result.base.controls
+    assert result.greedy is None
+
+
+def test_temperatures_of_0_are_not_evaluated_greedily_again(opened: Open) -> None:
+    cold = [f"sampling.{turn}.temperature=0" for turn in ("attempt", "reflection", "retry")]
+    run, protocol, examples = opened(*cold, "evaluate.decoding=both")
+    result = evaluate(run, protocol, examples, **by(protocol, base=Warm(model(), model(attempts=[0]))))
+    assert (counts(result.base.first), result.greedy) == ((1, 8), None)
 
 
 def test_without_a_trained_model_there_is_nothing_to_compare(opened: Open) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from r3core.config import Config
 from r3core.console import visible
+from r3core.decoding import GREEDY
 from r3core.episode import CONTROLS, Answer, Episode
 from r3core.errors import UsageError
 from r3core.evaluate import solved
@@ -19,8 +20,11 @@ from r3core.recorded import config_of, open_record, status_of
 from r3core.runs import RunRecord, each_value
 from r3core.task import Frozen
 
-MEASURES = ("first", "second", "fix", *CONTROLS)
-"""The rates of a model: its two tries, and its fix rates after a reflection and after the controls."""
+TRIES = ("first", "second", "fix")
+GREEDY_TRIES = {f"{GREEDY}-{measure}": measure for measure in TRIES}
+"""The measures of greedy decoding, with those of sampling."""
+MEASURES = tuple(one for measure in TRIES for one in (measure, f"{GREEDY}-{measure}")) + CONTROLS
+"""The rates of a model: its two tries, its fix rates after a reflection and after the controls, and the greedy ones."""
 DEFAULT = "default"
 """Stands for a setting that is not in the record of a run."""
 _LONGEST = 40  # characters of the value of a setting
@@ -105,8 +109,10 @@ def _read(folder: Path) -> Evaluated:
     for name in ("base", "trained"):
         outcomes, of_side, generated = _side(run, f"evaluate-{name}")
         if of_side:
-            sides[name], problems = outcomes, problems | of_side
-            evaluation += generated
+            greedy, _, of_greedy = _side(run, f"evaluate-{name}-{GREEDY}")
+            sides[name] = outcomes | {measure: greedy[sampled] for measure, sampled in GREEDY_TRIES.items()}
+            problems |= of_side
+            evaluation += generated + of_greedy
     if "base" not in sides:
         raise UsageError(f"`{folder}` has a result, but no evaluate-base.jsonl", "restore the file, or evaluate again")
     settings = {key: value for key, value in _leaves(config.record()) if key != "seed"}
