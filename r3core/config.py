@@ -144,8 +144,9 @@ class Evaluate(Section):
     """Which problems `limit` selects: a random sample, the same for every `seed` and model, or the first ones."""
     samples: int = Field(default=1, gt=0)
     """Attempts per problem; above 1, intervals and tests are clustered by problem."""
-    controls: bool = False
-    """Also retry without a reflection, with a generic one, with one of another problem, and by plain resampling."""
+    controls: bool = True
+    """Also retry without a reflection, with a generic one, with one of another problem, with a neutral text of the
+    same length, and by plain resampling; each costs one retry per failure."""
     resamples: int = Field(default=1, gt=0)
     """Fresh attempts at each failure, with `controls`; resampling at equal tokens needs several, in general 2 to 4."""
     decoding: Literal["sampled", "greedy", "both"] = "sampled"

@@ -95,7 +95,7 @@ def test_greedy_tries_have_rows_and_are_compared(tmp_path: Path) -> None:
 
 def test_first_try_second_try_fix_rate_and_controls_have_a_row_each(seeds: list[Path]) -> None:
     rows = {row.measure: row for row in compare_runs(seeds).groups[0].rows}
-    assert list(rows) == ["first", "second", "fix", "none", "generic", "shuffled", "resample"]
+    assert list(rows) == ["first", "second", "fix", "none", "generic", "shuffled", "placebo", "resample"]
     fix = rows["fix"]
     assert fix.trained is not None
     assert fix.trained.mean == pytest.approx((16 + 18 + 20) / 3 / 32)

@@ -89,6 +89,7 @@ def test_every_rate_is_the_one_counted_by_hand() -> None:
         "none": (1, 4),
         "generic": (1, 4),
         "shuffled": (1, 3),  # f had no other problem's reflection
+        "placebo": (0, 0),
         "resample": (1, 3),
     }
     assert counts(found.leaks) == (1, 3)  # f's could not be tested
@@ -138,7 +139,7 @@ def test_samples_of_a_problem_are_clustered() -> None:
 def test_nothing_failed_and_there_is_nothing_to_fix() -> None:
     found = scores([episode("a", "p")], CONTROLS)
     assert counts(found.fix) == (0, 0)
-    assert [counts(value) for value in found.controls.values()] == [(0, 0)] * 4
+    assert [counts(value) for value in found.controls.values()] == [(0, 0)] * 5
     assert (found.fix.low, found.fix.high) == (0.0, 1.0)
 
 
@@ -237,7 +238,7 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
     assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "greedy"}
     for side in (told["base"], told["trained"]):
         assert {"first", "second", "fix", "controls"} <= set(side)
-        assert list(side["controls"]) == ["none", "generic", "shuffled", "resample"]
+        assert list(side["controls"]) == ["none", "generic", "shuffled", "placebo", "resample"]
         rates = [side[key] for key in ("first", "second", "fix", "leaks", "fix_without_leak", "truncated")]
         rates += [side[key] for key in ("attempts_truncated", "retries_truncated")]
         assert all(set(value) == RATE for value in [*rates, *side["controls"].values()])
@@ -267,6 +268,7 @@ def test_a_whole_evaluation_counts_as_by_hand(opened: Open) -> None:
         "none": (0, 5),
         "generic": (0, 5),
         "shuffled": (3, 5),  # the script looks only at who reflected
+        "placebo": (0, 5),
         "resample": (0, 5),
     }
     assert (result.paired.first.difference, result.paired.second.difference) == (1 / 8, 3 / 8)
@@ -392,7 +394,7 @@ def test_both_models_get_the_same_problems_and_seeds(opened: Open) -> None:
         examples,
         **by(protocol, base=remembering("base"), trained=remembering("trained")),
     )
-    turns = 3 * 7  # three batches; attempt, reflection, five arms; after them comes the cross table
+    turns = 3 * 8  # three batches; attempt, reflection, six arms; after them comes the cross table
     assert seeds["base"][:turns] == seeds["trained"][:turns]
     assert len(set(seeds["base"])) == len(seeds["base"])
 
