@@ -353,7 +353,7 @@ def test_temperatures_of_0_are_not_evaluated_greedily_again(opened: Open) -> Non
 
 
 def test_without_a_trained_model_there_is_nothing_to_compare(opened: Open) -> None:
-    run, protocol, examples = opened("evaluate.cross=true")
+    run, protocol, examples = opened("evaluate.cross=true", "evaluate.controls=false")
     result = evaluate(run, protocol, examples, **by(protocol, base=model()))
     assert (result.trained, result.paired, result.cross) == (None, None, None)
     assert result.base.controls == {}
