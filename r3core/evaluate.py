@@ -17,8 +17,9 @@ from r3core.executor import Executor, Tally, episodes_of
 from r3core.generation.generator import Generator
 from r3core.progress import percent
 from r3core.protocol import Protocol, seed_of
+from r3core.repeated import pass_at, pass_at_differences
 from r3core.runs import Run
-from r3core.stats import Difference, Rate, holm, wilson
+from r3core.stats import Difference, Rate, Share, holm, wilson
 from r3core.task import Example, Frozen
 from r3core.truncation import TurnKind, warn_if_truncated
 
@@ -32,6 +33,10 @@ class Scores(Frozen):
     """Problems solved by the attempt or, after a reflection, by the retry."""
     fix: Rate
     """Retries that passed, of the first attempts that failed."""
+    first_at: dict[int, Share] = {}
+    """pass@k of the first try by k, with several samples per problem."""
+    second_at: dict[int, Share] = {}
+    """pass@k of the second try by k: at least one of k samples is solved by its attempt or its retry."""
     controls: dict[Arm, Rate]
     """The same fix rate, over the same failures, with something else in the reflection's place."""
     against: dict[Arm, Difference] = {}
@@ -67,6 +72,10 @@ class Paired(Frozen):
 
     first: Difference
     second: Difference
+    first_at: dict[int, Difference] = {}
+    """pass@k of the first try by k, with several samples per problem."""
+    second_at: dict[int, Difference] = {}
+    """pass@k of the second try by k."""
 
 
 class Greedy(Frozen):
@@ -171,14 +180,21 @@ def _each_secondary(result: Result, change: Callable[[Difference], Difference]) 
             update["equal_tokens"] = scores.equal_tokens.model_copy(update={"difference": change(one)})
         return scores.model_copy(update=update)
 
-    first = result.paired and result.paired.model_copy(update={"first": change(result.paired.first)})
+    first = result.paired and _paired(result.paired, change)
     sides = {name: side(getattr(result, name)) for name in _NAMES}
     reflections = result.reflections and {then: change(one) for then, one in result.reflections.items()}
     update: dict[str, Any] = {**sides, "paired": first, "reflections": reflections}
     if result.greedy and (pair := result.greedy.paired):
-        tries = Paired(first=change(pair.first), second=change(pair.second))
+        tries = _paired(pair, change).model_copy(update={"second": change(pair.second)})
         update["greedy"] = result.greedy.model_copy(update={"paired": tries})
     return result.model_copy(update=update)
+
+
+def _paired(tries: Paired, change: Callable[[Difference], Difference]) -> Paired:
+    """Return the differences of both tries with all but that of the second one changed."""
+    first = change(tries.first)
+    at = {name: {k: change(one) for k, one in getattr(tries, name).items()} for name in ("first_at", "second_at")}
+    return tries.model_copy(update={"first": first, **at})
 
 
 def truncated(side: Scores) -> dict[TurnKind, Rate]:
@@ -204,6 +220,8 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
         first=rate((e, passed(e.attempt)) for e in episodes),
         second=rate((e, solved(e)) for e in episodes),
         fix=fix_rate(failed, "reflect"),
+        first_at=pass_at(episodes, _first),
+        second_at=pass_at(episodes, solved),
         controls={arm: fix_rate(failed, arm) for arm in controls},
         against={arm: against(failed, arm) for arm in controls},
         costs={arm: found for arm in arms if (found := cost(failed, arm))},
@@ -231,8 +249,10 @@ def solved(episode: Episode) -> bool | None:
 def compare(before: Sequence[Episode], after: Sequence[Episode]) -> Paired:
     """Return the paired differences, over the problems that could be judged on both sides."""
     return Paired(
-        first=difference(before, after, lambda episode: passed(episode.attempt)),
+        first=difference(before, after, _first),
         second=difference(before, after, solved),
+        first_at=pass_at_differences(before, after, _first),
+        second_at=pass_at_differences(before, after, solved),
     )
 
 

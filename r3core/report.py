@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from r3core.cells import format_difference, format_p, format_rate
 from r3core.check.certificate import Certificate
@@ -53,8 +53,10 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     beside = _greedy_rows(result)
     table = [
         ("first try", *(format_rate(side.first) for side in sides), first),
+        *_pass_at(result, "first"),
         *beside[:1],
         ("second try", *(format_rate(side.second) for side in sides), second),
+        *_pass_at(result, "second"),
         *beside[1:2],
         ("fix rate", *(format_rate(side.fix) for side in sides), ""),
         *beside[2:],
@@ -66,6 +68,20 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     for by, cells in (result.cross or {}).items():
         table.append((f"retries on reflections by {by}", format_rate(cells["base"]), format_rate(cells["trained"]), ""))
     return [row if len(row) == len(HEADINGS) else (*row[:2], "", row[2]) for row in table]
+
+
+def _pass_at(result: Result, which: Literal["first", "second"]) -> list[tuple[str, ...]]:
+    """Return a row for each k of pass@k; none with one sample per problem."""
+    sides = [getattr(side, f"{which}_at") for side in (result.base, result.trained) if side]
+    paired = getattr(result.paired, f"{which}_at", {})
+    return [
+        (
+            f"  {which} try, pass@{k}",
+            *(format_rate(side.get(k)) for side in sides),
+            format_difference(paired[k]) if k in paired else "",
+        )
+        for k in sides[0]
+    ]
 
 
 def _greedy_rows(result: Result) -> list[tuple[str, ...]]:
@@ -118,6 +134,11 @@ def notes(result: Result, config: Config) -> list[str]:
         lines.append(
             "one training run: the intervals count the problems, not what another training seed would change; both "
             f"models {how}"
+        )
+    if result.base.first_at:
+        lines.append(
+            "pass@k: problems of which at least one of k samples passes, computed exactly from all samples of each "
+            "(Chen et al. 2021); every problem has the same weight, intervals and tests are over problems"
         )
     if result.greedy is not None:
         lines.append(

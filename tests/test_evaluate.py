@@ -242,8 +242,13 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
         rates = [side[key] for key in ("first", "second", "fix", "leaks", "fix_without_leak", "truncated")]
         rates += [side[key] for key in ("attempts_truncated", "retries_truncated")]
         assert all(set(value) == RATE for value in [*rates, *side["controls"].values()])
-    assert set(told["paired"]) == {"first", "second"}
-    differences = [*told["paired"].values(), *told["base"]["against"].values(), *told["reflections"].values()]
+    assert set(told["paired"]) == {"first", "second", "first_at", "second_at"}
+    differences = [
+        told["paired"]["first"],
+        told["paired"]["second"],
+        *told["base"]["against"].values(),
+        *told["reflections"].values(),
+    ]
     assert all(set(value) == {"difference", "low", "high", "p", "p_holm"} for value in differences)
     assert list(told["base"]["against"]) == list(told["base"]["controls"])
     assert list(told["base"]["costs"]) == ["reflect", *told["base"]["controls"]]
