@@ -16,7 +16,7 @@ from scipy.stats import t
 from tables import table as _table
 
 from r3core.config import NOT_SETTINGS, Config
-from r3core.episode import CONTROLS, Arm
+from r3core.episode import Arm
 from r3core.evaluate import Result, Scores
 from r3core.report import error_categories, print_table
 from r3core.stats import Difference, Rate
@@ -105,9 +105,10 @@ def seeds(task: str) -> str:
 def controls(task: str) -> str:
     """Return a table of the fix rates with each control in place of the reflection."""
     runs = {seed: record.result for seed, record in _seeds(task).items()}
-    head = ("seed", "model", "with its reflection", "none", "generic sentence", "another problem's", "plain resampling")
+    arms = [arm for arm in _ARMS if all(arm in side.controls for result in runs.values() for side in _sides(result))]
+    head = ("seed", "model", "with its reflection", *(_ARMS[arm] for arm in arms))
     rows = [
-        (str(seed), name, _rate(side.fix), *(_rate(side.controls[arm]) for arm in _ARMS))
+        (str(seed), name, _rate(side.fix), *(_rate(side.controls[arm]) for arm in arms))
         for seed, result in runs.items()
         for name, side in zip(("base", "trained"), _sides(result), strict=True)
     ]
@@ -220,7 +221,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 # --- cells and tables
 
-_ARMS: tuple[Arm, ...] = CONTROLS
+_ARMS: dict[Arm, str] = {
+    "none": "none",
+    "generic": "generic sentence",
+    "shuffled": "another problem's",
+    "placebo": "neutral text",
+    "resample": "plain resampling",
+}
 
 
 def _seeds(task: str) -> dict[int, Record]:

@@ -46,6 +46,19 @@ def adopt_failures(run: Run, task: Task, config: Config, source: Path) -> list[F
     return failures
 
 
+def _adopt_attempts(run: Run, source: Path) -> None:
+    """Copy the mined attempts of another run, which `train.anchor` needs; UsageError when they are not there."""
+    folders = [RunRecord(folder) for folder in (source, source.parent)]  # a run directory, or `failures` in one
+    attempts = next((found for record in folders if (found := list(mined_attempts(record)))), [])
+    if not attempts:
+        raise UsageError(
+            f"`train.anchor` requires all attempts of mining, and `{source}` has the failures alone",
+            "name the run directory that mined them under mine.failures, or mine in this run",
+        )
+    run.drop(ADOPTED_ATTEMPTS, lambda _: True)  # of an interrupted copy
+    run.append(ADOPTED_ATTEMPTS, attempts)
+
+
 def adopt_forecast(run: Run, config: Config, failures: list[Failure]) -> Forecast | None:
     """Copy the forecast of the run whose failures are used, if it was made for the same ones and the same settings.
 
@@ -65,19 +78,6 @@ def adopt_forecast(run: Run, config: Config, failures: list[Failure]) -> Forecas
     run.write_json("forecast", found)
     print(f"forecast: that of `{source}`, for the same failures and settings", file=sys.stderr)
     return found
-
-
-def _adopt_attempts(run: Run, source: Path) -> None:
-    """Copy the mined attempts of another run, which `train.anchor` needs; UsageError when they are not there."""
-    mined = RunRecord(source if (source / "mine.jsonl").exists() else source.parent)
-    attempts = list(mined_attempts(mined))
-    if not attempts:
-        raise UsageError(
-            f"`train.anchor` requires all attempts of mining, and `{source}` has the failures alone",
-            "name the run directory that mined them under mine.failures, or mine in this run",
-        )
-    run.drop(ADOPTED_ATTEMPTS, lambda _: True)  # of an interrupted copy
-    run.append(ADOPTED_ATTEMPTS, attempts)
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from r3core.objective import Objective
 from r3core.other_tasks import OtherTask, resolved
 from r3core.plugins.engines import engine_of, find_engine
 from r3core.plugins.objectives import find_objective
-from r3core.presets import PRESETS
+from r3core.presets import BUILT_IN, PRESETS
 from r3core.settings import assignments, merged, nested, read_file, typed
 from r3core.task import Frozen, Split, Task, Wording
 
@@ -28,7 +28,7 @@ _LATER = (
     *("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups"),
     *("evaluate.every", "evaluate.every_limit", "train.keep", "train.stop_after", "evaluate.resamples"),
     *("train.objective", "train.anchor", "train.budget_tokens"),
-    "evaluate.also",
+    *("evaluate.also", "evaluate.decoding"),
 )
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
@@ -154,10 +154,14 @@ class Evaluate(Section):
     """Which problems `limit` selects: a random sample, the same for every `seed` and model, or the first ones."""
     samples: int = Field(default=1, gt=0)
     """Attempts per problem; above 1, intervals and tests are clustered by problem."""
-    controls: bool = False
-    """Also retry without a reflection, with a generic one, with one of another problem, and by plain resampling."""
+    controls: bool = True
+    """Also retry without a reflection, with a generic one, with one of another problem, with a neutral text of the
+    same length, and by plain resampling; each costs one retry per failure."""
     resamples: int = Field(default=1, gt=0)
     """Fresh attempts at each failure, with `controls`; resampling at equal tokens needs several, in general 2 to 4."""
+    decoding: Literal["sampled", "greedy", "both"] = "sampled"
+    """Decode with the parameters under `sampling`, greedily, or with `both`, which adds greedy first and second tries;
+    with the built-in model of a task, the default is `both`."""
     cross: bool = False
     """Also combine reflections of one model with retries of the other, for base and trained model."""
     also: tuple[OtherTask, ...] = ()
@@ -173,6 +177,14 @@ class Evaluate(Section):
     def _only_with_controls(cls, value: int, info: ValidationInfo) -> int:
         if value > 1 and not info.data.get("controls", False):
             raise ValueError("more than 1 requires the controls: set evaluate.controls=true")
+        return value
+
+    @field_validator("decoding")
+    @classmethod
+    def _one_greedy_sample(cls, value: str, info: ValidationInfo) -> str:
+        several = [key for key in ("samples", "resamples") if info.data.get(key, 1) > 1]
+        if value == "greedy" and several:
+            raise ValueError(f"greedy answers to a prompt are all equal: set evaluate.{several[0]}=1")
         return value
 
 
@@ -400,7 +412,7 @@ def configure(task: Task, settings: Mapping[str, Any]) -> Config:
     preset = chosen_preset(settings)
     below = nested({key: value for key, (value, _) in PRESETS[preset].items()}) if preset else {}
     if task.demo is not None and merged(below, settings).get("model") is None:
-        below = merged(nested(task.demo.settings), below)
+        below = merged(nested(BUILT_IN), nested(task.demo.settings), below)
     values = {"task": task.name} | merged(below, settings) | {"task_options": task.options()}
     if isinstance(section := values.get("evaluate"), dict) and section.get("also"):
         also = resolved(section["also"], task=values["task"], task_options=values["task_options"])

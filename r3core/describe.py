@@ -17,6 +17,7 @@ from r3core.errors import R3Error, one_line
 from r3core.plugins.diagnostics import as_task_error
 from r3core.plugins.discovery import discover
 from r3core.plugins.options import Option, options_of, set_options
+from r3core.presets import BUILT_IN
 from r3core.prompts import attempt
 from r3core.task import Example, Frozen, Message, Split, Task, Tool
 
@@ -196,7 +197,7 @@ def _built_in(kind: type[Task]) -> BuiltIn | None:
         return None
     defaults = {option.name: option.default for option in options_of(kind)}
     made_for = {name: defaults[name] for name in kind.demo.made_for}
-    return BuiltIn(model=str(kind.demo.model), settings=kind.demo.settings, made_for=made_for)
+    return BuiltIn(model=str(kind.demo.model), settings=BUILT_IN | kind.demo.settings, made_for=made_for)
 
 
 def _distribution(kind: type[Task]) -> str | None:

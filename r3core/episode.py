@@ -12,8 +12,8 @@ TOKENS, WHOLE, THINKING, CALLS = "token_ids", "generated", "reasoning_content", 
 """Keys of a message that the model generated: the tokens of its answer, `ids` and `text` of the whole turn, its
 thought, and its calls."""
 Stopped = Literal["end", "length", "overlong", "skipped"]
-Arm = Literal["reflect", "none", "generic", "shuffled", "resample"]
-CONTROLS: tuple[Arm, ...] = ("none", "generic", "shuffled", "resample")
+Arm = Literal["reflect", "none", "generic", "shuffled", "placebo", "resample"]
+CONTROLS: tuple[Arm, ...] = ("none", "generic", "shuffled", "placebo", "resample")
 """Second attempts without the model's own reflection on its failure."""
 
 

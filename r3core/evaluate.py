@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from r3core.arms import Cost, EqualTokens, against, cost, difference, equal_tokens, fix_rate, passed, rate
 from r3core.config import Config
 from r3core.dataset import Selection
-from r3core.episode import CONTROLS, Answer, Arm, Episode
+from r3core.decoding import GREEDY, controls_of, decoded, greedy_beside
+from r3core.episode import Answer, Arm, Episode
 from r3core.executor import Executor, Tally, episodes_of
 from r3core.generation.generator import Generator
 from r3core.progress import percent
 from r3core.protocol import Protocol, seed_of
+from r3core.repeated import pass_at, pass_at_differences
 from r3core.runs import Run
-from r3core.stats import Difference, Rate, holm, wilson
+from r3core.stats import Difference, Rate, Share, holm, wilson
 from r3core.task import Example, Frozen
 from r3core.truncation import TurnKind, warn_if_truncated
 
@@ -30,6 +33,10 @@ class Scores(Frozen):
     """Problems solved by the attempt or, after a reflection, by the retry."""
     fix: Rate
     """Retries that passed, of the first attempts that failed."""
+    first_at: dict[int, Share] = {}
+    """pass@k of the first try by k, with several samples per problem."""
+    second_at: dict[int, Share] = {}
+    """pass@k of the second try by k: at least one of k samples is solved by its attempt or its retry."""
     controls: dict[Arm, Rate]
     """The same fix rate, over the same failures, with something else in the reflection's place."""
     against: dict[Arm, Difference] = {}
@@ -65,6 +72,18 @@ class Paired(Frozen):
 
     first: Difference
     second: Difference
+    first_at: dict[int, Difference] = {}
+    """pass@k of the first try by k, with several samples per problem."""
+    second_at: dict[int, Difference] = {}
+    """pass@k of the second try by k."""
+
+
+class Greedy(Frozen):
+    """The tries of both models under greedy decoding, one per problem, on the same problems."""
+
+    base: Scores
+    trained: Scores | None = None
+    paired: Paired | None = None
 
 
 class Result(Frozen):
@@ -81,6 +100,8 @@ class Result(Frozen):
     """Which problems of the split were attempted."""
     also: dict[str, Result] = {}
     """The results on other tasks (`evaluate.also`), by their names."""
+    greedy: Greedy | None = None
+    """The same under greedy decoding, without controls; None unless `evaluate.decoding` is `both`."""
 
 
 def evaluate(
@@ -95,15 +116,18 @@ def evaluate(
 ) -> Result:
     """Evaluate one or two models on the same problems with the same seeds; resumes an interrupted run."""
     models = {"base": base} | ({"trained": trained} if trained else {})
+    episodes: dict[str, list[Episode]] = {}
+    greedily: dict[str, list[Episode]] = {}
     with run.clock("evaluate") as tick:
-        episodes = {
-            name: _episodes(run, protocol, examples, executor=executor, model=model, name=name, tick=tick)
-            for name, model in models.items()
-        }
+        for name, model in models.items():
+            evaluate_model = partial(_episodes, run, protocol, examples, executor=executor, model=model, tick=tick)
+            episodes[name] = evaluate_model(name)
+            if greedy_beside(protocol.config):
+                greedily[name] = evaluate_model(f"{name}-{GREEDY}")
         cells = None
         if protocol.config.evaluate.cross and trained:
             cells = _cross(run, protocol, episodes["base"], executor=executor, models=models, tick=tick)
-    controls = CONTROLS if protocol.config.evaluate.controls else ()
+    controls = controls_of(protocol.config)
     sides = {name: scores(found, controls) for name, found in episodes.items()}
     _warn_if_truncated(protocol.config, sides)
     result = Result(
@@ -113,8 +137,15 @@ def evaluate(
         cross={by: {then: fix_rate(cells[by, then], "reflect") for then in _NAMES} for by in _NAMES} if cells else None,
         reflections=compare_reflections(cells) if cells else None,
         problems=problems,
+        greedy=greedy_scores(greedily) if greedily else None,
     )
     return with_holm(result)
+
+
+def greedy_scores(episodes: Mapping[str, Sequence[Episode]]) -> Greedy:
+    """Return the scores of greedy episodes, by model."""
+    sides = {name: scores(found) for name, found in episodes.items()}
+    return Greedy(**sides, paired=compare(episodes["base"], episodes["trained"]) if "trained" in episodes else None)
 
 
 _NAMES = ("base", "trained")
@@ -152,18 +183,30 @@ def _each_secondary(result: Result, change: Callable[[Difference], Difference]) 
             update["equal_tokens"] = scores.equal_tokens.model_copy(update={"difference": change(one)})
         return scores.model_copy(update=update)
 
-    first = result.paired and result.paired.model_copy(update={"first": change(result.paired.first)})
+    first = result.paired and _paired(result.paired, change)
     sides = {name: side(getattr(result, name)) for name in _NAMES}
     also = {name: _each_of_another(one, change) for name, one in result.also.items()}
     reflections = result.reflections and {then: change(one) for then, one in result.reflections.items()}
-    return result.model_copy(update={**sides, "paired": first, "reflections": reflections, "also": also})
+    update: dict[str, Any] = {**sides, "paired": first, "reflections": reflections, "also": also}
+    if result.greedy and (pair := result.greedy.paired):
+        tries = _paired(pair, change).model_copy(update={"second": change(pair.second)})
+        update["greedy"] = result.greedy.model_copy(update={"paired": tries})
+    return result.model_copy(update=update)
 
 
 def _each_of_another(result: Result, change: Callable[[Difference], Difference]) -> Result:
     """Return the result on another task with both of its comparisons changed."""
     if (pair := result.paired) is None:
         return result
-    return result.model_copy(update={"paired": Paired(first=change(pair.first), second=change(pair.second))})
+    tries = _paired(pair, change).model_copy(update={"second": change(pair.second)})
+    return result.model_copy(update={"paired": tries})
+
+
+def _paired(tries: Paired, change: Callable[[Difference], Difference]) -> Paired:
+    """Return the differences of both tries with all but that of the second one changed."""
+    first = change(tries.first)
+    at = {name: {k: change(one) for k, one in getattr(tries, name).items()} for name in ("first_at", "second_at")}
+    return tries.model_copy(update={"first": first, **at})
 
 
 def truncated(side: Scores) -> dict[TurnKind, Rate]:
@@ -189,6 +232,8 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
         first=rate((e, passed(e.attempt)) for e in episodes),
         second=rate((e, solved(e)) for e in episodes),
         fix=fix_rate(failed, "reflect"),
+        first_at=pass_at(episodes, _first),
+        second_at=pass_at(episodes, solved),
         controls={arm: fix_rate(failed, arm) for arm in controls},
         against={arm: against(failed, arm) for arm in controls},
         costs={arm: found for arm in arms if (found := cost(failed, arm))},
@@ -216,8 +261,10 @@ def solved(episode: Episode) -> bool | None:
 def compare(before: Sequence[Episode], after: Sequence[Episode]) -> Paired:
     """Return the paired differences, over the problems that could be judged on both sides."""
     return Paired(
-        first=difference(before, after, lambda episode: passed(episode.attempt)),
+        first=difference(before, after, _first),
         second=difference(before, after, solved),
+        first_at=pass_at_differences(before, after, _first),
+        second_at=pass_at_differences(before, after, solved),
     )
 
 
@@ -225,19 +272,20 @@ def _episodes(
     run: Run,
     protocol: Protocol,
     examples: Sequence[Example],
+    name: str,
     *,
     executor: Executor,
     model: str,
-    name: str,
     tick: Callable[[], None],
 ) -> list[Episode]:
-    """Return the episodes of one model, with every arm of each; `name` is `base` or `trained`."""
+    """Return the episodes of one model, with every arm of each; `name` is `base`, `trained-greedy` and so on."""
     config = protocol.config
-    samples = config.evaluate.samples
+    beside = name.endswith(GREEDY)
+    samples = 1 if beside else config.evaluate.samples
     return episodes_of(
         run,
         executor,
-        evaluated,
+        evaluated_greedily if beside else evaluated,
         examples,
         name=f"evaluate-{name}",
         label=f"eval {name}",
@@ -265,8 +313,9 @@ def tally(judged: dict[str, Callable[[Episode], bool | None]]) -> Tally:
 
 def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Example]) -> list[Episode]:
     """Return the episodes of one batch of problems, with a retry for every arm."""
+    protocol = _decoding(protocol)
     config = protocol.config
-    arms: list[Arm] = ["reflect", *(CONTROLS if config.evaluate.controls else ())]
+    arms: list[Arm] = ["reflect", *controls_of(config)]
 
     def seed(what: str) -> int:  # the same for base and trained
         return seed_of(config.seed, "evaluate", number, what)
@@ -279,6 +328,22 @@ def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequ
         again = protocol.retry(episodes, generator, seed=seed(f"resample {index}"), arm="resample")
         episodes = [_with_resample(episode, other) for episode, other in zip(episodes, again, strict=True)]
     return episodes
+
+
+def evaluated_greedily(
+    protocol: Protocol, generator: Generator, number: int, batch: Sequence[Example]
+) -> list[Episode]:
+    """Return the episodes of one batch under greedy decoding: one attempt per problem, and no controls."""
+    once = protocol.config.evaluate.model_copy(
+        update={"decoding": "greedy", "samples": 1, "controls": False, "resamples": 1}
+    )
+    alone = replace(protocol, config=protocol.config.model_copy(update={"evaluate": once}))
+    return evaluated(alone, generator, number, batch)
+
+
+def _decoding(protocol: Protocol) -> Protocol:
+    """Return the protocol with the sampling parameters of the evaluation."""
+    return replace(protocol, config=decoded(protocol.config))
 
 
 def _with_resample(episode: Episode, other: Episode) -> Episode:
@@ -339,7 +404,8 @@ def reflected(
     protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode], *, name: str
 ) -> list[Episode]:
     """Return a batch of failures with new reflections, for the stage `name` of the cross table."""
-    return protocol.reflect(batch, generator, seed=seed_of(protocol.config.seed, "cross", number, name))
+    seed = seed_of(protocol.config.seed, "cross", number, name)
+    return _decoding(protocol).reflect(batch, generator, seed=seed)
 
 
 def retried(
@@ -347,7 +413,8 @@ def retried(
 ) -> list[Episode]:
     """Return a batch of failures with new retries, for the stage `name` of the cross table."""
     bare = [episode.model_copy(update={"retries": {}, "resamples": ()}) for episode in batch]
-    return protocol.retry(bare, generator, seed=seed_of(protocol.config.seed, "cross", number, name))
+    seed = seed_of(protocol.config.seed, "cross", number, name)
+    return _decoding(protocol).retry(bare, generator, seed=seed)
 
 
 def _error_categories(answers: Iterable[Answer]) -> dict[str, int]:

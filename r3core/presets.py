@@ -40,3 +40,6 @@ PRESETS: dict[str, dict[str, Setting]] = {
     },
 }
 """Preset -> dotted configuration key -> value. A task may add options of its own, see `Task.presets`."""
+
+BUILT_IN: dict[str, Any] = {"evaluate.decoding": "both"}
+"""Dotted configuration keys of a run with the built-in model of a task, below the settings of the task itself."""

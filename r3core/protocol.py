@@ -18,6 +18,7 @@ from r3core.config import Config, Turn
 from r3core.episode import Answer, Arm, Episode, Reflection, Text
 from r3core.errors import RunError
 from r3core.generation.generator import Completion, Generator, Sampling
+from r3core.placebo import placebo
 from r3core.prompts import Feedback
 from r3core.task import Example, Prompt, Task, Verdict, Wording
 from r3core.verification.batch import Batch
@@ -121,7 +122,10 @@ class Protocol:
         A failure for which the arm has nothing (no other problem's reflection exists) gets no retry. One whose
         reflection is overlong gets a retry that is overlong too; one cut off in its thinking, a retry that is skipped.
         """
-        requests = [self._retry_request(e, arm, other) for e, other in zip(episodes, _others(episodes), strict=True)]
+        requests = [
+            self._placebo_request(e, generator) if arm == "placebo" else self._retry_request(e, arm, other)
+            for e, other in zip(episodes, _others(episodes), strict=True)
+        ]
         pairs = [(e.example, request) for e, request in zip(episodes, requests, strict=True) if request is not None]
         turn = "attempt" if arm == "resample" else "retry"  # a resampled answer is a new attempt
         answers = iter(self._answers([e for e, _ in pairs], [r for _, r in pairs], generator, turn, seed=seed))
@@ -162,6 +166,12 @@ class Protocol:
         source = episode if arm == "reflect" else other
         reflection = source.reflection if source else None
         return self.retry_request(episode, reflection) if reflection and not reflection.unanswered else None
+
+    def _placebo_request(self, episode: Episode, generator: Generator) -> Prompt | None:
+        reflection = episode.reflection
+        if not episode.failed or reflection is None or reflection.unanswered:
+            return None
+        return self.retry_request(episode, placebo(reflection, generator))
 
     def _answers(
         self,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from r3core.cells import format_difference, format_p, format_rate
 from r3core.check.certificate import Certificate
 from r3core.config import Config
 from r3core.console import visible
 from r3core.controls import CONTROLS_TEXT, arm_differences, at_equal_tokens, notes_on_controls, sides_of
+from r3core.decoding import is_greedy
 from r3core.episode import Arm
 from r3core.evaluate import Result, Scores, truncated
 from r3core.forecast import Forecast, group_size
@@ -49,10 +50,16 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     sides = [side for side in (result.base, result.trained) if side]
     paired = result.paired
     first, second = map(format_difference, (paired.first, paired.second)) if paired else ("", "")
+    beside = _greedy_rows(result)
     table = [
         ("first try", *(format_rate(side.first) for side in sides), first),
+        *_pass_at(result, "first"),
+        *beside[:1],
         ("second try", *(format_rate(side.second) for side in sides), second),
+        *_pass_at(result, "second"),
+        *beside[1:2],
         ("fix rate", *(format_rate(side.fix) for side in sides), ""),
+        *beside[2:],
         *(_control(sides, arm) for arm in result.base.controls),
         *at_equal_tokens(sides),
         ("  reflection without the answer", *(format_rate(side.fix_without_leak) for side in sides), ""),
@@ -61,6 +68,34 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     for by, cells in (result.cross or {}).items():
         table.append((f"retries on reflections by {by}", format_rate(cells["base"]), format_rate(cells["trained"]), ""))
     return [row if len(row) == len(HEADINGS) else (*row[:2], "", row[2]) for row in table]
+
+
+def _pass_at(result: Result, which: Literal["first", "second"]) -> list[tuple[str, ...]]:
+    """Return a row for each k of pass@k; none with one sample per problem."""
+    sides = [getattr(side, f"{which}_at") for side in (result.base, result.trained) if side]
+    paired = getattr(result.paired, f"{which}_at", {})
+    return [
+        (
+            f"  {which} try, pass@{k}",
+            *(format_rate(side.get(k)) for side in sides),
+            format_difference(paired[k]) if k in paired else "",
+        )
+        for k in sides[0]
+    ]
+
+
+def _greedy_rows(result: Result) -> list[tuple[str, ...]]:
+    """Return the rows of greedy first tries, second tries and fix rates; none where they were not evaluated."""
+    if result.greedy is None:
+        return []
+    sides = [side for side in (result.greedy.base, result.greedy.trained) if side]
+    paired = result.greedy.paired
+    first, second = map(format_difference, (paired.first, paired.second)) if paired else ("", "")
+    return [
+        ("  first try, greedy", *(format_rate(side.first) for side in sides), first),
+        ("  second try, greedy", *(format_rate(side.second) for side in sides), second),
+        ("  fix rate, greedy", *(format_rate(side.fix) for side in sides), ""),
+    ]
 
 
 def _control(sides: Sequence[Scores], arm: Arm) -> tuple[str, ...]:
@@ -108,9 +143,20 @@ def notes(result: Result, config: Config) -> list[str]:
         "each model on its own failures" + (", in the last rows both on the base's" if result.cross else ""),
     ]
     if result.trained is not None:
+        how = "decode greedily" if is_greedy(config) else "sample with the same seeds"
         lines.append(
             "one training run: the intervals count the problems, not what another training seed would change; both "
-            "models sample with the same seeds"
+            f"models {how}"
+        )
+    if result.base.first_at:
+        lines.append(
+            "pass@k: problems of which at least one of k samples passes, computed exactly from all samples of each "
+            "(Chen et al. 2021); every problem has the same weight, intervals and tests are over problems"
+        )
+    if result.greedy is not None:
+        lines.append(
+            "greedy: temperature 0 in attempt, reflection and retry, one attempt per problem; the other rows are "
+            "sampled, as in training"
         )
     lines.append(
         "cut off at the token limit: "
@@ -163,7 +209,8 @@ def print_table(result: Result, config: Config, to: TextIO) -> None:
     from rich.text import Text
 
     console = Console(file=to, highlight=False, width=None if to.isatty() else 120)
-    title = f"{config.task}, {config.model or 'built-in model'}: rates in % with 95% intervals"
+    decoding = ", greedy decoding" if is_greedy(config) else ""
+    title = f"{config.task}, {config.model or 'built-in model'}{decoding}: rates in % with 95% intervals"
     table = Table(title=Text(title), title_justify="left")  # Text: brackets in a name are not markup
     for heading in HEADINGS:
         table.add_column(heading)

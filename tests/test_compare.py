@@ -75,9 +75,27 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_one_pooled_group(seeds: li
     assert found.contrasts == []
 
 
+def test_greedy_tries_have_rows_and_are_compared(tmp_path: Path) -> None:
+    settings = {"train.shuffle_rewards": True}
+    one = run(tmp_path / "one", greedy=(episodes(20, 24), episodes(8, 30)))
+    other = run(tmp_path / "other", greedy=(episodes(20, 24), episodes(19, 26)), settings=settings)
+    found = compare_runs([one, other])
+    row = next(row for row in found.groups[0].rows if row.measure == "greedy-first")
+    assert row.difference is not None
+    assert row.difference.mean == pytest.approx((8 - 20) / 40)
+    contrasts = {contrast.measure: contrast.difference.mean for contrast in found.contrasts}
+    assert contrasts == pytest.approx({"second": 0, "first": 0, "greedy-second": -4 / 40, "greedy-first": 11 / 40})
+    text = printed([one, other])
+    assert "first try, greedy" in text
+    sampled = compare_runs([run(tmp_path / "sampled")])
+    assert not any(row.measure.startswith("greedy") for row in sampled.groups[0].rows)
+    tokens = [group.runs[0].tokens.evaluation for group in (sampled.groups[0], found.groups[0])]
+    assert tokens[1] > tokens[0]
+
+
 def test_first_try_second_try_fix_rate_controls_and_leaks_have_a_row_each(seeds: list[Path]) -> None:
     rows = {row.measure: row for row in compare_runs(seeds).groups[0].rows}
-    assert list(rows) == ["first", "second", "fix", "none", "generic", "shuffled", "resample", "leaks"]
+    assert list(rows) == ["first", "second", "fix", "none", "generic", "shuffled", "placebo", "resample", "leaks"]
     assert rows["leaks"].trained is not None
     assert rows["leaks"].trained.mean == 0
     fix = rows["fix"]

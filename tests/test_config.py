@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from r3core.cli.arguments import Arguments
 from r3core.config import Config, Phrases, chosen_task, configure, known_keys, model_of, read_settings, resolve
 from r3core.plugins.options import set_options
 from r3core.presets import PRESETS
+from r3core.recorded import config_of
 from r3core.training.grpo_options import OWNED, check_grpo, check_training, checkpoint_steps, explain_batch
 
 
@@ -30,7 +32,7 @@ class Toy(Task):
 class ToyWithModel(Toy):
     """The same task, with a model of its own."""
 
-    demo = Demo(model=Path("built-in"), settings={"mine.limit": 7, "mine.samples": 2, "evaluate.controls": True})
+    demo = Demo(model=Path("built-in"), settings={"mine.limit": 7, "mine.samples": 2, "evaluate.cross": True})
 
 
 def written(folder: Path, text: str) -> Path:
@@ -56,9 +58,9 @@ def test_each_layer_is_stronger_than_the_one_before(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_built_in_model_are_not_used_for_another_model() -> None:
-    assert resolve(ToyWithModel()).evaluate.controls is True
+    assert resolve(ToyWithModel()).evaluate.cross is True
     other = resolve(ToyWithModel(), flags={"model": "some/model"})
-    assert (other.mine.limit, other.evaluate.controls) == (512, False)
+    assert (other.mine.limit, other.evaluate.cross) == (512, False)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +157,24 @@ def test_an_error_names_key_value_and_what_is_allowed(override: str, said: str) 
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["samples", "resamples"])
+def test_greedy_decoding_has_one_sample(key: str) -> None:
+    overrides = ["evaluate.controls=true", f"evaluate.{key}=2", "evaluate.decoding=greedy"]
+    with pytest.raises(ConfigError, match=rf"`evaluate.decoding` cannot be 'greedy': .* set evaluate.{key}=1"):
+        resolve(Toy(), overrides=overrides)
+
+
+def test_a_built_in_model_is_evaluated_greedily_too() -> None:
+    assert resolve(ToyWithModel()).evaluate.decoding == "both"
+    assert resolve(ToyWithModel(), flags={"model": "some/model"}).evaluate.decoding == "sampled"
+    assert resolve(ToyWithModel(), overrides=["evaluate.decoding=sampled"]).evaluate.decoding == "sampled"
+    assert "decoding" not in resolve(Toy()).record()["evaluate"]
+
+
 def test_further_resamples_require_the_controls() -> None:
     with pytest.raises(ConfigError, match=r"`evaluate.resamples` cannot be 4: .* set evaluate.controls=true"):
-        resolve(Toy(), overrides=["evaluate.resamples=4"])
-    several = resolve(Toy(), overrides=["evaluate.resamples=4", "evaluate.controls=true"])
+        resolve(Toy(), overrides=["evaluate.resamples=4", "evaluate.controls=false"])
+    several = resolve(Toy(), overrides=["evaluate.resamples=4"])
     assert several.record()["evaluate"]["resamples"] == 4
     assert "resamples" not in resolve(Toy()).record()["evaluate"]
 
@@ -206,6 +222,16 @@ def test_where_a_run_is_written_is_no_part_of_its_record(tmp_path: Path) -> None
     there = resolve(Toy(), flags={"output_dir": tmp_path})
     assert there.directory == tmp_path
     assert there.record() == resolve(Toy()).record()
+
+
+@pytest.mark.parametrize("controls", [True, False])
+def test_a_run_resumes_with_the_controls_that_it_was_started_with(tmp_path: Path, controls: bool) -> None:
+    record = resolve(Toy()).record()
+    record["evaluate"]["controls"] = controls
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    config = config_of(tmp_path)
+    assert config.evaluate.controls is controls
+    assert config.record() == record
 
 
 def test_a_record_makes_the_same_configuration_again() -> None:

@@ -125,7 +125,7 @@ def test_a_conversation_is_printed_with_verdicts_and_marked_tokens(run: Path, r3
         "user: Now solve the task again.",
         "-- retry: pass",
         "7",
-        "-- controls: none: fail, generic: fail, shuffled: fail, resample: fail",
+        "-- controls: none: fail, generic: fail, shuffled: fail, placebo: fail, resample: fail",
     ]
     assert shown.out.startswith("1. gained, trained model: fixed ")
 

@@ -13,6 +13,7 @@ from r3core.config import resolve
 from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
 from r3core.evaluate import Paired, Result, compare, evaluate, scores, secondary, solved, with_holm
 from r3core.executor import LocalExecutor
+from r3core.generation.generator import Completion, Sampling
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.protocol import Protocol
 from r3core.runs import Run
@@ -88,6 +89,7 @@ def test_every_rate_is_the_one_counted_by_hand() -> None:
         "none": (1, 4),
         "generic": (1, 4),
         "shuffled": (1, 3),  # f had no other problem's reflection
+        "placebo": (0, 0),
         "resample": (1, 3),
     }
     assert counts(found.leaks) == (1, 3)  # f's could not be tested
@@ -137,7 +139,7 @@ def test_samples_of_a_problem_are_clustered() -> None:
 def test_nothing_failed_and_there_is_nothing_to_fix() -> None:
     found = scores([episode("a", "p")], CONTROLS)
     assert counts(found.fix) == (0, 0)
-    assert [counts(value) for value in found.controls.values()] == [(0, 0)] * 4
+    assert [counts(value) for value in found.controls.values()] == [(0, 0)] * 5
     assert (found.fix.low, found.fix.high) == (0.0, 1.0)
 
 
@@ -233,15 +235,20 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
         **by(protocol, base=model(attempts=[0]), trained=model(attempts=[0], fixes=[1, 2])),
     )
     told = result.model_dump(mode="json")
-    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems"}
+    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "greedy"}
     for side in (told["base"], told["trained"]):
         assert {"first", "second", "fix", "controls"} <= set(side)
-        assert list(side["controls"]) == ["none", "generic", "shuffled", "resample"]
+        assert list(side["controls"]) == ["none", "generic", "shuffled", "placebo", "resample"]
         rates = [side[key] for key in ("first", "second", "fix", "leaks", "fix_without_leak", "truncated")]
         rates += [side[key] for key in ("attempts_truncated", "retries_truncated")]
         assert all(set(value) == RATE for value in [*rates, *side["controls"].values()])
-    assert set(told["paired"]) == {"first", "second"}
-    differences = [*told["paired"].values(), *told["base"]["against"].values(), *told["reflections"].values()]
+    assert set(told["paired"]) == {"first", "second", "first_at", "second_at"}
+    differences = [
+        told["paired"]["first"],
+        told["paired"]["second"],
+        *told["base"]["against"].values(),
+        *told["reflections"].values(),
+    ]
     assert all(set(value) == {"difference", "low", "high", "p", "p_holm"} for value in differences)
     assert list(told["base"]["against"]) == list(told["base"]["controls"])
     assert list(told["base"]["costs"]) == ["reflect", *told["base"]["controls"]]
@@ -266,6 +273,7 @@ def test_a_whole_evaluation_counts_as_by_hand(opened: Open) -> None:
         "none": (0, 5),
         "generic": (0, 5),
         "shuffled": (3, 5),  # the script looks only at who reflected
+        "placebo": (0, 5),
         "resample": (0, 5),
     }
     assert (result.paired.first.difference, result.paired.second.difference) == (1 / 8, 3 / 8)
@@ -283,8 +291,74 @@ def test_a_whole_evaluation_counts_as_by_hand(opened: Open) -> None:
     assert side.against["shuffled"].difference == 0
 
 
+class Warm(ScriptedGenerator):
+    """Sampled, it answers by one script, and greedily, by another."""
+
+    def __init__(self, sampled: ScriptedGenerator, greedy: ScriptedGenerator) -> None:
+        super().__init__(sampled.reply)
+        self.scripts = {False: sampled, True: greedy}
+
+    def generate(self, conversations: Sequence[Prompt], sampling: Sampling, **ended: Any) -> list[Completion]:
+        script = self.scripts[sampling.temperature == 0]
+        return script.generate(conversations, sampling, **ended)
+
+
+def test_greedy_tries_are_evaluated_beside_sampled_ones_and_resume(opened: Open, tmp_path: Path) -> None:
+    def models() -> dict[str, ScriptedGenerator]:
+        base = Warm(model(attempts=[0]), model(attempts=[0, 1, 2, 3], fixes=[4]))
+        return {"base": base, "trained": Warm(model(attempts=[0], fixes=[5]), model(attempts=[0], fixes=[1, 4, 5, 6]))}
+
+    settings = (*FULL, "evaluate.decoding=both", "evaluate.samples=2", "batch_size=6")
+    run, protocol, examples = opened(*settings)
+    result = evaluate(run, protocol, examples, **by(protocol, **models()))
+    assert [counts(one) for one in (result.base.first, result.base.fix)] == [(2, 16), (0, 14)]
+    assert result.greedy
+    assert result.greedy.trained
+    assert result.greedy.paired
+    greedy = result.greedy.base, result.greedy.trained
+    assert [[counts(one) for one in (side.first, side.second, side.fix)] for side in greedy] == [
+        [(4, 8), (5, 8), (1, 4)],
+        [(1, 8), (5, 8), (4, 7)],
+    ]
+    assert (result.greedy.paired.first.difference, result.greedy.paired.second.difference) == (-3 / 8, 0)
+    assert result.greedy.base.controls == {}
+    rows = {path.name: path.read_text() for path in sorted((tmp_path / "run").glob("evaluate-*.jsonl"))}
+    assert [text.count("\n") for text in rows.values()] == [8, 16, 8, 16]  # base-greedy, base, trained-greedy, trained
+    (tmp_path / "run" / "evaluate-trained-greedy.jsonl").write_text(
+        "".join(rows["evaluate-trained-greedy.jsonl"].splitlines(keepends=True)[:4])
+    )
+    again = models()
+    run, protocol, examples = opened(*settings)
+    assert evaluate(run, protocol, examples, **by(protocol, **again)) == result
+    made = {name: [len(script.conversations) for script in one.scripts.values()] for name, one in again.items()}
+    assert made["base"] == [0, 0]
+    assert made["trained"][0] == 0
+    assert made["trained"][1] > 0
+    assert (tmp_path / "run" / "evaluate-trained-greedy.jsonl").read_text() == rows["evaluate-trained-greedy.jsonl"]
+
+
+def test_a_greedy_evaluation_is_greedy_in_every_turn_and_does_not_resample(opened: Open) -> None:
+    run, protocol, examples = opened(*FULL, "evaluate.decoding=greedy")
+    generators = {
+        "base": Warm(model(), model(attempts=[0, 1], fixes=[2])),
+        "trained": Warm(model(), model(fixes=[2, 3], needs="trained")),
+    }
+    result = evaluate(run, protocol, examples, **by(protocol, **generators))
+    assert [one.scripts[False].conversations for one in generators.values()] == [[], []]
+    assert (counts(result.base.first), counts(result.base.fix)) == ((2, 8), (1, 6))
+    assert "resample" not in result.base.controls
+    assert result.greedy is None
+
+
+def test_temperatures_of_0_are_not_evaluated_greedily_again(opened: Open) -> None:
+    cold = [f"sampling.{turn}.temperature=0" for turn in ("attempt", "reflection", "retry")]
+    run, protocol, examples = opened(*cold, "evaluate.decoding=both")
+    result = evaluate(run, protocol, examples, **by(protocol, base=Warm(model(), model(attempts=[0]))))
+    assert (counts(result.base.first), result.greedy) == ((1, 8), None)
+
+
 def test_without_a_trained_model_there_is_nothing_to_compare(opened: Open) -> None:
-    run, protocol, examples = opened("evaluate.cross=true")
+    run, protocol, examples = opened("evaluate.cross=true", "evaluate.controls=false")
     result = evaluate(run, protocol, examples, **by(protocol, base=model()))
     assert (result.trained, result.paired, result.cross) == (None, None, None)
     assert result.base.controls == {}
@@ -325,7 +399,7 @@ def test_both_models_get_the_same_problems_and_seeds(opened: Open) -> None:
         examples,
         **by(protocol, base=remembering("base"), trained=remembering("trained")),
     )
-    turns = 3 * 7  # three batches; attempt, reflection, five arms; after them comes the cross table
+    turns = 3 * 8  # three batches; attempt, reflection, six arms; after them comes the cross table
     assert seeds["base"][:turns] == seeds["trained"][:turns]
     assert len(set(seeds["base"])) == len(seeds["base"])
 

@@ -107,7 +107,7 @@ def evaluated(
     path: Path, base: ScriptedGenerator, trained: ScriptedGenerator, *overrides: str, problems: int = 400
 ) -> Recorded:
     task = Toy(problems=problems)
-    config = resolve(task, overrides=overrides)
+    config = resolve(task, overrides=["evaluate.controls=false", *overrides])
     with Run.open(path, config.record()) as run, Judge(task) as judge:
         protocol = Protocol(task, judge, config)
         executor = LocalExecutor(protocol, lambda model: base if model == "base" else trained)

@@ -426,3 +426,15 @@ def test_report_writes_tables_and_charts(tmp_path: Path) -> None:
 def test_report_of_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a run directory"):
         app(["report", str(tmp_path)], standalone_mode=False)
+
+
+def test_greedy_tries_are_in_the_table_the_chart_and_the_tokens(tmp_path: Path) -> None:
+    side = [episode(f"n{number}", "fail pass") for number in range(4)]
+    run = write_run(tmp_path, base=side, trained=side, greedy=(side, side))
+    page = page_of(run)
+    assert "first try, greedy" in page
+    chart = data_of(page)["charts"]["rates"]
+    assert "fix rate, greedy" in json.dumps(chart)
+    assert "evaluation, base, greedy" in tokens(collect(run, name="run"))
+    plain = page_of(write_run(tmp_path / "plain", base=side, trained=side))
+    assert "greedy" not in json.dumps(data_of(plain)["charts"])

@@ -105,13 +105,13 @@ def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_a_run_goes_from_problems_to_a_model_and_a_result(undisturbed: tuple[Path, dict[str, Any]]) -> None:
     directory, told = undisturbed
-    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "also"} | {
+    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "also", "greedy"} | {
         "seconds",
         "shares_of_a_step",
     }
     assert {"mine", "forecast", "train", "evaluate"} <= set(told["seconds"])
     assert told["base"]["first"]["total"] == told["trained"]["first"]["total"] == TESTED
-    assert list(told["base"]["controls"]) == ["none", "generic", "shuffled", "resample"]
+    assert list(told["base"]["controls"]) == ["none", "generic", "shuffled", "placebo", "resample"]
     record = RunRecord(directory)
     assert record.done("mine") is not None
     assert record.done("train") is not None
@@ -193,9 +193,9 @@ def test_a_run_that_is_killed_again_and_again_ends_like_any_other(
     steps = Counter(row["step"] for row in record.read("train"))
     assert set(steps) == set(range(1, STEPS + 1))
     assert steps.total() <= STEPS + 1  # at most the step in flight was made again
-    # In flight were a batch of attempts, a step's retries, and a batch of attempts with its five arms; and each of the
+    # In flight were a batch of attempts, a step's retries, and a batch of attempts with its six arms; and each of the
     # three new starts had new workers, which judge one answer for nobody.
-    in_flight = BATCH + REFLECTIONS + 6 * BATCH
+    in_flight = BATCH + REFLECTIONS + 7 * BATCH
     assert verdicts(directory) <= verdicts(whole) + in_flight + 3 * workers_of(Limits())
 
 

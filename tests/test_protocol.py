@@ -15,6 +15,7 @@ from r3core.generation.generator import Completion, Ended, Sampling
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.generation.thinking import Marks
 from r3core.generation.transformers import TransformersGenerator
+from r3core.placebo import PLACEBO
 from r3core.protocol import Protocol, seed_of
 from r3core.reward import reward_of
 from r3core.verification.judge import Judge
@@ -112,6 +113,7 @@ MESSAGES: dict[Arm, list[Message]] = {
     "none": [user("Say 2."), assistant("no"), user(f"{FAILED} {RETRY}")],
     "generic": [user("Say 2."), assistant("no"), user(f"{FAILED} {REFLECT}"), assistant(GENERIC), user(RETRY)],
     "shuffled": [user("Say 2."), assistant("no"), user(f"{FAILED} {REFLECT}"), assistant("About 4!"), user(RETRY)],
+    "placebo": [user("Say 2."), assistant("no"), user(f"{FAILED} {REFLECT}"), assistant(PLACEBO[:8]), user(RETRY)],
     "resample": [user("Say 2.")],
 }
 

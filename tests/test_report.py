@@ -3,15 +3,17 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from records import episode, write_run
 
 from r3core.arms import Cost, EqualTokens
-from r3core.config import Config
+from r3core.config import Config, Evaluate
 from r3core.controls import arm_differences
 from r3core.dataset import Selection
-from r3core.episode import Arm
-from r3core.evaluate import Paired, Result, Scores, with_holm
+from r3core.episode import Arm, Episode
+from r3core.evaluate import Paired, Result, Scores, secondary, with_holm
 from r3core.forecast import Forecast
 from r3core.report import (
     HEADINGS,
@@ -247,12 +249,41 @@ def test_the_whole_table_is_printed_to_a_file() -> None:
     assert all(note[:60] in text for note in notes(result(), CONFIG))
 
 
+def test_greedy_tries_stand_under_the_sampled_ones(tmp_path: Path) -> None:
+    def side(first: int, second: int) -> list[Episode]:
+        return [episode(f"n{n}", "pass" if n < first else f"fail {'pass' if n < second else 'fail'}") for n in range(8)]
+
+    run = write_run(tmp_path, base=side(2, 4), trained=side(2, 6), greedy=(side(4, 6), side(1, 7)))
+    made = Result.model_validate_json((run / "result.json").read_text())
+    lines = [[cell.strip() for cell in row] for row in rows(made)]
+    assert [line[0] for line in lines[:6]] == [
+        *("first try", "first try, greedy", "second try", "second try, greedy", "fix rate", "fix rate, greedy"),
+    ]
+    assert [line[:2] for line in lines[1:6:2]] == [
+        *(["first try, greedy", "50.0 [21.5, 78.5]"], ["second try, greedy", "75.0 [40.9, 92.9]"]),
+        ["fix rate, greedy", "50.0 [15.0, 85.0]"],
+    ]
+    assert lines[1][3].startswith("-37.5 ")
+    assert made.greedy
+    assert made.greedy.paired
+    assert made.greedy.paired.first in secondary(made)
+    assert any(note.startswith("greedy: temperature 0") for note in notes(made, CONFIG))
+    assert "first try, greedy" in model_card(made, CONFIG, None)
+
+
+@pytest.mark.parametrize(("decoding", "marked"), [("greedy", True), ("sampled", False), ("both", False)])
+def test_the_title_states_greedy_decoding(decoding: Any, marked: bool) -> None:
+    paper = io.StringIO()
+    print_table(result(), CONFIG.model_copy(update={"evaluate": Evaluate(decoding=decoding)}), paper)
+    assert ("greedy decoding" in paper.getvalue().splitlines()[0]) == marked
+
+
 def test_the_json_is_the_result_and_the_seconds(tmp_path: Path) -> None:
     with Run.open(tmp_path, {}) as run:
         run.append("clock", [{"stage": "mine", "seconds": 1.5}, {"stage": "mine", "seconds": 1.0}])
         printed = as_json(result(), run)
     assert json.loads(json.dumps(printed)) == printed
-    keys = {"base", "trained", "paired", "cross", "reflections", "problems", "also"}
+    keys = {"base", "trained", "paired", "cross", "reflections", "problems", "also", "greedy"}
     assert set(printed) == keys | {"seconds", "shares_of_a_step"}
     assert printed["seconds"] == {"mine": 2.5}
     assert printed["shares_of_a_step"] == {}

@@ -20,6 +20,7 @@ TINY = [
     *("grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1", "grpo.gradient_checkpointing=false"),
     "mine.keep_truncated=true",  # a random model ends no turn
     "mine.order=head",
+    "evaluate.controls=false",
     "uncertified=true",  # `Even` lets almost everything pass
 ]
 
@@ -143,7 +144,10 @@ def test_a_trained_model_is_compared_with_what_it_was_trained_from(r3: R3, finis
     said = r3("eval", "--model", finished / "model", "--json", *settings())
     assert said.code == 0, said.err
     told = json.loads(said.out)
-    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "seconds", "shares_of_a_step"}
+    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "greedy"} | {
+        "seconds",
+        "shares_of_a_step",
+    }
     expected = json.loads((finished / "result.json").read_text())
     assert {key: told[key] for key in ("base", "trained", "paired")} == {
         key: expected[key] for key in ("base", "trained", "paired")
@@ -239,7 +243,8 @@ def test_a_dry_run_explains_and_does_nothing(r3: R3, asked: list[str]) -> None:
         "mine: 12 problems x 1 attempts",
         "train: a step trains on 4 reflections = per_device_train_batch_size 4 x gradient_accumulation_steps 1",
         "train: 4 reflections are generated at a time = 1 failures x num_generations 4",
-        "evaluate: 8 problems x 1, without controls",
+        "evaluate: 8 problems x 1, without controls\n",
+        "evaluate: each model generates at most ",
     ):
         assert line in said.out
     assert not list(Path().iterdir())

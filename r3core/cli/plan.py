@@ -18,6 +18,7 @@ def print_plan(task: Task, config: Config) -> None:
     import yaml
 
     from r3core.config import PLACEMENT
+    from r3core.estimate.evaluation import explain_evaluation
     from r3core.training.grpo_options import explain_batch, explain_checkpoints
     from r3core.training.launch import world_of
 
@@ -34,8 +35,8 @@ def print_plan(task: Task, config: Config) -> None:
         typer.echo(f"train: {line}")
     for line in _validation_notes(task, config, processes):
         typer.echo(f"validation: {line}")
-    controls = "with" if config.evaluate.controls else "without"
-    typer.echo(f"evaluate: {config.evaluate.limit or 'all'} problems x {config.evaluate.samples}, {controls} controls")
+    for line in explain_evaluation(config):
+        typer.echo(f"evaluate: {line}")
     for other in config.evaluate.also:
         typer.echo(f"evaluate also: {other.name}, both tries")
     for line in template:

@@ -23,7 +23,7 @@ from r3core.task import Frozen
 SIGNIFICANT = 0.05
 EQUAL_BUDGET = 0.05
 """Largest relative difference of the tokens generated for training at which two settings cost the same."""
-COMPARED = ("second", "first")
+COMPARED = ("second", "first", "greedy-second", "greedy-first")
 """The measures in which groups are compared, the primary one first."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from r3core.config import Config
 from r3core.console import visible
+from r3core.decoding import GREEDY
 from r3core.episode import CONTROLS, Answer, Episode
 from r3core.errors import UsageError
 from r3core.evaluate import solved
@@ -21,9 +22,15 @@ from r3core.task import Frozen
 
 CROSS = {"by_base": "base", "by_trained": "trained"}
 """The rows of the cross table: fix rates after reflections by one model; its columns are the model that retries."""
-MEASURES = ("first", "second", "fix", *CONTROLS, "leaks", *CROSS)
-"""The rates of a model: its two tries, its fix rates after a reflection and after the controls, the share of its
-reflections that contain the answer, and its fix rates in the cross table."""
+TRIES = ("first", "second", "fix")
+GREEDY_TRIES = {f"{GREEDY}-{measure}": measure for measure in TRIES}
+"""The measures of greedy decoding, with those of sampling."""
+MEASURES = (
+    *(one for measure in TRIES for one in (measure, f"{GREEDY}-{measure}")),
+    *(*CONTROLS, "leaks", *CROSS),
+)
+"""The rates of a model: its two tries and its fix rates after a reflection, sampled and greedy; its fix rates after the
+controls, the share of its reflections that contain the answer, and its fix rates in the cross table."""
 COUNTED = "tokens/generated"
 """The metric with the tokens that training has generated so far, end-of-turn tokens included."""
 DEFAULT = "default"
@@ -110,8 +117,10 @@ def _read(folder: Path) -> Evaluated:
     for name in ("base", "trained"):
         outcomes, of_side, generated = _side(run, f"evaluate-{name}")
         if of_side:
-            sides[name], problems = outcomes, problems | of_side
-            evaluation += generated
+            greedy, _, of_greedy = _side(run, f"evaluate-{name}-{GREEDY}")
+            sides[name] = outcomes | {measure: greedy[sampled] for measure, sampled in GREEDY_TRIES.items()}
+            problems |= of_side
+            evaluation += generated + of_greedy
     if "trained" in sides:
         _add_cross(run, sides)
     if "base" not in sides:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from r3core.compare.comparison import Comparison, Contrast, Group, Line
-from r3core.compare.evaluated import CROSS, Tokens
+from r3core.compare.evaluated import CROSS, GREEDY_TRIES, Tokens
 from r3core.console import visible
 from r3core.controls import CONTROLS_TEXT
 from r3core.episode import CONTROLS
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 HEADINGS = ("", "base", "trained", "trained - base")
+_TRIES = {"first": "first try", "second": "second try", "fix": "fix rate"}
 LABELS: dict[str, str] = {
-    **{"first": "first try", "second": "second try", "fix": "fix rate"},
+    **_TRIES,
+    **{measure: f"  {_TRIES[sampled]}, greedy" for measure, sampled in GREEDY_TRIES.items()},
     **{arm: f"  {CONTROLS_TEXT[arm]}" for arm in CONTROLS},
     "leaks": "reflections with the answer",
     **{measure: f"retries on reflections by {by}" for measure, by in CROSS.items()},
@@ -182,7 +184,7 @@ def _cells(line: Line) -> tuple[str, str, str]:
 def _contrast(one: Contrast) -> tuple[str, ...]:
     change = _points(one.difference)
     p, adjusted = (_p(value).removeprefix("= ") for value in (one.difference.p, one.p_adjusted))
-    return (f"{one.group} - {one.against}", LABELS[one.measure], change, p, adjusted)
+    return (f"{one.group} - {one.against}", LABELS[one.measure].strip(), change, p, adjusted)
 
 
 def _tokens(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -223,7 +225,7 @@ def _power(comparison: Comparison) -> list[str]:
         else:
             kind = "training seeds" if one.difference.seed_share > 0.5 else "problems"
             more = f"; the observed one is {observed}, and most of its variance is due to the {kind}: add {kind}"
-        found.append(f"not significant: {one.group} - {one.against}, {LABELS[one.measure]}: {smallest}{more}")
+        found.append(f"not significant: {one.group} - {one.against}, {LABELS[one.measure].strip()}: {smallest}{more}")
     return found
 
 

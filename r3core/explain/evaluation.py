@@ -10,7 +10,13 @@ from r3core.explain.findings import Seen, diagnosis, points, setting, share_text
 from r3core.explain.rules import RULES, Diagnosis
 from r3core.stats import Difference, Rate, problems_needed, wilson
 
-_OTHERS: dict[Arm, str] = {"none": "without a reflection", "shuffled": "with another problem's"}
+_OTHERS: dict[Arm, str] = {
+    "none": "without a reflection",
+    "shuffled": "with another problem's",
+    "placebo": "with a neutral text",
+}
+_NEEDED: set[Arm] = {"none", "shuffled"}
+"""The controls without which nothing is concluded: runs of earlier versions have no placebo."""
 _FEWEST_FIXED = 5
 _LEAST_DIFFERENCE = 0.05  # that an evaluation is planned for, where a smaller one was observed
 
@@ -18,17 +24,18 @@ _LEAST_DIFFERENCE = 0.05  # that an evaluation is planned for, where a smaller o
 def retry_ignores_reflection(seen: Seen) -> Diagnosis | None:
     name = "trained" if seen.figures.trained else "base"
     side = seen.figures.trained or seen.figures.base
-    if not _finished(seen) or side is None or not set(_OTHERS) <= side.against.keys():
+    if not _finished(seen) or side is None or not side.against.keys() >= _NEEDED:
         return None
     if side.scores.fix.passed < _FEWEST_FIXED:  # a model that fixes nothing ignores nothing
         return None
-    compared = {arm: side.against[arm] for arm in _OTHERS}
+    compared = {arm: side.against[arm] for arm in _OTHERS if arm in side.against}
     limit = RULES["retry-ignores-reflection"].limit
     if any(one.low > 0 or one.high >= limit for one in compared.values()):
         return None
     listed = ", ".join(
         f"{100 * side.scores.controls[arm].rate:.1f}% {what} ({_points(compared[arm])})"
         for arm, what in _OTHERS.items()
+        if arm in compared
     )
     return diagnosis(
         "retry-ignores-reflection",

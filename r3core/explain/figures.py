@@ -278,7 +278,8 @@ def _episodes(run: RunRecord, side: str) -> list[Episode]:
 
 
 def _side(episodes: Sequence[Episode], controls: Sequence[Arm]) -> Side:
-    found = scores(episodes, controls)
+    recorded = [arm for arm in controls if any(arm in one.retries for one in episodes)]  # later versions have more
+    found = scores(episodes, recorded)
     return Side(scores=found, against=found.against)
 
 

@@ -130,8 +130,8 @@ RULES: dict[str, Rule] = {
     ),
     "retry-ignores-reflection": Rule(
         0.10,
-        "the retry passes no more often than without a reflection and with another problem's, and a difference of "
-        "{limit:.0%} is excluded",
+        "the retry passes no more often than without a reflection, with another problem's and with a neutral text, and "
+        "a difference of {limit:.0%} is excluded",
         "over three seeds, reflections of the demonstration's base model add 7 to 19 points, those of apigen's 5 to 9",
     ),
     "few-updates": Rule(

@@ -93,7 +93,9 @@ def charts(runs: Sequence[Collected]) -> list[Chart]:
 def rates(runs: Sequence[Collected]) -> Chart:
     """Both tries, the fix rate and the controls, with their intervals, for each model."""
     rows = [
-        (measure, label, *_percent(rate)) for label, side in encoding.series(runs) for measure, rate in _measures(side)
+        (measure, label, *_percent(rate))
+        for label, side, beside in encoding.series(runs)
+        for measure, rate in _measures(side, beside)
     ]
     columns = ("measure", "model", "rate", "low", "high", "n")
     order = list(dict.fromkeys(row[0] for row in rows))
@@ -157,8 +159,8 @@ def cross(runs: Sequence[Collected]) -> Chart:
 def categories(runs: Sequence[Collected]) -> list[Chart]:
     """How many failed answers each error category has, for first tries and for retries, before and after training."""
     series = encoding.series(runs)
-    first = [(label, side.first_error_categories) for label, side in series]
-    second = [(label, side.second_error_categories) for label, side in series]
+    first = [(label, side.first_error_categories) for label, side, _ in series]
+    second = [(label, side.second_error_categories) for label, side, _ in series]
     return [_categories(runs, "first tries", first), _categories(runs, "retries", second)]
 
 
@@ -308,9 +310,15 @@ def _chart(
     return Chart(name, title, meaning, spec, columns, rows)
 
 
-def _measures(side: Scores) -> list[tuple[str, Rate]]:
+def _measures(side: Scores, beside: Scores | None) -> list[tuple[str, Rate]]:
+    """Return the rates of a model with their names, and those under greedy decoding where there are any."""
     controls = [(f"control: {CONTROLS_TEXT[arm]}", rate) for arm, rate in side.controls.items()]
-    return [("first try", side.first), ("second try", side.second), ("fix rate", side.fix), *controls]
+    greedy = [(f"{name}, greedy", rate) for name, rate in _tries(beside)] if beside else []
+    return [*_tries(side), *controls, *greedy]
+
+
+def _tries(side: Scores) -> list[tuple[str, Rate]]:
+    return [("first try", side.first), ("second try", side.second), ("fix rate", side.fix)]
 
 
 def _percent(rate: Rate) -> tuple[float, float, float, int]:

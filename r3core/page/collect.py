@@ -14,6 +14,7 @@ from typing import Any
 from r3core.check.certificate import Certificate
 from r3core.config import Config, configure
 from r3core.controls import sides_of
+from r3core.decoding import GREEDY
 from r3core.errors import ConfigError
 from r3core.evaluate import Result, Scores
 from r3core.forecast import Forecast, group_size
@@ -43,6 +44,8 @@ class Collected:
     """The metrics of every training step."""
     base: sample.Counts
     trained: sample.Counts
+    greedy: dict[str, sample.Counts]
+    """Greedy tries by model, where they were evaluated beside sampled ones."""
     groups: list[dict[str, Any]]
     """A sample of the groups of training."""
     groups_in_all: int
@@ -93,6 +96,7 @@ def collect(folder: Path, *, name: str) -> Collected:
         steps=record.read("train"),
         base=sample.count(record, "evaluate-base"),
         trained=sample.count(record, "evaluate-trained"),
+        greedy={name: sample.count(record, f"evaluate-{name}-{GREEDY}") for name in ("base", "trained")},
         groups=groups,
         groups_in_all=in_all,
         group_tokens=group_tokens,
@@ -174,6 +178,7 @@ def tokens(run: Collected) -> dict[str, Counter[str]]:
         "evaluation during training": Counter(all=sum(row["tokens"] for row in run.record.rows("validation"))),
         "evaluation, base": run.base.tokens,
         "evaluation, trained": run.trained.tokens,
+        **{f"evaluation, {name}, greedy": counted.tokens for name, counted in run.greedy.items()},
     }
     return {stage: +counts for stage, counts in by_stage.items() if +counts}
 

@@ -77,12 +77,16 @@ def legend() -> alt.Legend:
     return alt.Legend(title=None, orient="top", columns=3, labelLimit=300)
 
 
-def series(runs: Sequence[Collected]) -> list[tuple[str, Scores]]:
-    """Return the scores of each model of each run, with its label."""
+def series(runs: Sequence[Collected]) -> list[tuple[str, Scores, Scores | None]]:
+    """Return the scores of each model of each run after its label, and those under greedy decoding."""
     many = len(runs) > 1
-    return [(f"{run.name}: {side}" if many else side, scores) for run in runs for side, scores in run.sides.items()]
+    return [
+        (f"{run.name}: {side}" if many else side, scores, getattr(run.result and run.result.greedy, side, None))
+        for run in runs
+        for side, scores in run.sides.items()
+    ]
 
 
 def labels(runs: Sequence[Collected]) -> list[str]:
     """Return the label of each model of each run."""
-    return [label for label, _ in series(runs)]
+    return [label for label, _, _ in series(runs)]

@@ -13,6 +13,7 @@ from r3core.objective import PLURAL
 from r3core.page import sample
 from r3core.page.collect import Collected, files_of
 from r3core.page.sample import shown
+from r3core.placebo import PLACEBO
 from r3core.prompts import failure
 from r3core.task import Verdict, Wording
 
@@ -141,6 +142,7 @@ def controls(run: Collected) -> list[tuple[str, str]]:
         "none": "the request to try again, right after the failure",
         "generic": f"this sentence as the reflection: {sentences.generic}",
         "shuffled": "the reflection on the next failed problem, which may name other numbers or facts",
+        "placebo": f"a neutral text of as many tokens as the reflection has: {PLACEBO[:60]}...",
         "resample": "a new attempt at the problem, without the failed one in sight",
     }
     return [(CONTROLS_TEXT[arm], shown(explained[arm])) for arm in (run.result.base.controls if run.result else {})]

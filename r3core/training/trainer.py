@@ -52,6 +52,7 @@ from r3core.training.prompt_dataset import failures_that_fit, mining_charge, pro
 from r3core.training.rollout import Rollout, Row
 from r3core.training.segments import joined, metrics_under, padding_id, with_rewards_as_advantages
 from r3core.training.signal_mask import with_signal, without_equal_groups
+from r3core.training.trimmed import Outputs, trimmed_pass
 from r3core.training.usage import Usage
 from r3core.truncation import TruncationCounter
 
@@ -63,7 +64,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_generate",  # overridden: masks tokens that are not trained
         "_generate_single_turn",  # overridden: samples the first turn of the objective
         "_generate_and_score_completions",  # overridden: scores each segment of the objective, and joins them
-        "_get_per_token_logps_and_entropies",  # overridden: counts the sequences that go through a model
+        "_get_per_token_logps_and_entropies",  # overridden: counts sequences, and leaves out most of the padding
         "_tokenize_prompts",  # overridden: encodes the prompts of the objective's turns
         "_get_train_sampler",  # overridden: the order of failures in each epoch
         "_metrics",  # metrics of the current step, which TRL averages and logs
@@ -193,9 +194,31 @@ class ReflectionTrainer(GRPOTrainer):
         loss: torch.Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return loss if self.anchor is None else loss + self.anchor.penalty(model, len(mask))
 
-    def _get_per_token_logps_and_entropies(self, model: Any, input_ids: torch.Tensor, *rest: Any, **named: Any) -> Any:
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Outputs:
+        """Count the sequences, and compute without most of the padding.
+
+        Several processes make as many forward passes as TRL: sharded weights are gathered in each of them.
+        """
         self.usage.count_forward(len(input_ids))
-        return super()._get_per_token_logps_and_entropies(model, input_ids, *rest, **named)
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        return trimmed_pass(
+            super()._get_per_token_logps_and_entropies,
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size=batch_size,
+            pieces=None if alone else 1,
+            **options,
+        )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Sample B rows, and return them and those of the objective's other segments with their advantages.

@@ -14,7 +14,7 @@ from r3core.config import configure
 from r3core.dataset import Selection
 from r3core.environment import environment
 from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
-from r3core.evaluate import Result, compare, scores
+from r3core.evaluate import Result, compare, greedy_scores, scores
 from r3core.failures import Failure, write_failures
 from r3core.files import atomic_write
 from r3core.settings import nested
@@ -108,6 +108,7 @@ def write_run(
     steps: int = 0,
     base: Sequence[Episode] = (),
     trained: Sequence[Episode] = (),
+    greedy: tuple[Sequence[Episode], Sequence[Episode]] = ((), ()),
     finished: Iterable[str] = ("mine", "train", "evaluate"),
     task: str = TASK,
     settings: Mapping[str, Any] = {},
@@ -128,24 +129,31 @@ def write_run(
         "train": {"steps": steps, "failures": len(failed)},
         "evaluate": {"problems": len(base), "trained": bool(trained)},
     }
-    for name, evaluated in (("base", base), ("trained", trained)):
+    beside = zip(("base-greedy", "trained-greedy"), greedy, strict=True)
+    for name, evaluated in (("base", base), ("trained", trained), *beside):
         if evaluated:
             _rows(folder / f"evaluate-{name}.jsonl", evaluated)
     if base and "evaluate" in finished:
-        _json(folder / "result.json", result(base, trained).model_dump(mode="json"))
+        _json(folder / "result.json", result(base, trained, greedy).model_dump(mode="json"))
     for stage in finished:
         _json(folder / "stages" / f"{stage}.json", facts[stage])
     return folder
 
 
-def result(base: Sequence[Episode], trained: Sequence[Episode] = ()) -> Result:
-    """Return the result of an evaluation with these episodes."""
+def result(
+    base: Sequence[Episode],
+    trained: Sequence[Episode] = (),
+    greedy: tuple[Sequence[Episode], Sequence[Episode]] = ((), ()),
+) -> Result:
+    """Return the result of an evaluation with these episodes; `greedy` are those of base and trained model."""
+    beside = {name: episodes for name, episodes in zip(("base", "trained"), greedy, strict=True) if episodes}
     controls = CONTROLS if any("none" in one.retries for one in base) else ()
     return Result(
         base=scores(base, controls),
         trained=scores(trained, controls) if trained else None,
         paired=compare(base, trained) if trained else None,
         problems=Selection(taken=len(base), read=len(base), order="random", whole=True),
+        greedy=greedy_scores(beside) if beside else None,
     )
 
 
