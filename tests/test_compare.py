@@ -210,7 +210,7 @@ def test_another_budget_of_training_tokens_is_not_comparable(tmp_path: Path) -> 
 def test_a_group_without_mining_or_training_has_no_tokens_of_them(tmp_path: Path) -> None:
     alone = run(tmp_path / "a", mined=(), groups=(), trained=())
     found = compare_runs([alone])
-    assert found.groups[0].runs[0].tokens == Tokens(mining=None, training=None, validation=None, evaluation=8 + 32 * 9)
+    assert found.groups[0].runs[0].tokens == Tokens(mining=None, training=None, validation=None, evaluation=8 + 32 * 10)
     assert not found.groups[0].trained
 
 

@@ -10,7 +10,7 @@ from r3core.plugins.discovery import GROUP, Broken, broken_plugin, returned_by
 
 
 def find_objective(name: str) -> Objective:
-    """Return the objective of a name, the value of `train.objective`; ConfigError when there is none."""
+    """Return the objective of a name, the value of `train.objective`; ConfigError for an unknown name."""
     if name in OBJECTIVES:  # without a look at all installed distributions
         return OBJECTIVES[name]
     found, broken = objectives()
