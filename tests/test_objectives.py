@@ -229,9 +229,7 @@ def test_a_plugin_adds_an_objective(install: Callable[..., None]) -> None:
     install("ways", PLUGIN)
     config = resolve(Toy(), overrides=["train.objective=both-ways", "model=nowhere"])
     assert config.objective.turns == ("reflection", "retry")
-    with pytest.raises(
-        ConfigError, match="`train.objective` cannot be 'both-way': available are attempt, both-ways"
-    ) as e:
+    with pytest.raises(ConfigError, match=r"cannot be 'both-way': available are attempt, both-ways") as e:
         resolve(Toy(), overrides=["train.objective=both-way", "model=nowhere"])
     assert e.value.hints == ("did you mean `both-ways`?",)
 
