@@ -24,7 +24,7 @@ PLACEMENT = ("processes", "accelerate_config")
 _LATER = (
     *("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups"),
     *("evaluate.every", "evaluate.every_limit", "train.keep", "train.stop_after", "evaluate.resamples"),
-    "evaluate.decoding",
+    *("evaluate.decoding", "train.interpolate"),
 )
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
@@ -128,6 +128,9 @@ class Train(Section):
     keep: Literal["last", "best"] = "last"
     """Which weights `model/` has: those of the last step, or of the step with the best second try on the validation
     split; `best` requires `evaluate.every`."""
+    interpolate: float = Field(default=1.0, gt=0, le=1)
+    """Share a of the update that `model/` gets: base + a (trained - base), also of the best step; 1 saves the trained
+    weights. Training and the evaluations during it are not affected."""
     stop_after: int | None = Field(default=None, gt=0)
     """Stop early after this number of evaluations in a row without a better second try; it requires `evaluate.every`.
     null trains every step."""

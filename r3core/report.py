@@ -135,6 +135,8 @@ def notes(result: Result, config: Config) -> list[str]:
             "one training run: the intervals count the problems, not what another training seed would change; both "
             f"models {how}"
         )
+    if result.trained is not None and (share := config.train.interpolate) < 1:
+        lines.append(f"the trained model has base + {share:g} (trained - base) as its weights (train.interpolate)")
     if result.base.first_at:
         lines.append(
             "pass@k: problems of which at least one of k samples passes, computed exactly from all samples of each "
