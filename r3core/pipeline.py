@@ -16,6 +16,7 @@ from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
 from r3core.dataset import problems_to_evaluate
 from r3core.distributed import rank, world_size
+from r3core.drift import measure_drift
 from r3core.engine import Engine
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
@@ -215,6 +216,10 @@ class Pipeline:
             trained=str(trained) if trained else None,
             problems=taken,
         )
+        if result.greedy and trained and isinstance(self.executor, LocalExecutor) and self.engine.in_process:
+            base = model_of(self.config, self.task)
+            with watched("drift"), waiting_for(ENGINE, "probabilities of recorded attempts"):
+                measure_drift(self.run, self.protocol, self.executor, base=base, trained=str(trained))
         self.run.write_json("result", result)
         self.run.finish("evaluate", {"problems": len(examples), "trained": trained is not None})
         return result
