@@ -25,6 +25,7 @@ from r3core.failures import Failure
 from r3core.generation.models import load
 from r3core.pipeline import Pipeline
 from r3core.train import grpo_config
+from r3core.training.signal_mask import with_signal
 from r3core.training.trainer import ReflectionTrainer
 
 EVERY = 4
@@ -34,11 +35,12 @@ GROUPS = ["grpo.num_generations=4", "grpo.per_device_train_batch_size=64", "mine
 class Measured(ReflectionTrainer):
     """A trainer that compares the gradients of groups with and without signal, every few steps."""
 
-    rows: list[tuple[int, float, float, float, float]]
+    measured: list[tuple[int, float, float, float, float]]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         scored = super()._generate_and_score_completions(inputs)
-        return scored | {"mixed": torch.tensor(self.signal)}  # shuffled with the rest
+        signal = with_signal(self.rewards["reflection"], self.failure)
+        return scored | {"mixed": torch.tensor(signal)}  # shuffled with the rest
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         mixed = inputs["mixed"]
@@ -46,7 +48,7 @@ class Measured(ReflectionTrainer):
             pull, signal = (self._gradient(model, inputs, rows=rows) for rows in (~mixed, mixed))
             norms = float(pull.norm()), float(signal.norm())
             cosine = float(pull @ signal) / (norms[0] * norms[1])
-            self.rows.append((step, float((~mixed).float().mean()), *norms, cosine))
+            self.measured.append((step, float((~mixed).float().mean()), *norms, cosine))
         return super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
 
     def _gradient(self, model: Any, inputs: dict[str, Any], *, rows: torch.Tensor) -> torch.Tensor:
@@ -67,10 +69,10 @@ def train(folder: Path, *, beta: float, steps: int) -> list[tuple[int, float, fl
         model, tokenizer = load(config, model_of(config, task), dtype="float32")
         args = grpo_config(stages.protocol, folder / "checkpoints", on_cpu=not torch.cuda.is_available())
         trainer = Measured(stages.run, stages.protocol, found, model=model, tokenizer=tokenizer, args=args)
-        trainer.rows = []
+        trainer.measured = []
         with redirect_stdout(sys.stderr):  # TRL prints its metrics
             trainer.train()
-    return trainer.rows
+    return trainer.measured
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from r3core.engine import Engine
     from r3core.errors import BusyError, ConfigError, R3Error, RunError, TaskError, UsageError
     from r3core.hookspecs import hookimpl
+    from r3core.objective import Objective, Segment
     from r3core.plugins.discovery import get_task
     from r3core.task import Demo, Example, Message, Prompt, Split, Task, Verdict, Wording
 
@@ -21,6 +22,7 @@ _HOMES = {
     "engine": ("Engine",),
     "errors": ("BusyError", "ConfigError", "R3Error", "RunError", "TaskError", "UsageError"),
     "hookspecs": ("hookimpl",),
+    "objective": ("Objective", "Segment"),
     "plugins.discovery": ("get_task",),
     "task": ("Demo", "Example", "Message", "Prompt", "Split", "Task", "Verdict", "Wording"),
 }  # module -> its public names
@@ -32,9 +34,11 @@ __all__ = [
     "Engine",
     "Example",
     "Message",
+    "Objective",
     "Prompt",
     "R3Error",
     "RunError",
+    "Segment",
     "Split",
     "Task",
     "TaskError",

@@ -13,7 +13,10 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from r3core.errors import ConfigError, did_you_mean, one_line
 from r3core.files import digest
+from r3core.objective import Objective
+from r3core.other_tasks import OtherTask, resolved
 from r3core.plugins.engines import engine_of, find_engine
+from r3core.plugins.objectives import find_objective
 from r3core.presets import BUILT_IN, PRESETS
 from r3core.settings import assignments, merged, nested, read_file, typed
 from r3core.task import Frozen, Split, Task, Wording
@@ -24,7 +27,8 @@ PLACEMENT = ("processes", "accelerate_config")
 _LATER = (
     *("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups"),
     *("evaluate.every", "evaluate.every_limit", "train.keep", "train.stop_after", "evaluate.resamples"),
-    *("evaluate.decoding", "train.interpolate"),
+    *("train.objective", "train.anchor", "train.budget_tokens"),
+    *("evaluate.also", "evaluate.decoding", "train.interpolate"),
 )
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
@@ -109,10 +113,16 @@ class Mine(Section):
 
 
 class Train(Section):
-    """How reflections are rewarded and trained, apart from the options of TRL and LoRA."""
+    """What is rewarded and trained, apart from the options of TRL and LoRA."""
 
+    objective: str = "reflection"
+    """Which turns are trained, by which verdict: reflection, retry, reflection+retry, attempt, erl, or a plugin's."""
+    anchor: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence from the base model to the trained one on first attempts; 0 turns it off."""
+    budget_tokens: int | None = Field(default=None, gt=0)
+    """End training after this number of generated tokens, mining included; null trains `grpo.max_steps` steps."""
     retries: int = Field(default=1, gt=0)
-    """Retries per reflection; the reward is the share of them that pass."""
+    """Retries per reflection; the reward of a reflection is the share of them that pass."""
     tokens: Literal["reflection", "answer-of-reflection"] = "reflection"
     """Which tokens are trained: the whole reflection, or only its answer, without the thinking before it."""
     reward_leaks: bool = True
@@ -157,6 +167,9 @@ class Evaluate(Section):
     with the built-in model of a task, the default is `both`."""
     cross: bool = False
     """Also combine reflections of one model with retries of the other, for base and trained model."""
+    also: tuple[OtherTask, ...] = ()
+    """Other tasks on which both models are evaluated too, each as NAME, as NAME,OPTION=VALUE, or with task and
+    task_options."""
     every: int | None = Field(default=None, gt=0)
     """Training steps between two evaluations during training, on the validation split; null turns them off."""
     every_limit: int | None = Field(default=100, gt=0)
@@ -288,9 +301,28 @@ class Config(Section):
         """Return the sentences of the task, with those that this configuration replaces."""
         return task.wording.model_copy(update=self.wording.model_dump(exclude_none=True))
 
+    @property
+    def objective(self) -> Objective:
+        """What training rewards; ConfigError when no objective has that name."""
+        return find_objective(self.train.objective)
+
+    def as_trained(self) -> Config:
+        """Return a configuration whose trained turns are sampled by the options under `grpo`, as in training.
+
+        The maximum number of tokens under `grpo` is that of the turn that is sampled in groups.
+        """
+        options, objective = self.grpo_options(), self.objective
+        sampling = {"temperature": options["temperature"], "top_p": options["top_p"], "top_k": options["top_k"] or 0}
+        longest = {"max_tokens": options["max_completion_length"] or 256}
+        turns: dict[str, Turn] = {}
+        for turn in objective.turns:
+            changed = sampling | (longest if turn == objective.first else {})
+            turns[turn] = getattr(self.sampling, turn).model_copy(update=changed)
+        return self.model_copy(update={"sampling": self.sampling.model_copy(update=turns)})
+
     def grpo_options(self) -> dict[str, Any]:
-        """Return the options of GRPOConfig that the run asks for; how reflections are sampled is among them."""
-        turn = self.sampling.reflection
+        """Return the options of GRPOConfig that the run asks for; how the trained turn is sampled is among them."""
+        turn: Turn = getattr(self.sampling, self.objective.first)
         sampling = {"temperature": turn.temperature, "top_p": turn.top_p, "top_k": turn.top_k}
         engine = dict(find_engine(self.engine).training)
         return engine | sampling | {"max_completion_length": turn.max_tokens, "seed": self.seed} | self.grpo
@@ -385,12 +417,38 @@ def configure(task: Task, settings: Mapping[str, Any]) -> Config:
     if task.demo is not None and merged(below, settings).get("model") is None:
         below = merged(nested(BUILT_IN), nested(task.demo.settings), below)
     values = {"task": task.name} | merged(below, settings) | {"task_options": task.options()}
+    if isinstance(section := values.get("evaluate"), dict) and section.get("also"):
+        also = resolved(section["also"], task=values["task"], task_options=values["task_options"])
+        values = merged(values, {"evaluate": {"also": also}})
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise explained(error) from None
     find_engine(config.engine)  # raises
+    _check_objective(config)
     return config
+
+
+def _check_objective(config: Config) -> None:
+    """Raise ConfigError when there is no such objective, or a setting has no meaning with it."""
+    objective, train = config.objective, config.train
+    name = objective.name
+    if train.retries > 1 and (objective.first == "retry" or not objective.retries):
+        raise ConfigError(
+            f"`train.retries` cannot be {train.retries} with `train.objective={name}`: it is the number of retries per "
+            "reflection, and this objective samples no reflections in groups",
+            "set train.retries=1",
+        )
+    if not train.reward_leaks and not objective.retries:
+        raise ConfigError(
+            f"`train.reward_leaks` cannot be false with `train.objective={name}`: it samples no reflections",
+            "set train.reward_leaks=true",
+        )
+    if train.tokens == "answer-of-reflection" and "reflection" not in objective.turns:
+        raise ConfigError(
+            f"`train.tokens` cannot be {train.tokens} with `train.objective={name}`: it trains no reflections",
+            "set train.tokens=reflection",
+        )
 
 
 def resolve(

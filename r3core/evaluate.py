@@ -98,6 +98,8 @@ class Result(Frozen):
     """The rows of `cross` compared, trained minus base reflections on the same failures: retries by -> difference."""
     problems: Selection | None = None
     """Which problems of the split were attempted."""
+    also: dict[str, Result] = {}
+    """The results on other tasks (`evaluate.also`), by their names."""
     greedy: Greedy | None = None
     """The same under greedy decoding, without controls; None unless `evaluate.decoding` is `both`."""
 
@@ -129,7 +131,8 @@ def evaluate(
     sides = {name: scores(found, controls) for name, found in episodes.items()}
     _warn_if_truncated(protocol.config, sides)
     result = Result(
-        **sides,
+        base=sides["base"],
+        trained=sides.get("trained"),
         paired=compare(episodes["base"], episodes["trained"]) if trained else None,
         cross={by: {then: fix_rate(cells[by, then], "reflect") for then in _NAMES} for by in _NAMES} if cells else None,
         reflections=compare_reflections(cells) if cells else None,
@@ -182,12 +185,21 @@ def _each_secondary(result: Result, change: Callable[[Difference], Difference]) 
 
     first = result.paired and _paired(result.paired, change)
     sides = {name: side(getattr(result, name)) for name in _NAMES}
+    also = {name: _each_of_another(one, change) for name, one in result.also.items()}
     reflections = result.reflections and {then: change(one) for then, one in result.reflections.items()}
-    update: dict[str, Any] = {**sides, "paired": first, "reflections": reflections}
+    update: dict[str, Any] = {**sides, "paired": first, "reflections": reflections, "also": also}
     if result.greedy and (pair := result.greedy.paired):
         tries = _paired(pair, change).model_copy(update={"second": change(pair.second)})
         update["greedy"] = result.greedy.model_copy(update={"paired": tries})
     return result.model_copy(update=update)
+
+
+def _each_of_another(result: Result, change: Callable[[Difference], Difference]) -> Result:
+    """Return the result on another task with both of its comparisons changed."""
+    if (pair := result.paired) is None:
+        return result
+    tries = _paired(pair, change).model_copy(update={"second": change(pair.second)})
+    return result.model_copy(update={"paired": tries})
 
 
 def _paired(tries: Paired, change: Callable[[Difference], Difference]) -> Paired:
@@ -281,12 +293,12 @@ def _episodes(
         model=model,
         size=max(1, config.batch_size // samples),
         each=samples,
-        tally=_tally({"first try": _first, "second try": solved}),
+        tally=tally({"first try": _first, "second try": solved}),
         tick=tick,
     )
 
 
-def _tally(judged: dict[str, Callable[[Episode], bool | None]]) -> Tally:
+def tally(judged: dict[str, Callable[[Episode], bool | None]]) -> Tally:
     """Return what counts the episodes that pass so far, in each of several respects."""
     counts: dict[str, Counter[bool | None]] = {name: Counter() for name in judged}
 
@@ -367,7 +379,7 @@ def _cross(
             unit="failures",
             model=models[by],
             size=protocol.config.batch_size,
-            tally=_tally({"leaks": _leaked} if function is reflected else {"fixed": _fixed}),
+            tally=tally({"leaks": _leaked} if function is reflected else {"fixed": _fixed}),
             tick=tick,
         )
 

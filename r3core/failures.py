@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from pydantic import JsonValue, ValidationError
 from r3core.episode import Answer, Episode
 from r3core.errors import UsageError
 from r3core.files import atomic_write
+from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Frozen, Message, Prompt, Tool
 
+ADOPTED_ATTEMPTS = "adopted-attempts"
+"""The rows with the attempts of mining, in a run whose failures come from another one."""
 _REQUIRED = {"task", "task_options", "verifier_hash", "counts"}
 """The keys of a provenance that other modules rely on."""
 
@@ -97,6 +100,12 @@ def read_failures(folder: Path) -> tuple[list[Failure], dict[str, Any]]:
     except ValidationError as error:
         raise UsageError(f"`{rows}` has an invalid row: {error.errors()[0]['msg']}") from None
     return failures, _read_provenance(card)
+
+
+def mined_attempts(run: RunRecord) -> Iterator[Episode]:
+    """Yield every attempt that the run's mining has recorded, or that came with its failures."""
+    for name in ("mine", ADOPTED_ATTEMPTS):
+        yield from each_value(Episode, run.rows(name), name)
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from heapq import nsmallest
 from time import perf_counter
-from typing import Any
 
 from r3core import stats
 from r3core.config import Config
-from r3core.episode import Episode
+from r3core.episode import Answer, Episode
 from r3core.executor import Executor
 from r3core.failures import Failure
 from r3core.generation.generator import Generator
 from r3core.progress import percent, progress
 from r3core.protocol import Protocol, seed_of
-from r3core.reward import judged, reward_of
+from r3core.reward import attempt_reward, judged, reward_of
 from r3core.runs import Run
 from r3core.stats import Rate, Share
 from r3core.task import Frozen
@@ -24,7 +23,7 @@ from r3core.truncation import warn_if_truncated
 
 GROUPS = (2, 4, 8, 16, 32, 64)
 """The group sizes that the forecast compares, beside the one that is set."""
-_REFLECTIONS = 4  # on each probed failure
+_SAMPLES = 4  # of each probed failure
 
 
 class Forecast(Frozen):
@@ -37,36 +36,36 @@ class Forecast(Frozen):
     retries: int
     """Retries after each reflection."""
     fix_rate: Rate
-    """Retries that passed, of those with a verdict."""
+    """Answers that passed, of those with a verdict: retries, or attempts where no retry is sampled."""
     reward: Share
-    """The mean reward of a reflection."""
+    """The mean reward of a sample: of a reflection, a retry or an attempt, as the objective has it."""
     signal: dict[int, Share]
     """Group size -> expected share of groups in which at least two rewards differ."""
     unrewarded: Rate
-    """Reflections without a reward, because no retry has a verdict."""
+    """Samples without a reward, because no answer has a verdict."""
     reflections_truncated: Rate
     """Reflections that the token limit of training cut off."""
     retries_truncated: Rate
     """Retries that the token limit cut off."""
     tokens: float
-    """Mean number of tokens of one reflection and all its retries."""
+    """Mean number of tokens of one sample, with all turns that are generated for it."""
     seconds: float
-    """Seconds per reflection in which one process generates and judges it and all its retries, in batches."""
+    """Seconds per sample in which one process generates and judges all its turns, in batches."""
 
 
 def forecast(
     run: Run, protocol: Protocol, failures: Sequence[Failure], *, executor: Executor, model: str
 ) -> Forecast | None:
-    """Reflect a few times on a random sample of the failures as training would; None if `mine.probe` is 0."""
+    """Sample a few times for some of the failures, as training would; None if `mine.probe` is 0."""
     config = protocol.config
     probed = nsmallest(config.mine.probe, failures, key=lambda failure: seed_of(config.seed, "probe", failure.id))
     if not probed:
         return None
-    batch = [failure.episode() for failure in probed for _ in range(_REFLECTIONS)]
+    batch = [failure.episode() for failure in probed for _ in range(_SAMPLES)]
     started_at = perf_counter()
-    with run.clock("forecast"), progress("forecast", len(batch), unit="reflections") as stage:
-        [episodes] = executor.map(reflected, [(0, batch)], model=model)
-        outcomes = [judged(episode.retries["reflect"]) for episode in episodes]
+    with run.clock("forecast"), progress("forecast", len(batch), unit="samples") as stage:
+        [episodes] = executor.map(sampled, [(0, batch)], model=model)
+        outcomes = [judged(answer) for _, answer in _answers(episodes)]
         fixed = percent(outcomes.count(True), len(outcomes) - outcomes.count(None))
         stage.advance(len(batch), figure=f"fixed {fixed}")
     seconds = perf_counter() - started_at
@@ -76,30 +75,27 @@ def forecast(
     return result
 
 
-def reflected(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode]) -> list[Episode]:
-    """Return the probed failures with a reflection, each repeated for every retry, and with that retry.
+def sampled(protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode]) -> list[Episode]:
+    """Return the samples of the probed failures: with several retries, each is repeated with every retry.
 
-    All of them are one batch. Reflections are sampled as in training.
+    All of them are one batch, and the trained turns are sampled as in training.
     """
-    config = protocol.config
-    trained = replace(protocol, config=as_trained(config))
-    episodes = trained.reflect(batch, generator, seed=seed_of(config.seed, "probe", "reflect"))
-    repeated = [episode for episode in episodes for _ in range(config.train.retries)]
-    return protocol.retry(repeated, generator, seed=seed_of(config.seed, "probe", "retry"))
-
-
-def as_trained(config: Config) -> Config:
-    """Return a configuration whose reflections are sampled by the options under `grpo`, as in training."""
-    options = config.grpo_options()
-    sampling: dict[str, Any] = {
-        "temperature": options["temperature"],
-        "top_p": options["top_p"],
-        "top_k": options["top_k"] or 0,
-        "max_tokens": options["max_completion_length"] or 256,
-    }
-    turns = config.sampling
-    reflection = turns.reflection.model_copy(update=sampling)
-    return config.model_copy(update={"sampling": turns.model_copy(update={"reflection": reflection})})
+    objective = protocol.config.objective
+    trained = replace(protocol, config=protocol.config.as_trained())
+    reflect, retry = (seed_of(protocol.config.seed, "probe", turn) for turn in ("reflect", "retry"))
+    episodes = list(batch)
+    if objective.first == "attempt":
+        examples = [episode.example for episode in batch]
+        episodes = trained.attempt(examples, generator, seed=seed_of(protocol.config.seed, "probe", "attempt"))
+    if not objective.retries:
+        return episodes
+    if objective.first == "retry":  # one reflection for all samples of a failure
+        shared = trained.reflect(episodes[::_SAMPLES], generator, seed=reflect)
+        episodes = [episode for episode in shared for _ in range(_SAMPLES)]
+    else:
+        episodes = trained.reflect(episodes, generator, seed=reflect)
+    repeated = [episode for episode in episodes for _ in range(protocol.config.train.retries)]
+    return trained.retry(repeated, generator, seed=retry)
 
 
 def group_size(config: Config) -> int:
@@ -108,18 +104,27 @@ def group_size(config: Config) -> int:
 
 
 def _forecast(config: Config, episodes: Sequence[Episode], *, failures: int, seconds: float) -> Forecast:
-    retries = config.train.retries
-    each = [episodes[start : start + retries] for start in range(0, len(episodes), retries)]  # a row per reflection
+    objective, retries = config.objective, config.train.retries if config.objective.retries else 1
+    each = [episodes[start : start + retries] for start in range(0, len(episodes), retries)]  # a row per sample
     ids = [group[0].example.id for group in each]
-    given = [reward_of(group, reward_leaks=config.train.reward_leaks) for group in each]
+    given = [
+        attempt_reward(group[0])
+        if objective.first == "attempt"
+        else reward_of(group, reward_leaks=config.train.reward_leaks)
+        for group in each
+    ]
     rewards: dict[str, list[float]] = {problem: [] for problem in ids}
     for problem, reward in zip(ids, given, strict=True):
         if reward is not None:
             rewards[problem].append(reward)
-    written = [group[0].reflection for group in each if group[0].reflection]
-    answers = [(episode.example.id, episode.retries["reflect"]) for episode in episodes]
+    shared = _SAMPLES if objective.first == "retry" else 1  # samples of one reflection
+    written = [(group[0].example.id, group[0].reflection) for group in each[::shared] if group[0].reflection]
+    answers = _answers(episodes)
     passed = [(problem, judged(answer)) for problem, answer in answers]
-    tokens = sum(reflection.tokens for reflection in written) + sum(answer.tokens for _, answer in answers)
+    generated = [*[reflection for _, reflection in written], *[answer for _, answer in answers]]
+    if objective.first == "attempt" and objective.retries:
+        generated += [group[0].attempt for group in each]
+    tokens = sum(turn.tokens for turn in generated)
     return Forecast(
         failures=failures,
         probed=len(rewards),
@@ -132,12 +137,18 @@ def _forecast(config: Config, episodes: Sequence[Episode], *, failures: int, sec
         },
         unrewarded=stats.clustered([(problem, reward is None) for problem, reward in zip(ids, given, strict=True)]),
         reflections_truncated=stats.clustered(
-            [(problem, text.stopped == "length") for problem, text in zip(ids, written, strict=True)]
+            [(problem, reflection.stopped == "length") for problem, reflection in written]
         ),
         retries_truncated=stats.clustered([(problem, answer.stopped == "length") for problem, answer in answers]),
         tokens=tokens / len(each),
         seconds=seconds / len(each),
     )
+
+
+def _answers(episodes: Sequence[Episode]) -> list[tuple[str, Answer]]:
+    """Return the answers that decide rewards, with the ids of their problems: retries, or attempts without any."""
+    retries = [(e.example.id, e.retries["reflect"]) for e in episodes if "reflect" in e.retries]
+    return retries or [(episode.example.id, episode.attempt) for episode in episodes]
 
 
 def _warn(config: Config, result: Forecast) -> None:

@@ -1,4 +1,4 @@
-"""The groups of training, read from the recorded rows: the reflections on one failure whose rewards are compared."""
+"""The groups of training, read from the recorded rows: the samples of one failure whose rewards are compared."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ TRAINED = "train-episodes"
 
 
 class Trained(Frozen):
-    """A row of train-episodes.jsonl: one reflection, its retries and its reward; unknown fields are ignored."""
+    """A row of train-episodes.jsonl: one sample, for example a reflection, its retries and its reward."""
 
     model_config = ConfigDict(extra="ignore")
 
     step: int
     id: str
     """The failure's id."""
+    attempt: Answer | None = None
+    """The new attempt, where the objective samples attempts."""
     reflection: Reflection | None
     retries: list[Answer]
     reward: float | None
-    """None where no retry could be judged."""
+    """That of the turn that is sampled in groups; None where it could not be judged."""
 
 
 class Group(NamedTuple):
-    """The reflections on one failure that training compares with each other."""
+    """The samples of one failure that training compares with each other."""
 
     step: int
     id: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pluggy
 
 from r3core.engine import Engine
+from r3core.objective import Objective
 from r3core.task import Task
 
 hookspec = pluggy.HookspecMarker("r3")
@@ -26,4 +27,10 @@ def r3_tasks() -> list[type[Task]]:
 @hookspec
 def r3_engines() -> list[type[Engine]]:
     """Return the engine classes of the plugin."""
+    raise NotImplementedError
+
+
+@hookspec
+def r3_objectives() -> list[Objective]:
+    """Return the objectives of training that the plugin adds."""
     raise NotImplementedError

@@ -167,6 +167,7 @@ def _counts(episodes: Sequence[Episode], failures: Sequence[Failure], taken: Sel
         "cut_in_thought": sum(episode.attempt.cut_in_thought for episode in episodes),
         "truncated": len(cut),
         "left_out": sum(episode.failed for episode in cut),
+        "tokens": sum(episode.attempt.tokens for episode in episodes),
         "failures": len(failures),
     }
 

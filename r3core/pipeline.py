@@ -11,6 +11,7 @@ from typing import Any
 
 from r3core import report
 from r3core.activity import ENGINE, WORKERS, waiting_for
+from r3core.adopt import adopt_failures, adopt_forecast
 from r3core.check import certificate_of, require_passed
 from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
@@ -21,7 +22,7 @@ from r3core.engine import Engine
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
 from r3core.executor import LocalExecutor, executor_of
-from r3core.failures import Failure, read_failures, write_failures
+from r3core.failures import Failure, read_failures
 from r3core.files import atomic_write
 from r3core.forecast import forecast
 from r3core.generation import probe
@@ -37,8 +38,9 @@ from r3core.runs import ReadOnlyRun, Run, RunRecord, value_of
 from r3core.task import Task
 from r3core.training.checkpoints import changed_share
 from r3core.training.launch import launch_training, needs_launcher, started_by_run
+from r3core.transfer import check_others, evaluate_others, with_others
 from r3core.validation import describe_facts
-from r3core.verification.judge import Judge, verifier_hash
+from r3core.verification.judge import Judge
 
 ORIGIN = "r3.json"
 """The file in a trained model's folder with its base model and task."""
@@ -115,7 +117,7 @@ class Pipeline:
         if self.run.done("mine") is not None:
             failures = read_failures(self.run.path / "failures")[0]
         elif self.config.mine.failures is not None:
-            failures = self._adopt(self.config.mine.failures)
+            failures = adopt_failures(self.run, self.task, self.config, self.config.mine.failures)
         else:
             self.check_template()
             failures = mine(self.run, self.protocol, self.executor, model=model_of(self.config, self.task))
@@ -200,6 +202,8 @@ class Pipeline:
         """
         if not self._template_checked and not started_by_run():
             lines = check_template(self.task, self.config)
+            if self.config.evaluate.also:
+                lines += check_others(self.config, model=model_of(self.config, self.task))
             if rank() == 0:
                 print_notes(lines)
         self._template_checked = True
@@ -220,30 +224,17 @@ class Pipeline:
             base = model_of(self.config, self.task)
             with watched("drift"), waiting_for(ENGINE, "probabilities of recorded attempts"):
                 measure_drift(self.run, self.protocol, self.executor, base=base, trained=str(trained))
+        if self.config.evaluate.also:
+            base, also = model_of(self.config, self.task), str(trained) if trained else None
+            others = evaluate_others(self.run, self.config, self.executor, base=base, trained=also)
+            result = with_others(result, others)
         self.run.write_json("result", result)
         self.run.finish("evaluate", {"problems": len(examples), "trained": trained is not None})
         return result
 
-    def _adopt(self, source: Path) -> list[Failure]:
-        """Copy a failure dataset into the run, with its provenance; warns when its verdicts may be out of date."""
-        failures, provenance = read_failures(source)
-        if provenance["task"] != self.config.task:
-            raise UsageError(f"`{source}` holds failures of task `{provenance['task']}`, not of `{self.config.task}`")
-        if provenance["verifier_hash"] != verifier_hash(self.task):
-            print(f"warning: the verifier has changed since `{source}` was made", file=sys.stderr)
-            print(f"hint: r3 rescore {source} --output-dir NEW judges them again", file=sys.stderr)
-        if not self.config.mine.keep_truncated:
-            whole = [failure for failure in failures if failure.attempt.stopped != "length"]
-            if cut := len(failures) - len(whole):
-                print(f"left out: {cut:,} failures whose attempt was cut off (mine.keep_truncated)", file=sys.stderr)
-            failures = whole
-        if not failures:
-            raise UsageError(f"`{source}` has no failures to train on")
-        write_failures(self.run.path / "failures", failures, provenance)
-        self.run.finish("mine", {"failures": len(failures), "from": str(source)})
-        return failures
-
     def _forecast(self, failures: list[Failure]) -> None:
+        if adopt_forecast(self.run, self.config, failures) is not None:
+            return
         model = model_of(self.config, self.task)
         result = forecast(self.run, self.protocol, failures, executor=self.executor, model=model)
         if result is not None:

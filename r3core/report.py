@@ -116,6 +116,19 @@ def error_categories(result: Result) -> list[tuple[str, ...]]:
     return [("error category", *counts), *lines] if lines else []
 
 
+def other_tasks(result: Result) -> list[tuple[str, ...]]:
+    """Return a table of both tries on the run's own task and on the others, headings first; empty without others."""
+    lines: list[tuple[str, ...]] = [HEADINGS]
+    for name, one in {"own task": result, **result.also}.items():
+        sides = (one.base, one.trained)
+        pair = one.paired
+        for measure in ("first", "second"):
+            rates = [format_rate(getattr(side, measure)) if side else "" for side in sides]
+            change = format_difference(getattr(pair, measure)) if pair else ""
+            lines.append((f"{visible(name)}, {measure} try", *rates, change))
+    return lines if result.also else []
+
+
 def notes(result: Result, config: Config) -> list[str]:
     """Return the notes under the table: data, statistics, definitions, and whatever limits the result."""
     test = (
@@ -185,6 +198,7 @@ def further_tables(result: Result) -> dict[str, list[tuple[str, ...]]]:
         "fix rate after the reflection minus that of the control, on the same failures, in points": arm_differences(
             result
         ),
+        "other tasks: rates in % with 95% intervals": other_tasks(result),
         "error categories of failed answers": error_categories(result),
     }
     return {title: lines for title, lines in tables.items() if lines}
@@ -224,9 +238,10 @@ def print_forecast(forecast: Forecast, config: Config, to: TextIO) -> None:
     share = forecast.signal[group]
     among = f", a random sample of {forecast.failures:,}" if forecast.failures > forecast.probed else ""
     reward = "" if config.train.reward_leaks else f"; the mean reward of a reflection is {_share(forecast.reward)}"
+    answer = "a retry after the base's reflection" if config.objective.retries else "a new attempt"
     one = f"; each of {processes} processes generates its part" if processes > 1 else ""
     lines = [
-        f"forecast from {forecast.probed:,} failures{among}: a retry after the base's reflection passes in "
+        f"forecast from {forecast.probed:,} failures{among}: {answer} passes in "
         f"{_share(forecast.fix_rate)}{reward}; with num_generations {group}, {_share(share)} of the groups will hold "
         "different rewards",
         "  other group sizes: "

@@ -74,6 +74,8 @@ def train(
     with main_process_first():
         checkpoint = last_checkpoint(run.path / "checkpoints", world=trainer.world)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    if checkpoint:
+        trainer.usage.load(checkpoint)
     for name in ("train", "train-episodes"):  # the steps after the checkpoint are repeated
         run.drop(name, lambda row: bool(row["step"] > done))
     validator = _validator(trainer, done=done)
@@ -91,14 +93,25 @@ def train(
         trainer.add_callback(steps := StepCallback(trainer, advance=stage.advance, save_clock=save_clock))
         if validator is not None:
             trainer.add_callback(ValidationCallback(validator, steps=steps))
-        if done < args.max_steps and not (validator and validator.stopped):
+        if done < args.max_steps and not (validator and validator.stopped) and not trainer.budget_is_spent:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         else:  # stopped between the last step and saving; transformers would train one more step
             trainer.restore(checkpoint)
         _save(trainer, validator)
         wait_for_all()  # closing vLLM's engine closes the connection between processes too
     skipped = len(failures) - len(trainer.failures)
-    facts = {"steps": args.max_steps, "failures": len(trainer.failures), **({"left_out": skipped} if skipped else {})}
+    facts: dict[str, Any] = {"steps": args.max_steps, "failures": len(trainer.failures)}
+    if (budget := protocol.config.train.budget_tokens) is not None:
+        facts["steps"] = max(done, trainer.state.global_step)
+        facts["tokens"] = trainer.usage.spent
+        if rank() == 0 and not trainer.budget_is_spent:
+            print(
+                f"note: training ended at grpo.max_steps={args.max_steps}, after {trainer.usage.spent:,} of "
+                f"{budget:,} tokens (train.budget_tokens)",
+                file=sys.stderr,
+            )
+    if skipped:
+        facts["left_out"] = skipped
     return facts | (validator.facts() if validator else {})
 
 

@@ -93,9 +93,11 @@ def test_greedy_tries_have_rows_and_are_compared(tmp_path: Path) -> None:
     assert tokens[1] > tokens[0]
 
 
-def test_first_try_second_try_fix_rate_and_controls_have_a_row_each(seeds: list[Path]) -> None:
+def test_first_try_second_try_fix_rate_controls_and_leaks_have_a_row_each(seeds: list[Path]) -> None:
     rows = {row.measure: row for row in compare_runs(seeds).groups[0].rows}
-    assert list(rows) == ["first", "second", "fix", "none", "generic", "shuffled", "placebo", "resample"]
+    assert list(rows) == ["first", "second", "fix", "none", "generic", "shuffled", "placebo", "resample", "leaks"]
+    assert rows["leaks"].trained is not None
+    assert rows["leaks"].trained.mean == 0
     fix = rows["fix"]
     assert fix.trained is not None
     assert fix.trained.mean == pytest.approx((16 + 18 + 20) / 3 / 32)
@@ -109,6 +111,46 @@ def test_the_base_model_is_one_model_whose_seeds_are_samples(tmp_path: Path) -> 
     samples = clustered([(f"n{index}", (index - start) % 40 < 8) for start in (0, 20) for index in range(40)])
     assert base is not None
     assert (base.mean, base.low, base.high, base.seeds) == (samples.rate, samples.low, samples.high, 2)
+
+
+def with_cross(folder: Path, fixed: dict[str, int]) -> Path:
+    """Add a cross table in which this many of the base's 32 failures are fixed."""
+    for name, count in fixed.items():
+        failed = [episode(f"n{8 + rank}", "fail pass" if rank < count else "fail fail") for rank in range(32)]
+        (folder / f"cross-{name}.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in failed))
+    return folder
+
+
+def test_the_cross_table_is_pooled_with_its_failures(tmp_path: Path) -> None:
+    fixed = [{"base-trained": 8 + seed, "trained-base": 20 + 4 * seed, "trained-trained": 24} for seed in range(2)]
+    folders = [with_cross(run(tmp_path / f"s{seed}", seed), fixed[seed]) for seed in range(2)]
+    rows = {row.measure: row for row in compare_runs(folders).groups[0].rows}
+    means = {name: [row.base and row.base.mean, row.trained and row.trained.mean] for name, row in rows.items()}
+    assert means["by_base"] == [pytest.approx(6 / 32), pytest.approx(8.5 / 32)]
+    assert means["by_trained"] == [pytest.approx(22 / 32), pytest.approx(24 / 32)]
+    by_trained = rows["by_trained"]
+    assert by_trained.base is not None
+    assert by_trained.base.deviation == pytest.approx(4 / 32 / 2**0.5)  # the seeds are trainings here too
+    assert by_trained.difference is not None
+    assert [line.difference.mean for line in by_trained.seeds if line.difference] == [4 / 32, 0]
+    shown = printed(folders)
+    assert "retries on reflections by trained" in shown
+    assert "in the last rows both on the base's" in shown
+    assert "in the last rows" not in printed([run(tmp_path / "without", 7)])
+
+
+def test_leaks_are_pooled(tmp_path: Path) -> None:
+    folders = [run(tmp_path / f"s{seed}", seed, base=episodes(8, 14, leaked=seed == 0)) for seed in range(2)]
+    leaks = next(row for row in compare_runs(folders).groups[0].rows if row.measure == "leaks")
+    assert leaks.base is not None
+    assert leaks.base.mean == 0.5
+
+
+def test_the_tokens_of_shared_mining_are_counted_for_each_run(tmp_path: Path) -> None:
+    folder = run(tmp_path / "s0", mined=[], settings={"mine.failures": tmp_path / "mining"})
+    card = json.loads((folder / "failures/card.json").read_text())
+    (folder / "failures/card.json").write_text(json.dumps(card | {"counts": {"tokens": 1234}}))
+    assert compare_runs([folder]).groups[0].runs[0].tokens.mining == 1234
 
 
 def test_settings_are_side_by_side_and_compared_on_the_same_problems(seeds: list[Path], tmp_path: Path) -> None:
@@ -168,7 +210,7 @@ def test_another_budget_of_training_tokens_is_not_comparable(tmp_path: Path) -> 
 def test_a_group_without_mining_or_training_has_no_tokens_of_them(tmp_path: Path) -> None:
     alone = run(tmp_path / "a", mined=(), groups=(), trained=())
     found = compare_runs([alone])
-    assert found.groups[0].runs[0].tokens == Tokens(mining=None, training=None, validation=None, evaluation=8 + 32 * 9)
+    assert found.groups[0].runs[0].tokens == Tokens(mining=None, training=None, validation=None, evaluation=8 + 32 * 10)
     assert not found.groups[0].trained
 
 

@@ -57,10 +57,10 @@ def test_an_installed_task_is_found_with_its_distribution(install: Install) -> N
         ("import a_module_that_nobody_has", "No module named 'a_module_that_nobody_has'"),
         ("def (", "SyntaxError"),
         ("raise SystemExit(3)", "SystemExit: 3"),
-        (TASK.format(name="x"), "it implements no hook; the hooks: r3_engines, r3_tasks"),
+        (TASK.format(name="x"), "it implements no hook; the hooks: r3_engines, r3_objectives, r3_tasks"),
         (
             plugin("x").replace("r3_tasks", "r3_task"),
-            "there is no hook `r3_task`; the hooks: r3_engines, r3_tasks; did you mean",
+            "there is no hook `r3_task`; the hooks: r3_engines, r3_objectives, r3_tasks; did you mean",
         ),
         (plugin("x").replace("r3_tasks", "tasks"), "there is no hook `tasks`"),
         (plugin("x") + "\ndef r3_task(): ...", "there is no hook `r3_task`"),

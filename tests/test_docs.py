@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer.main
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from r3core import TaskError, get_task
 from r3core.cli.main import app
+from r3core.cli.sweep_file import cells_of, read_sweep
 from r3core.config import chosen_task, configure, read_settings
 from r3core.errors import R3Error
 from r3core.plugins.discovery import discover
@@ -151,7 +153,8 @@ def test_commands_are_valid(page: Path, workplace: Path) -> None:
             continue
         assert command in known
         known[command].make_context(command, list(rest), resilient_parsing=False).close()
-        if command in PLANNED and {"--task", "--config"} & set(rest):  # the others need an existing run
+        planned = command in PLANNED and {"--task", "--config"} & set(rest)  # the others need an existing run
+        if planned or command == "sweep":
             printed([command, *rest, *([] if "--dry-run" in rest else ["--dry-run"])])
         elif command in EXECUTED:
             printed([command, *rest])
@@ -179,14 +182,23 @@ def test_yaml_blocks_are_configurations(page: Path, workplace: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("examples/*.yaml")), ids=name_of)
 def test_example_files_are_configurations(file: Path, workplace: Path) -> None:
-    check_configuration(workplace / file.name, file.read_text(encoding="utf-8"))
+    text = file.read_text(encoding="utf-8")
+    check_configuration(workplace / file.name, text)
+    sweep = "\nruns:\n"
+    wrong = text.replace(sweep, f"{sweep}  other: {{wrong: 1}}\n") if sweep in text else f"{text}wrong: 1\n"
     with pytest.raises(R3Error, match="there is no configuration key `wrong`"):
-        check_configuration(workplace / file.name, file.read_text(encoding="utf-8") + "wrong: 1\n")
+        check_configuration(workplace / file.name, wrong)
 
 
 def check_configuration(path: Path, text: str) -> None:
+    """Check the text of a configuration file, or every cell of a sweep."""
     path.write_text(text, encoding="utf-8")
     settings = read_settings(path)
+    for one in [cell.tree for cell in cells_of(read_sweep(path))] if "base" in settings else [settings]:
+        check_settings(one)
+
+
+def check_settings(settings: dict[str, Any]) -> None:
     name, options = chosen_task(settings)
     config = configure(get_task(name, **options), settings)
     check_grpo(config.grpo)

@@ -215,7 +215,7 @@ def test_steps_with_groups_are_evenly_spaced_from_the_first_to_the_last(tmp_path
 def test_tokens_and_seconds_are_those_of_the_rows(tmp_path: Path) -> None:
     base = [episode("n7", controls=True)]
     run = collect(write_run(tmp_path, base=base, groups=group("n7", [1]), steps=2), name="run")
-    assert tokens(run)["evaluation, base"] == {"attempts": 1, "reflections": 3, "retries": 1, "controls": 4}
+    assert tokens(run)["evaluation, base"] == {"attempts": 1, "reflections": 3, "retries": 1, "controls": 5}
     assert seconds(run)["training"] == pytest.approx(
         {"generation": 1.6, "verification": 0.2, "training": 2.4, "loading, saving, rest": 5.8}
     )
@@ -225,7 +225,7 @@ def test_tokens_of_further_resamples_are_those_of_controls(tmp_path: Path) -> No
     made = episode("n7", controls=True)
     more = made.model_copy(update={"resamples": (made.retries["resample"],) * 3})
     run = collect(write_run(tmp_path, base=[more]), name="run")
-    assert tokens(run)["evaluation, base"]["controls"] == 4 + 3
+    assert tokens(run)["evaluation, base"]["controls"] == 5 + 3
 
 
 def test_curves_of_long_trainings_are_averaged() -> None:

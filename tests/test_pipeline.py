@@ -105,7 +105,7 @@ def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_a_run_goes_from_problems_to_a_model_and_a_result(undisturbed: tuple[Path, dict[str, Any]]) -> None:
     directory, told = undisturbed
-    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "greedy"} | {
+    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "also", "greedy"} | {
         "seconds",
         "shares_of_a_step",
     }

@@ -283,7 +283,7 @@ def test_the_json_is_the_result_and_the_seconds(tmp_path: Path) -> None:
         run.append("clock", [{"stage": "mine", "seconds": 1.5}, {"stage": "mine", "seconds": 1.0}])
         printed = as_json(result(), run)
     assert json.loads(json.dumps(printed)) == printed
-    keys = {"base", "trained", "paired", "cross", "reflections", "problems", "greedy"}
+    keys = {"base", "trained", "paired", "cross", "reflections", "problems", "also", "greedy"}
     assert set(printed) == keys | {"seconds", "shares_of_a_step"}
     assert printed["seconds"] == {"mine": 2.5}
     assert printed["shares_of_a_step"] == {}

@@ -84,7 +84,6 @@ def test_seeds_are_a_list_with_ranges(text: str, seeds: list[int]) -> None:
         ("٣,٤", "'٣' is not a seed"),
         ("0,1,0", "given more than once: 0"),
         ("0-3,2-5", "given more than once: 2, 3"),
-        ("5", "for one run use --seed 5"),
         (f"0-{MAX_SEEDS}", f"more than {MAX_SEEDS} seeds"),
         (f"0-{MAX_SEEDS - 1},500", f"more than {MAX_SEEDS} seeds"),
         ("0-999999999", f"more than {MAX_SEEDS} seeds"),
@@ -127,6 +126,7 @@ def test_with_shared_mining_the_seeds_still_differ_in_nothing_else(folder: Path 
         (["--seeds", "0,1", "--set", "seed=2"], "`--seeds` and `--set seed` cannot be combined"),
         (["--seeds", "-1,0"], "'-1' is not a seed"),
         (["--seeds", ""], "'' is not a seed"),
+        (["--seeds", "5"], "for one run use --seed 5"),
         (["--share-mining"], "`--share-mining` requires several seeds"),
         (["--seeds", "0,1", "--share-mining", "--failures", "x"], "all seeds train on that dataset"),
         (["--seeds", "0,1", "--set", "grpo.max_steps=0"], "`grpo.max_steps` is not set"),
@@ -295,6 +295,9 @@ def test_with_shared_mining_all_seeds_train_on_the_same_failures(r3: R3, tiny: l
     assert not list(both.glob("seed-*/mine.jsonl"))
     failures = {(both / run / "failures/failures.jsonl").read_bytes() for run in ("mining", "seed-0", "seed-1")}
     assert len(failures) == 1
+    forecasts = {(both / run / "forecast.json").read_bytes() for run in ("mining", "seed-0", "seed-1")}
+    assert len(forecasts) == 1
+    assert shared.err.count("forecast: that of `both/mining`") == 2
     assert recorded_training(both / "seed-0") != recorded_training(both / "seed-1")
     value = json.loads(r3("run", *tiny, *given, "--json").out)
     assert value["shared_failures"] == "both/mining"

@@ -52,8 +52,9 @@ class Scripted(ReflectionTrainer):
 
     script: Sequence[float | None] = ()
 
-    def _rewards(self, rows: Any) -> list[float | None]:
-        return list(self.script)
+    def _record(self, samples: Any, rewards: Any, *, log_metric: Any) -> None:
+        self.rewards = self.rewards | {"reflection": list(self.script)}
+        super()._record(samples, list(self.script), log_metric=log_metric)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **named: Any) -> Any:
         found = super()._get_per_token_logps_and_entropies(*args, **named)

@@ -111,6 +111,27 @@ def test_prompts_are_tokenized_by_the_overridden_method(tmp_path: Path) -> None:
     assert grpo(tmp_path, Recorder([]))._tokenize_prompts([PROMPT]) == ([ids], None, {})
 
 
+def test_log_probabilities_are_computed_by_the_overridden_method(tmp_path: Path) -> None:
+    theirs = parameters(GRPOTrainer._get_per_token_logps_and_entropies)
+    ours = parameters(ReflectionTrainer._get_per_token_logps_and_entropies)
+    assert theirs[:6] == ours[:6] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+    assert theirs[6:8] == ["compute_entropy", "compute_aux_loss"], "the other parameters are of images"
+    calls: list[Any] = []
+
+    class Recording(GRPOTrainer):  # type: ignore[misc]
+        def _get_per_token_logps_and_entropies(self, model: Any, *values: Any, **options: Any) -> Any:
+            calls.append(
+                (torch.is_grad_enabled(), len(values), {name for name in options if options[name] is not None})
+            )
+            return super()._get_per_token_logps_and_entropies(model, *values, **options)
+
+    trainer = grpo(tmp_path, Recorder([1.0, 0.0] * 4), num_iterations=2, max_steps=2)
+    trainer.__class__ = Recording
+    trainer.train()
+    in_the_loss = (True, 3, {"compute_entropy", "compute_aux_loss"})
+    assert calls == [(False, 3, {"batch_size"}), in_the_loss, in_the_loss]
+
+
 def test_a_batch_has_the_rows_whose_prompts_are_tokenized_in_the_same_order(tmp_path: Path) -> None:
     override = ReflectionTrainer._generate_and_score_completions
     assert parameters(GRPOTrainer._generate_and_score_completions) == parameters(override)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -79,6 +80,12 @@ FLAGS: dict[str, Flag] = {
     "processes": _flag(int, "Number of training processes; under FSDP2 by default.", "processes"),
     "accelerate_config": _flag(Path, "Configuration file of `accelerate launch` for training.", "accelerate_config"),
     "limit": _flag(int, "Maximum number of problems, in mining and in evaluation.", "mine.limit", "evaluate.limit"),
+    "also": _flag(
+        list[str],
+        "Also evaluate on this task: a name, or NAME,OPTION=VALUE,...; repeatable.",
+        "evaluate.also",
+        metavar="TASK",
+    ),
     "seed": Flag(Seed, ("seed",)),
     "seeds": _flag(
         str,
@@ -117,6 +124,8 @@ MINE = ("samples", "keep", "failures")
 """The options of mining alone."""
 TRAIN = ("lora", "processes", "accelerate_config", "uncertified")
 """The options of training alone."""
+EVALUATE = ("also",)
+"""The options of evaluation alone."""
 SEEDS = ("seeds", "share_mining")
 """The options of several runs in one command."""
 _SWITCHES = ("dry_run", "as_json", "csv", "png", "share_mining")
@@ -143,7 +152,7 @@ class Arguments:
     @classmethod
     def of(cls, **given: Any) -> Arguments:
         """Return the arguments with these values, by the names in `FLAGS`; None stands for one that is not given."""
-        flags = {key: given[name] for name in FLAGS if given.get(name) is not None for key in FLAGS[name].keys}
+        flags = {key: given[name] for name in FLAGS if given.get(name) not in (None, []) for key in FLAGS[name].keys}
         return cls(
             config=given.get("config"),
             run=given.get("run"),
@@ -168,7 +177,7 @@ class Arguments:
             config = config_of(folder, placement)
             return get_task(config.task, **config.task_options), config
         settings = read_settings(self.config, self.overrides, flags=self.flags)
-        task = _get_task(*chosen_task(settings), preset=chosen_preset(settings))
+        task = configured_task(*chosen_task(settings), preset=chosen_preset(settings))
         return task, configure(task, settings)
 
     def directory(self) -> Path:
@@ -184,18 +193,24 @@ class Arguments:
         return self.run
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Print how to resume when the block is interrupted by Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not started_by_run():  # else the process that started this one prints it
+            typer.echo("interrupted; run the same command to resume", err=True)
+        raise
+
+
 def with_flags(*names: str) -> Callable[[Callable[[Arguments], None]], Callable[..., None]]:
     """Return a decorator that makes a typer command with these of the `FLAGS` of a function of their values."""
 
     def decorate(work: Callable[[Arguments], None]) -> Callable[..., None]:
         def command(**given: Any) -> None:
-            try:
-                with quiet(given.pop("quiet", False)):
-                    work(Arguments.of(**given))
-            except KeyboardInterrupt:
-                if not started_by_run():  # else the process that started this one prints it
-                    typer.echo("interrupted; run the same command to resume", err=True)
-                raise
+            with interruptible(), quiet(given.pop("quiet", False)):
+                work(Arguments.of(**given))
 
         # typer reads the options of a command from its signature
         command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -259,7 +274,7 @@ def _named_values(section: str, given: list[str] | None, *, flag: str, example: 
     return {f"{section}.{name}": value for name, value in assignments(given, flag=flag, example=example)}
 
 
-def _get_task(name: str, options: dict[str, Any], *, preset: str | None) -> Task:
+def configured_task(name: str, options: dict[str, Any], *, preset: str | None) -> Task:
     """Return a task with its options: those that are given, and below them those of the preset."""
     from r3core.plugins.discovery import find_task, get_task
 

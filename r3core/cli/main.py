@@ -15,6 +15,7 @@ from r3core.cli import (
     explain_commands,
     run_commands,
     show_command,
+    sweep_command,
     task_commands,
     tasks_command,
     view_command,
@@ -22,6 +23,7 @@ from r3core.cli import (
 from r3core.console import escape_unencodable
 from r3core.distributed import wait_before_reporting
 from r3core.errors import R3Error
+from r3core.threads import let_threads_sleep
 
 app = typer.Typer(
     name="r3",
@@ -37,6 +39,7 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; an R3Error is printed without a traceback and sets the exit code."""
     escape_unencodable()
+    let_threads_sleep()
     try:
         app()
     except R3Error as error:
@@ -64,6 +67,7 @@ def options(
 
 tasks_command.register(app)
 run_commands.register(app)
+sweep_command.register(app)
 explain_commands.register(app)
 compare_command.register(app)
 task_commands.register(app)

@@ -17,16 +17,12 @@ def print_plan(task: Task, config: Config) -> None:
     """Print the resolved configuration, and what each stage of the run will do."""
     import yaml
 
-    from r3core.config import PLACEMENT, model_of
+    from r3core.config import PLACEMENT
     from r3core.estimate.evaluation import explain_evaluation
-    from r3core.plugins.engines import checked_engine
-    from r3core.training.grpo_options import check_grpo, explain_batch, explain_checkpoints
+    from r3core.training.grpo_options import explain_batch, explain_checkpoints
     from r3core.training.launch import world_of
 
-    quiet_libraries()
-    checked_engine(config)
-    check_grpo(config.grpo)
-    model = model_of(config, task)
+    model = check_plan(task, config)
     template = _template_notes(task, config)
     settings = config.model_dump(mode="json", exclude={"output_dir", "template_date", *PLACEMENT})
     typer.echo(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip())
@@ -41,10 +37,24 @@ def print_plan(task: Task, config: Config) -> None:
         typer.echo(f"validation: {line}")
     for line in explain_evaluation(config):
         typer.echo(f"evaluate: {line}")
+    for other in config.evaluate.also:
+        typer.echo(f"evaluate also: {other.name}, both tries")
     for line in template:
         typer.echo(f"chat template: {line}")
     for line in _estimated(config, model):
         typer.echo(line)
+
+
+def check_plan(task: Task, config: Config) -> str:
+    """Return the model of a run; an error without one, and for invalid options of the engine or of TRL."""
+    from r3core.config import model_of
+    from r3core.plugins.engines import checked_engine
+    from r3core.training.grpo_options import check_grpo
+
+    quiet_libraries()
+    checked_engine(config)
+    check_grpo(config.grpo)
+    return model_of(config, task)
 
 
 def _template_notes(task: Task, config: Config) -> list[str]:
@@ -52,15 +62,18 @@ def _template_notes(task: Task, config: Config) -> list[str]:
 
     Problems are not downloaded for it: a plan should take seconds.
     """
+    from r3core.config import model_of
     from r3core.errors import TaskError
     from r3core.generation.models import Unloadable
     from r3core.plugins.engines import engine_of
     from r3core.preflight import check_template
+    from r3core.transfer import check_others
 
     if not engine_of(config).local:
         return ["that of the server, which is not checked"]
     try:
-        return check_template(task, config, downloads=False) or ["nothing to note"]
+        others = check_others(config, model=model_of(config, task), downloads=False) if config.evaluate.also else []
+        return [*check_template(task, config, downloads=False), *others] or ["nothing to note"]
     except Unloadable as error:
         return [f"not checked: {error.message}"]
     except TaskError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from r3core.cli.arguments import (
+    EVALUATE,
     FIND,
     GENERATE,
     MINE,
@@ -46,7 +47,7 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-@with_flags(*GENERATE, *MINE, *TRAIN, *SEEDS)
+@with_flags(*GENERATE, *MINE, *TRAIN, *EVALUATE, *SEEDS)
 def run(arguments: Arguments) -> None:
     """Mine failures, train the reflections, evaluate and report.
 
@@ -119,7 +120,7 @@ def train(arguments: Arguments) -> None:
             _print_facts(facts | validation, as_json=arguments.as_json)
 
 
-@with_flags(*GENERATE)
+@with_flags(*GENERATE, *EVALUATE)
 def evaluate(arguments: Arguments) -> None:
     """Evaluate the base model and the trained model of a run.
 

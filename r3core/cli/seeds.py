@@ -5,31 +5,26 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from r3core.cli.arguments import Arguments
 from r3core.cli.plan import print_plan
-from r3core.cli.stages import check_machine, check_training, open_pipeline, run_stages
-from r3core.errors import R3Error, UsageError
+from r3core.cli.series import MINING, destination, explained, mine_once, progress_of, run_one
+from r3core.cli.stages import check_machine, check_training
+from r3core.errors import UsageError
 
 if TYPE_CHECKING:
     from r3core.config import Config
-    from r3core.evaluate import Result
     from r3core.task import Task
 
 MAX_SEEDS = 100
 """Maximum number of seeds; more are a mistyped range."""
-MINING = "mining"
-"""The run directory of shared mining, beside those of the seeds."""
 _SEEDS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
-_ROWS = ("first try", "second try", "fix rate")
-"""The rows of the result table that are printed for each seed."""
+_RESUME = "run the same command to resume: finished seeds are not run again"
 
 
 class Runs(NamedTuple):
@@ -59,25 +54,26 @@ def run_seeds(arguments: Arguments) -> None:
         check_training(task, one)
     if arguments.dry_run:
         return _print_plan(task, runs)
-    unfinished = [one for one in runs.configs.values() if _progress(one) != "finished"]
+    unfinished = [one for one in runs.configs.values() if progress_of(one) != "finished"]
     for one in unfinished[:1]:  # they differ in their seed alone
         check_machine(task, one)
-    to = sys.stderr if arguments.as_json else sys.stdout
+    to = destination(as_json=arguments.as_json)
     if runs.mining is not None and unfinished:
-        with _explained("this was the mining for all seeds"):
-            _mine(task, runs.mining, to=to)
+        with explained("this was the mining for all seeds", _RESUME):
+            mine_once(task, runs.mining, title="mining for all seeds", to=to)
     results: dict[str, Any] = {}
-    for seed, one in runs.configs.items():
-        with _explained(_place(seed, seeds)):
-            results[str(seed)] = _run(task, one, number=len(results) + 1, total=len(seeds), to=to)
+    for number, (seed, one) in enumerate(runs.configs.items(), start=1):
+        with explained(_place(seed, seeds), _RESUME):
+            title = f"seed {seed} ({number} of {len(seeds)})"
+            results[str(seed)] = run_one(task, one, title=title, to=to)
     _finish(runs, results, folder=folder, as_json=arguments.as_json)
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Return the seeds in a list of seeds and ranges, in its order.
+def parse_seeds(text: str, *, key: str = "--seeds") -> list[int]:
+    """Return the seeds in a list of seeds and ranges, in its order; `key` is where it was given.
 
     Raises:
-        UsageError: it is not such a list, or a seed occurs twice, or there are fewer than two.
+        UsageError: it is not such a list, or a seed occurs twice.
 
     >>> parse_seeds("0-2,7")
     [0, 1, 2, 7]
@@ -88,21 +84,16 @@ def parse_seeds(text: str) -> list[int]:
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if first > last:
             raise UsageError(
-                f"`--seeds` cannot be {text!r}: {part.strip()!r} is not a seed or a range of seeds",
+                f"`{key}` cannot be {text!r}: {part.strip()!r} is not a seed or a range of seeds",
                 "give seeds of 0 or greater, such as 0,1,2, or a range with the smaller one first, such as 0-4",
             )
         if last - first >= MAX_SEEDS or len(seeds) + last - first >= MAX_SEEDS:
-            raise UsageError(f"`--seeds` cannot be {text!r}: these are more than {MAX_SEEDS} seeds")
+            raise UsageError(f"`{key}` cannot be {text!r}: these are more than {MAX_SEEDS} seeds")
         seeds += range(first, last + 1)
     if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
         listed = ", ".join(map(str, twice))
         raise UsageError(
-            f"`--seeds` cannot be {text!r}: given more than once: {listed}", "a seed gives one run: give each once"
-        )
-    if len(seeds) == 1:
-        raise UsageError(
-            f"`--seeds` cannot be {text!r}: a table over seeds requires at least two",
-            f"for one run use --seed {seeds[0]}",
+            f"`{key}` cannot be {text!r}: given more than once: {listed}", "a seed gives one run: give each once"
         )
     return seeds
 
@@ -133,7 +124,13 @@ def _seeds_of(arguments: Arguments) -> list[int]:
         raise UsageError(
             f"`--seeds` and `{single}` cannot be combined", f"leave {single} out, or add its seed to --seeds"
         )
-    return parse_seeds(arguments.seeds)
+    seeds = parse_seeds(arguments.seeds)
+    if len(seeds) == 1:
+        raise UsageError(
+            f"`--seeds` cannot be {arguments.seeds!r}: a table over seeds requires at least two",
+            f"for one run use --seed {seeds[0]}",
+        )
+    return seeds
 
 
 def _resolve(arguments: Arguments, *, first: int) -> tuple[Task, Config, Path | None]:
@@ -158,68 +155,10 @@ def _resolve(arguments: Arguments, *, first: int) -> tuple[Task, Config, Path | 
     return task, config, folder
 
 
-@contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Add to an error in which run it happened, and how to resume."""
-    resume = "run the same command to resume: finished seeds are not run again"
-    try:
-        yield
-    except R3Error as error:
-        error.hints = (*error.hints, where, resume)
-        raise
-    except Exception as error:
-        error.add_note(f"{where}\n{resume}")
-        raise
-
-
 def _place(seed: int, seeds: list[int]) -> str:
     """Return which of the seeds one is, and which are finished before it."""
     before = ", ".join(map(str, seeds[: seeds.index(seed)]))
     return f"this was seed {seed} of {', '.join(map(str, seeds))}" + (f"; finished: {before}" if before else "")
-
-
-def _mine(task: Task, config: Config, *, to: TextIO) -> None:
-    """Mine the failures on which all seeds train, or finish an interrupted mining."""
-    print(f"mining for all seeds, with seed {config.seed}: {config.directory}\n", file=to, flush=True)
-    with open_pipeline(task, config) as pipeline:
-        if pipeline.run.done("mine") is None:
-            pipeline.certify()
-            pipeline.check_model()
-        pipeline.mine()
-
-
-def _run(task: Task, config: Config, *, number: int, total: int, to: TextIO) -> dict[str, Any]:
-    """Make the run of one seed, or resume it, and print its table; return its result as a JSON value."""
-    from r3core.page import PAGE, write_page
-    from r3core.report import as_json
-    from r3core.training.trackers import end_runs
-
-    finished = " is finished" if _progress(config) == "finished" else ""
-    print(f"seed {config.seed} ({number} of {total}){finished}: {config.directory}", file=to, flush=True)
-    try:
-        with open_pipeline(task, config) as pipeline:
-            result = run_stages(pipeline)
-            _print_short(result, pipeline.config, to)
-            write_page([config.directory], config.directory / PAGE)
-            return {"directory": str(config.directory)} | as_json(result, pipeline.run)
-    finally:
-        end_runs()
-
-
-def _print_short(result: Result, config: Config, to: TextIO) -> None:
-    """Print the first rows of a run's table, and the names of what stands out in it."""
-    from r3core.explain import diagnose
-    from r3core.report import HEADINGS, rows
-    from r3core.runs import RunRecord
-
-    lines = [HEADINGS, *(row for row in rows(result) if row[0] in _ROWS)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print("  " + "  ".join(cells).rstrip(), file=to)
-    if names := ", ".join(found.name for found in diagnose(RunRecord(config.directory), config)):
-        print(f"  what stands out: {names} (`r3 explain {config.directory}`)", file=to)
-    print(file=to)
 
 
 def _finish(runs: Runs, results: dict[str, Any], *, folder: Path | None, as_json: bool) -> None:
@@ -243,18 +182,8 @@ def _print_plan(task: Task, runs: Runs) -> None:
     print_plan(task, next(iter(runs.configs.values())))
     typer.echo(f"\nseeds: {len(runs.configs)} runs with this plan, one after the other, each with its own seed")
     for seed, config in runs.configs.items():
-        typer.echo(f"  seed {seed}: {config.directory} ({_progress(config)})")
+        typer.echo(f"  seed {seed}: {config.directory} ({progress_of(config)})")
     if runs.mining is not None:
         typer.echo(f"mining: once for all seeds, with seed {runs.mining.seed}, in {runs.mining.directory}")
     elif runs.failures is None:
         typer.echo("mining: each seed mines for itself")
-
-
-def _progress(config: Config) -> str:
-    """Return how far the run of a configuration has come."""
-    from r3core.runs import RunRecord
-
-    run = RunRecord(config.directory)
-    if run.done("train") is not None and (run.done("evaluate") or {}).get("trained"):
-        return "finished"
-    return "to be resumed" if run.read_json("config") is not None else "not started"

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from string import ascii_uppercase
 
-from r3core.compare.evaluated import MEASURES, Evaluated, Outcomes, Tokens, differing, read_runs, settings_text
+from r3core.compare.evaluated import CROSS, MEASURES, Evaluated, Outcomes, Tokens, differing, read_runs, settings_text
 from r3core.pooled import (
     Detectable,
     Pooled,
@@ -102,7 +102,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     runs = read_runs(folders)
     grouped = _grouped(runs)
     keys = differing([of_group[0] for of_group in grouped])
-    groups = [_group(of_group, keys, name=_letters(index)) for index, of_group in enumerate(grouped)]
+    groups = [_group(of_group, keys, name=letters(index)) for index, of_group in enumerate(grouped)]
     config = runs[0].config
     return Comparison(
         task=config.task,
@@ -148,11 +148,15 @@ def _line(runs: Sequence[Evaluated], measure: str) -> Line:
         [run.sides[name][measure] for run in runs] if all(name in run.sides for run in runs) else []
         for name in ("base", "trained")
     ]
-    base = _rate_of_one_model(sides[0]) if all(sides[0]) else None
+    base = None
+    if all(sides[0]):
+        # retries by the base on reflections of the trained model differ by the seed of training
+        base = pooled_rate(sides[0]) if measure == "by_trained" else _rate_of_one_model(sides[0])
     trained = pooled_rate(sides[1]) if sides[1] and all(sides[1]) else None
     difference = None
     if base is not None and trained is not None:
-        paired = [_on_both(*pair) if measure in COMPARED else pair for pair in zip(*sides, strict=True)]
+        same = measure in COMPARED or measure in CROSS  # the same problems on both sides
+        paired = [_on_both(*pair) if same else pair for pair in zip(*sides, strict=True)]
         if all(before and after for before, after in paired):
             difference = pooled_difference([before for before, _ in paired], [after for _, after in paired])
     return Line(base=base, trained=trained, difference=difference)
@@ -237,7 +241,7 @@ def _budget(group: Group) -> float | None:
     return fmean(known) if len(known) == len(group.runs) else None
 
 
-def _letters(index: int) -> str:
+def letters(index: int) -> str:
     """Return A to Z, then AA, AB and so on."""
     head, last = divmod(index, len(ascii_uppercase))
-    return (_letters(head - 1) if head else "") + ascii_uppercase[last]
+    return (letters(head - 1) if head else "") + ascii_uppercase[last]

@@ -20,11 +20,19 @@ from r3core.recorded import config_of, open_record, status_of
 from r3core.runs import RunRecord, each_value
 from r3core.task import Frozen
 
+CROSS = {"by_base": "base", "by_trained": "trained"}
+"""The rows of the cross table: fix rates after reflections by one model; its columns are the model that retries."""
 TRIES = ("first", "second", "fix")
 GREEDY_TRIES = {f"{GREEDY}-{measure}": measure for measure in TRIES}
 """The measures of greedy decoding, with those of sampling."""
-MEASURES = tuple(one for measure in TRIES for one in (measure, f"{GREEDY}-{measure}")) + CONTROLS
-"""The rates of a model: its two tries, its fix rates after a reflection and after the controls, and the greedy ones."""
+MEASURES = (
+    *(one for measure in TRIES for one in (measure, f"{GREEDY}-{measure}")),
+    *(*CONTROLS, "leaks", *CROSS),
+)
+"""The rates of a model: its two tries and its fix rates after a reflection, sampled and greedy; its fix rates after the
+controls, the share of its reflections that contain the answer, and its fix rates in the cross table."""
+COUNTED = "tokens/generated"
+"""The metric with the tokens that training has generated so far, end-of-turn tokens included."""
 DEFAULT = "default"
 """Stands for a setting that is not in the record of a run."""
 _LONGEST = 40  # characters of the value of a setting
@@ -37,9 +45,9 @@ class Tokens(Frozen):
     """Tokens that a run generated; the forecast and the cross table are not counted."""
 
     mining: int | None
-    """Attempts of mining; None where the run has mined nothing itself."""
+    """Attempts of mining, also of shared mining, which each run needed; None where their number is not recorded."""
     training: int | None
-    """Reflections and retries of training, all groups; None where the run has trained nothing itself."""
+    """All turns that training sampled; None where the run has trained nothing itself."""
     validation: int | None
     """Evaluations during training (`evaluate.every`); None without them."""
     evaluation: int
@@ -113,15 +121,18 @@ def _read(folder: Path) -> Evaluated:
             sides[name] = outcomes | {measure: greedy[sampled] for measure, sampled in GREEDY_TRIES.items()}
             problems |= of_side
             evaluation += generated + of_greedy
+    if "trained" in sides:
+        _add_cross(run, sides)
     if "base" not in sides:
         raise UsageError(f"`{folder}` has a result, but no evaluate-base.jsonl", "restore the file, or evaluate again")
     settings = {key: value for key, value in _leaves(config.record()) if key != "seed"}
     if isinstance(trained := stored.get("trained"), str):
         settings["trained"] = trained
     card = run.read_json("failures/card") or {}
+    mining = _total(int(row["attempt"]["tokens"]) for row in run.rows("mine"))
     tokens = Tokens(
-        mining=_total(int(row["attempt"]["tokens"]) for row in run.rows("mine")),
-        training=_total(_generated(row) for row in trained_rows(run)),
+        mining=card.get("counts", {}).get("tokens") if mining is None else mining,
+        training=_training(run),
         validation=_total(int(row["tokens"]) for row in run.rows("validation")),
         evaluation=evaluation,
     )
@@ -143,11 +154,23 @@ def _side(run: RunRecord, name: str) -> tuple[Outcomes, dict[str, str], int]:
     return {measure: dict(of) for measure, of in outcomes.items()}, problems, tokens
 
 
+def _add_cross(run: RunRecord, sides: dict[str, Outcomes]) -> None:
+    """Add the cross table, where the run has one: both models' reflections on the base's failures, by who retries."""
+    for measure, by in CROSS.items():
+        for then, outcomes in sides.items():
+            if by == then == "base":
+                found = outcomes["fix"] if (run.path / "cross-base-trained.jsonl").exists() else {}
+            else:
+                found = _side(run, f"cross-{by}-{then}")[0]["fix"]
+            outcomes[measure] = found
+
+
 def _judged(episode: Episode) -> Iterator[tuple[str, bool]]:
     """Yield each measure of an episode and its outcome, where the verifier could judge it."""
     tries: list[tuple[str, bool | None]] = [("first", _passed(episode.attempt)), ("second", solved(episode))]
     if episode.failed:
         tries += [("fix" if arm == "reflect" else arm, _passed(retry)) for arm, retry in episode.retries.items()]
+        tries.append(("leaks", episode.reflection.leaked if episode.reflection else None))
     yield from ((measure, passed) for measure, passed in tries if passed is not None)
 
 
@@ -158,6 +181,12 @@ def _passed(answer: Answer) -> bool | None:
 def _total(counts: Iterable[int]) -> int | None:
     found = list(counts)
     return sum(found) if found else None
+
+
+def _training(run: RunRecord) -> int | None:
+    """Return the tokens that training generated: those it has counted, or those of the rows of an earlier version."""
+    counted = [int(row[COUNTED]) for row in run.rows("train") if row.get(COUNTED) is not None]
+    return max(counted) if counted else _total(_generated(row) for row in trained_rows(run))
 
 
 def _generated(row: Trained) -> int:

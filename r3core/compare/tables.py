@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from r3core.compare.comparison import Comparison, Contrast, Group, Line
-from r3core.compare.evaluated import GREEDY_TRIES, Tokens
+from r3core.compare.evaluated import CROSS, GREEDY_TRIES, Tokens
 from r3core.console import visible
 from r3core.controls import CONTROLS_TEXT
 from r3core.episode import CONTROLS
@@ -21,6 +21,8 @@ LABELS: dict[str, str] = {
     **_TRIES,
     **{measure: f"  {_TRIES[sampled]}, greedy" for measure, sampled in GREEDY_TRIES.items()},
     **{arm: f"  {CONTROLS_TEXT[arm]}" for arm in CONTROLS},
+    "leaks": "reflections with the answer",
+    **{measure: f"retries on reflections by {by}" for measure, by in CROSS.items()},
 }
 CSV_COLUMNS = (
     *("group", "settings", "against", "measure", "model", "seed", "estimate", "low", "high", "p", "p_holm"),
@@ -40,11 +42,11 @@ def print_comparison(comparison: Comparison, to: TextIO) -> None:
 
     console = Console(file=to, highlight=False, markup=False, width=None if to.isatty() else 120)
     for group in comparison.groups:
-        _print(console, _title(group, comparison), HEADINGS, _lines(group))
+        print_lines(console, _title(group, comparison), HEADINGS, _lines(group))
     if comparison.contrasts:
         body = [_contrast(one) for one in comparison.contrasts]
-        _print(console, "trained models compared: difference in points", _CONTRAST_HEADINGS, body)
-    _print(console, "generated tokens", ("run", "seed", *Tokens.model_fields), _tokens(comparison))
+        print_lines(console, "trained models compared: difference in points", _CONTRAST_HEADINGS, body)
+    print_lines(console, "generated tokens", ("run", "seed", *Tokens.model_fields), _tokens(comparison))
     for reason in comparison.not_comparable:
         console.print(f"not comparable: {reason}")
     for note in notes(comparison):
@@ -59,6 +61,7 @@ def notes(comparison: Comparison) -> list[str]:
     found = [
         f"{comparison.split} split, {comparison.problems:,} problems; second try = the attempt or the retry passes; "
         "fix rate = share of failed attempts whose retry passes, each model on its own failures"
+        + (", in the last rows both on the base's" if _has_cross(comparison) else "")
     ]
     if counts[-1] > 1:
         found.append(
@@ -79,6 +82,10 @@ def notes(comparison: Comparison) -> list[str]:
     return found + _power(comparison)
 
 
+def _has_cross(comparison: Comparison) -> bool:
+    return any(row.measure in CROSS for group in comparison.groups for row in group.rows)
+
+
 def _shared_failures(comparison: Comparison) -> Iterator[str]:
     """Yield a note for each group whose seeds have not mined for themselves."""
     for group in comparison.groups:
@@ -86,7 +93,7 @@ def _shared_failures(comparison: Comparison) -> Iterator[str]:
             name = f"{group.name}: " if len(comparison.groups) > 1 else ""
             yield (
                 f"{name}all seeds train on the failures in {visible(group.failures)}: the intervals do not count what "
-                "other failures would change"
+                "other failures would change, and the tokens of that mining are counted for each run"
             )
 
 
@@ -133,7 +140,8 @@ def escaped(text: str) -> str:
 _CONTRAST_HEADINGS = ("compared", "measure", "difference", "p", "p (Holm)")
 
 
-def _print(console: Console, title: str, headings: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+def print_lines(console: Console, title: str, headings: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    """Print a table with a title."""
     from rich.table import Table
     from rich.text import Text
 

@@ -35,7 +35,9 @@ class Plan(Frozen):
     amp: bool  # training computes in 16 bits by autocast, whatever the dtype of the weights
     dtype_bytes: int  # bytes per weight in mining and evaluation, and of the base of a LoRA adapter in training
     full_bytes: int  # bytes per weight when all weights are trained: those of `train.dtype`
-    beta: float  # weight of the KL term; 0 needs no reference model
+    beta: float  # weight of the KL term or of the anchor; 0 needs no reference model
+    rows_per_sample: int  # rows that the objective trains for one sample
+    trains_retry: bool  # the longest of them ends with the retry, not with the reflection
     quantized: bool  # the linear layers have 4 bits per weight
     optimizer: str
     rate: float  # the learning rate
@@ -53,6 +55,11 @@ class Plan(Frozen):
         """Tokens before a reflection."""
         return self.prompt + self.attempt
 
+    @property
+    def sequence(self) -> int:
+        """Tokens of the longest row in training."""
+        return self.before + self.reflection + (self.retry if self.trains_retry else 0)
+
 
 def plan_of(config: Config, shape: Shape, *, processes: int = 1, sharded: bool = False, cuda: bool = True) -> Plan:
     """Return the settings of a configuration for a model; `cuda` is whether training is on a GPU.
@@ -60,8 +67,10 @@ def plan_of(config: Config, shape: Shape, *, processes: int = 1, sharded: bool =
     GRPOConfig of TRL 1.16 turns on gradient checkpointing, and bf16 unless fp16 is set; r3 turns bf16 off on a CPU.
     """
     options = with_defaults(config.grpo_options())
-    turns = config.sampling
+    turns, objective = config.sampling, config.objective
     reflection = options["max_completion_length"] or turns.reflection.max_tokens
+    if objective.first == "retry":  # TRL's maximum is that of the retry
+        reflection = turns.reflection.max_tokens
     room = (shape.context or 2**31) - turns.attempt.max_tokens - reflection - turns.retry.max_tokens
     bf16 = options["bf16"] if options["bf16"] is not None else cuda and not options["fp16"]
     shared = options["use_vllm"] and options["vllm_mode"] == "colocate"
@@ -84,7 +93,9 @@ def plan_of(config: Config, shape: Shape, *, processes: int = 1, sharded: bool =
         amp=bool(bf16 or options["fp16"]),
         dtype_bytes=_BYTES.get(config.dtype, shape.dtype_bytes),
         full_bytes=_BYTES[config.train.dtype],
-        beta=options["beta"],
+        beta=options["beta"] or config.train.anchor,
+        rows_per_sample=objective.rows(retries=config.train.retries),
+        trains_retry="retry" in objective.turns,
         quantized=config.quantization == "4bit",
         optimizer=optimizer,
         rate=options["learning_rate"],
@@ -276,7 +287,7 @@ def _saved_by_layer(shape: Shape, plan: Plan) -> int:
     outputs = 5 * 2 if stream == 4 and compute == 2 else 2 * stream
     norms = (2 * (4 + stream) + outputs) * shape.hidden
     attention = 5 * compute * shape.heads * shape.head_dim + 4 * shape.heads
-    mask = compute * (plan.before + plan.reflection)  # a row as long as the sequence for each of its tokens
+    mask = compute * plan.sequence  # a row as long as the sequence for each of its tokens
     return norms + attention + mask + 4 * compute * shape.inner
 
 
@@ -287,7 +298,8 @@ def log_probabilities(shape: Shape, plan: Plan) -> int:
     are added to the others. Without CUDA all positions are scored, with about seven 32-bit copies of a tile, which are
     as wide as the vocabulary.
     """
-    tokens = plan.rows * plan.reflection if plan.cuda else _tokens(plan)
+    scored = max(plan.reflection, plan.retry) if plan.trains_retry else plan.reflection
+    tokens = plan.rows * plan.rows_per_sample * scored if plan.cuda else _tokens(plan)
     rows, columns = min(tokens, _TILE[0]), _TILE[1]
     tile = rows * (columns * _compute(shape, plan) + (0 if plan.cuda else 29 * min(shape.vocabulary, columns)))
     size = trained_bytes(shape, plan)
@@ -334,7 +346,7 @@ def cache(shape: Shape, plan: Plan, *, rows: int, tokens: int) -> int:
 
 def _tokens(plan: Plan) -> int:
     """Return the tokens of one training pass."""
-    return plan.rows * (plan.before + plan.reflection)
+    return plan.rows * plan.rows_per_sample * plan.sequence
 
 
 def _shards(plan: Plan) -> int:

@@ -15,6 +15,7 @@ from r3core.evaluate import Paired, Result, Scores, compare, scores, solved
 from r3core.explain.slim import without_texts
 from r3core.forecast import Forecast, group_size
 from r3core.groups import trained_rows
+from r3core.objective import Turn
 from r3core.runs import RunRecord, each_value, value_of
 from r3core.stats import Difference, Rate, clustered, wilson
 from r3core.task import Frozen
@@ -142,7 +143,7 @@ def figures_of(run: RunRecord, config: Config) -> Figures:
         RunError: a file is damaged.
     """
     certificate = run.read_json("certificate")
-    groups = list(_groups((row.model_dump() for row in trained_rows(run)), group_size(config)))
+    groups = list(_groups((row.model_dump() for row in trained_rows(run)), group_size(config), config.objective.first))
     evaluated = _evaluated(run, config)
     present = {
         "mine": bool(run.done("mine")) or (run.path / "mine.jsonl").exists(),
@@ -169,18 +170,19 @@ def _step(row: Mapping[str, Any]) -> Step:
     return Step(row["step"], finite, *map(row.get, names))
 
 
-def _groups(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[Group]:
-    """Yield the groups of train-episodes.jsonl, which has the reflections of a group one after the other."""
+def _groups(rows: Iterable[Mapping[str, Any]], size: int, first: Turn) -> Iterator[Group]:
+    """Yield the groups of train-episodes.jsonl, which has the samples of a group one after the other."""
     index: dict[str, int] = {}
     for (step, failure), found in groupby(rows, key=lambda row: (row["step"], row["id"])):
         reflections = list(found)
         for start in range(0, len(reflections), size):  # an epoch may end and begin with the same failure
             group = reflections[start : start + size]
-            yield _group(step, index.setdefault(failure, len(index)), group)
+            yield _group(step, index.setdefault(failure, len(index)), group, first)
 
 
-def _group(step: int, failure: int, rows: Sequence[Mapping[str, Any]]) -> Group:
-    texts = [row["reflection"] or {} for row in rows]
+def _group(step: int, failure: int, rows: Sequence[Mapping[str, Any]], first: Turn) -> Group:
+    """Return the figures of a group; what it has of reflections is about the turn that is sampled in groups."""
+    texts = [(next(iter(row["retries"]), None) if first == "retry" else row[first]) or {} for row in rows]
     rewards = [row["reward"] for row in rows if row["reward"] is not None]
     cut = [text for text in texts if text.get("stopped") == "length"]
     retries = [retry for row in rows for retry in row["retries"]]

@@ -118,7 +118,12 @@
     }
     for (const [place, one] of group.reflections.entries()) {
       const earned = element("span", { class: "tag" }, `reward ${one.reward === null ? "none" : Math.round(one.reward * 100) / 100}`);
-      parts.push(generated(`reflection ${place + 1} of ${group.reflections.length}`, one.reflection, { trained: run.tokens, extra: [earned, leak(one.reflection)] }));
+      const number = `${place + 1} of ${group.reflections.length}`;
+      if (one.attempt) parts.push(generated(`new attempt ${number}`, one.attempt, { extra: [earned] }));
+      if (one.reflection) {
+        const extra = one.attempt ? [leak(one.reflection)] : [earned, leak(one.reflection)];
+        parts.push(generated(`reflection ${number}`, one.reflection, { trained: run.tokens, extra }));
+      }
       parts.push(...one.retries.map((turn) => generated("retry", turn)));
     }
     return parts;
@@ -132,7 +137,7 @@
 
   function turnsOf(entry) {
     if (entry.reflections) {
-      return [entry.attempt, ...entry.reflections.flatMap((one) => [one.reflection, ...one.retries])].filter(Boolean);
+      return [entry.attempt, ...entry.reflections.flatMap((one) => [one.attempt, one.reflection, ...one.retries])].filter(Boolean);
     }
     return sidesOf(entry).flatMap((side) => [side.attempt, side.reflection, (side.retries || {}).reflect]).filter(Boolean);
   }

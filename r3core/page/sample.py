@@ -119,6 +119,8 @@ def groups(run: RunRecord, size: int) -> tuple[list[dict[str, Any]], Counter[str
         for row in group.rows:
             tokens["reflections"] += row.reflection.tokens if row.reflection else 0
             tokens["retries"] += sum(retry.tokens for retry in row.retries)
+            if row.attempt is not None:
+                tokens["attempts"] += row.attempt.tokens
     total = sum(map(len, steps.values()))
     wanted = {step: set(_shuffled(steps[step])[:GROUPS_PER_STEP]) for step in _spaced(sorted(steps))}
     rows = (row for row in trained_rows(run) if row.step in wanted)
@@ -174,12 +176,12 @@ def _group(group: Group, failure: Failure | None) -> dict[str, Any]:
         **({} if failure is None else {"attempt": _turn(failure.attempt)}),
         "reflections": [
             {
-                "reflection": _turn(row.reflection),
+                **({} if row.attempt is None else {"attempt": _turn(row.attempt)}),
+                **({} if row.reflection is None else {"reflection": _turn(row.reflection)}),
                 "retries": [_turn(retry) for retry in row.retries],
                 "reward": row.reward,
             }
             for row in group.ranked
-            if row.reflection is not None
         ],
     }
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from r3core import report
+from r3core.config import Config
 from r3core.controls import CONTROLS_TEXT
 from r3core.forecast import group_size
+from r3core.objective import PLURAL
 from r3core.page import sample
 from r3core.page.collect import Collected, files_of
 from r3core.page.sample import shown
@@ -65,8 +67,9 @@ def method(run: Collected) -> str:
             "1 if the retry after it passes, else 0" if retries == 1 else f"the share of {retries} retries that pass"
         )
         parts.append(
-            f"Training: GRPO on the tokens of reflections alone; the reward of a reflection is {reward}. "
-            f"{steps:,} steps, groups of {group} reflections on one failure, learning rate "
+            f"Training: {_objective(run.config, reward)} "
+            f"{steps:,} steps, groups of {group} {PLURAL[config.objective.first]} on one failure, "
+            f"learning rate "
             f"{options.get('learning_rate', 1e-6):g}, KL coefficient (beta) {options.get('beta', 0.0):g}."
         )
     if run.result is not None:
@@ -75,6 +78,16 @@ def method(run: Collected) -> str:
             "reflection and tries once more."
         )
     return " ".join(parts)
+
+
+def _objective(config: Config, reward: str) -> str:
+    """Return which tokens are trained, and what is rewarded."""
+    objective = config.objective
+    if objective.turns == ("reflection",):
+        return f"GRPO on the tokens of reflections alone; the reward of a reflection is {reward}."
+    return (
+        f"GRPO with the objective {objective.name}: {objective.formula}; r1 and r2 are the verdicts of the two tries."
+    )
 
 
 def _setup(run: Collected) -> str:

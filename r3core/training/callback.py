@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from r3core.activity import PROCESS, waiting_for
 from r3core.distributed import wait_for_all
 from r3core.training.checkpoints import mark_complete
 from r3core.training.trackers import report_episodes
@@ -38,6 +39,8 @@ class StepCallback(TrainerCallback):
         self.started_at = perf_counter()
         self.between_steps = self.started_at - self.ended_at
         self.trainer.generation_index = 0
+        if self.trainer.anchor is not None:
+            self.trainer.anchor.passes = 0
         self.generation_before = self.trainer.generation_seconds
         self.verification_before = self.trainer.protocol.judge.seconds
 
@@ -58,6 +61,12 @@ class StepCallback(TrainerCallback):
         for name, value in metrics.items():
             self.trainer._metrics["train"][name].append(value)
         self.advance(1, figure=main_figure(self.trainer._metrics["train"]))
+        with waiting_for(PROCESS, "the token counts of the other ranks"):
+            self.trainer.usage.gather()
+        if self.trainer.budget_is_spent:
+            control.should_training_stop = True
+            control.should_log = True
+            control.should_save = args.save_strategy != "no"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append one row of metrics to the run, and report episodes.
@@ -75,7 +84,9 @@ class StepCallback(TrainerCallback):
         """Mark a checkpoint as complete, once every process has written its shards of weights and optimizer states."""
         wait_for_all("the checkpoint of the other ranks")
         if state.is_world_process_zero:
-            mark_complete(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), self.trainer.world)
+            checkpoint = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+            self.trainer.usage.save(checkpoint)
+            mark_complete(checkpoint, self.trainer.world)
 
 
 class ValidationCallback(TrainerCallback):

@@ -70,14 +70,14 @@ def as_markdown(table: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    reflection, retry = row["reflection"], row["retries"][0]
-    verdict = retry.verdict
+    reflection, answer = row["reflection"], (row["retries"] or [row.get("attempt")])[0]
+    verdict = answer.verdict
     reason = f": {visible(verdict.reason, longest=TEXT)}" if verdict.reason else ""
     return {
         "step": row["step"],
         "id": visible(row["id"], longest=TEXT),
         "reflection": visible(reflection.text, longest=TEXT) if reflection else "",
-        "retry": visible(retry.text, longest=TEXT),
+        "retry": visible(answer.text, longest=TEXT),
         "verdict": f"{verdict.outcome}{reason}",
         "reward": row["reward"],
         "leaked": reflection.leaked if reflection else None,

@@ -1,10 +1,12 @@
-"""The GRPO trainer: TRL's, with reflections as completions and the verdict of the retry as the reward.
+"""The GRPO trainer: TRL's, with the turns of an objective as completions and verdicts as rewards.
 
-Prompt = [task, failed attempt, request to reflect]; completion = the reflection; a group = G reflections on one
-failure. The retry is generated inside the reward function, with the current policy, and its verdict is the reward. So
-the reflection's tokens are the only ones in the completion, and the only ones that are trained.
+With the objective `reflection`: prompt = [task, failed attempt, request to reflect]; completion = the reflection; a
+group = G reflections on one failure. The retry is generated after it, with the current policy, and its verdict is the
+reward. So the reflection's tokens are the only ones in the completion, and the only ones that are
+trained. Other objectives sample and train other turns (`objective.py`): TRL scores the rows of each of their segments
+as a batch of its own, and the trainer joins them.
 
-Notation for shapes: P failures with G reflections each are generated at a time; B = P * G / processes rows are those of
+Notation for shapes: P failures with G samples each are generated at a time; B = P * G / processes rows are those of
 this process. Rows of one group are adjacent, and a group may span processes.
 
 TRL is imported in `train.py` and in this package alone. Besides its public interface, these modules rely on the private
@@ -14,9 +16,9 @@ names in PRIVATE_NAMES; tests/test_trl_contract.py has a test for each of them.
 from __future__ import annotations
 
 import os
-import random
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -33,20 +35,25 @@ from r3core.distributed import rank, world_size
 from r3core.episode import Episode, Reflection
 from r3core.failures import Failure
 from r3core.generation.cache import apply_time_step_limit
-from r3core.generation.chat import completion, encode
-from r3core.generation.generator import Continued, Sampling
+from r3core.generation.generator import Sampling
 from r3core.generation.probe import facts
 from r3core.generation.template import original, using
-from r3core.protocol import Protocol, no_leak, seed_of, with_leak
-from r3core.reward import batch_metrics, is_broken, reward_of, without_broken_groups
+from r3core.objective import Objective, Segment
+from r3core.protocol import Protocol, seed_of
+from r3core.reward import batch_metrics, rewards_by_turn
 from r3core.runs import Run
 from r3core.task import Message
+from r3core.training.anchor import Anchor
 from r3core.training.checkpoints import ONE_PROCESS
 from r3core.training.lora import lora_config
 from r3core.training.policy import Policy, attributes_set, context_in_training, vllm_started_for
 from r3core.training.precision import has_master_weights, rounding_warning
-from r3core.training.prompt_dataset import failures_that_fit, prompt_dataset
+from r3core.training.prompt_dataset import failures_that_fit, mining_charge, prompt_dataset
+from r3core.training.rollout import Rollout, Row
+from r3core.training.segments import joined, metrics_under, padding_id, with_rewards_as_advantages
 from r3core.training.signal_mask import with_signal, without_equal_groups
+from r3core.training.trimmed import Outputs, trimmed_pass
+from r3core.training.usage import Usage
 from r3core.truncation import TruncationCounter
 
 if TYPE_CHECKING:
@@ -54,10 +61,11 @@ if TYPE_CHECKING:
 
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "trl.trainer.grpo_trainer.GRPOTrainer": (
-        "_generate",  # overridden: splits the reflections, and masks tokens that are not trained
-        "_generate_single_turn",  # overridden: samples the reflections
-        "_generate_and_score_completions",  # overridden: records the failures of the batch
-        "_tokenize_prompts",  # overridden: encodes the requests to reflect
+        "_generate",  # overridden: masks tokens that are not trained
+        "_generate_single_turn",  # overridden: samples the first turn of the objective
+        "_generate_and_score_completions",  # overridden: scores each segment of the objective, and joins them
+        "_get_per_token_logps_and_entropies",  # overridden: counts sequences, and leaves out most of the padding
+        "_tokenize_prompts",  # overridden: encodes the prompts of the objective's turns
         "_get_train_sampler",  # overridden: the order of failures in each epoch
         "_metrics",  # metrics of the current step, which TRL averages and logs
         "_last_loaded_step",  # the step whose weights vLLM has
@@ -83,7 +91,7 @@ _ONLY_IN_TRL = ("min_p", "generation_kwargs", "use_transformers_continuous_batch
 
 
 class ReflectionTrainer(GRPOTrainer):
-    """TRL's trainer, whose completions are reflections and whose only reward is the verdict of the retry.
+    """TRL's trainer, whose completions are the turns of an objective and whose only rewards are verdicts.
 
     `saved_dtype` is the dtype that the model was published in, and that `model/` is written in; training may use a
     wider one. By default it is the dtype of `model`.
@@ -91,6 +99,8 @@ class ReflectionTrainer(GRPOTrainer):
 
     args: GRPOConfig
     processing_class: PreTrainedTokenizerBase
+    num_generations: int
+    objective: Objective
 
     def __init__(
         self,
@@ -107,6 +117,8 @@ class ReflectionTrainer(GRPOTrainer):
         self.protocol = protocol
         context = context_in_training(model, args)
         self.failures = failures_that_fit(protocol, failures, tokenizer, context=context, args=args)
+        self.objective = protocol.config.objective
+        self.usage = Usage(mining_charge(run, self.objective, failures))
         self.saved_dtype = saved_dtype or model.dtype
         self.generation_seconds = 0.0
         self.generation_index = 0
@@ -115,7 +127,11 @@ class ReflectionTrainer(GRPOTrainer):
         """The episodes of the last generation, as `train-episodes` has them."""
         self.truncation = TruncationCounter(protocol.config)
         at_a_time = (args.generation_batch_size or 1) // (args.num_generations or 1)  # P
-        with vllm_started_for(args, protocol.config, model):
+        anchored = protocol.config.train.anchor > 0
+        with (
+            vllm_started_for(args, protocol.config, model),
+            attributes_set(args, {"beta": args.beta or 1.0} if anchored else {}),  # else TRL loads no reference model
+        ):
             super().__init__(
                 model=model,
                 processing_class=tokenizer,
@@ -126,7 +142,9 @@ class ReflectionTrainer(GRPOTrainer):
             )
         if self.ref_model is not None:  # loaded by TRL
             apply_time_step_limit(self.ref_model)
+        self.beta = args.beta
         self.policy = Policy(self, protocol.config.batch_size)
+        self.anchor = Anchor(self) if anchored else None
         stochastic = "stochastic_round" in (
             args.optim_args or ""
         )  # moves 16-bit weights by the right amount on average
@@ -163,41 +181,100 @@ class ReflectionTrainer(GRPOTrainer):
             trl.data_source, trl.mini_repeat_count, trl.batch_size, trl.repeat_count, trl.shuffle, trl.seed
         )
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log metrics as TRL does, with the tokens that training has used so far."""
+        super().log({**logs, **self.usage.metrics()}, start_time)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return TRL's loss, plus the penalty of the anchor."""
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        self.usage.count_trained(int(mask.sum()))
+        loss: torch.Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss if self.anchor is None else loss + self.anchor.penalty(model, len(mask))
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Outputs:
+        """Count the sequences, and compute without most of the padding.
+
+        Several processes make as many forward passes as TRL: sharded weights are gathered in each of them.
+        """
+        self.usage.count_forward(len(input_ids))
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        return trimmed_pass(
+            super()._get_per_token_logps_and_entropies,
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size=batch_size,
+            pieces=None if alone else 1,
+            **options,
+        )
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Record the failures of this batch for `_tokenize_prompts`, to which TRL passes messages alone."""
-        self.batch = [row["failure"] for row in inputs]
-        scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        return without_equal_groups(scored, self.signal) if self.protocol.config.train.drop_equal_groups else scored
+        """Sample B rows, and return them and those of the objective's other segments with their advantages.
+
+        TRL scores a segment as a batch: it groups `num_generations` adjacent rows. With several retries, those after
+        one reflection are a group.
+        """
+        self.rollout = Rollout(self, [row["failure"] for row in inputs])
+        parts = []
+        for segment in self.objective.segments:
+            self.segment = segment
+            repeats = self.rollout.repeats(segment)
+            first = segment is self.objective.segments[0]
+            group = {"num_generations": repeats} if repeats > 1 else {}
+            metrics = nullcontext() if first else metrics_under(self._metrics["train"], _name_of(segment))
+            with attributes_set(self, group), metrics:
+                rows = [row for row in inputs for _ in range(repeats)]
+                parts.append(self._adjusted(super()._generate_and_score_completions(rows), segment))
+        return parts[0] if len(parts) == 1 else joined(parts, pad=padding_id(self.processing_class))
+
+    def _adjusted(self, scored: dict[str, Any], segment: Segment) -> dict[str, Any]:
+        """Return the scored rows of a segment with the advantages and the mask that the objective gives them."""
+        if not segment.baseline:
+            return with_rewards_as_advantages(scored, self._own_rewards(segment))
+        if not self.protocol.config.train.drop_equal_groups:
+            return scored
+        repeats = self.rollout.repeats(segment)
+        groups = range(len(self.rewards["attempt"])) if repeats > 1 else self.failure
+        signal = with_signal(self.rewards[segment.turn], [group for group in groups for _ in range(repeats)])
+        return without_equal_groups(scored, signal[self._own(repeats)])
 
     def _tokenize_prompts(self, prompts: list[list[Message]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Return the token ids of B requests to reflect, encoded as in mining and evaluation; no images, no fields.
+        """Return the token ids of the prompts of a segment, encoded as in mining and evaluation; no images, no fields.
 
-        The requests are built from the failures: `prompts` are TRL's copies of their messages, without the tools.
+        They are built from the failures: `prompts` are TRL's copies of their messages, without the tools.
         """
-        requests = [self.protocol.reflection_request(self.failures[index].episode()) for index in self.batch]
-        return [encode(self.processing_class, request) for request in requests], None, {}
+        if self.segment is self.objective.segments[0]:
+            return self.rollout.prompts(), None, {}
+        self.rows = self.rollout.rows(self.segment)
+        return [row.prompt for row in self.rows], None, {}
 
     def _generate(self, prompts: list[Any]) -> Any:
-        """Sample B reflections, split them into thinking and answer, and mask the tokens that are not trained.
+        """Sample the turns of the first segment, or take those of another; mask the tokens that are not trained.
 
-        The mask is TRL's `tool_mask`: for each reflection 1 per trained token, 0 per other token, shape (B, T).
+        The mask is TRL's `tool_mask`: for each row 1 per trained token, 0 per other token, shape (rows, T).
         """
         with attributes_set(self.processing_class, {"response_template": None}):  # TRL's own parsing is not used
-            prompt_ids, completion_ids, _, *rest = super()._generate(prompts)
-        self.completions = [
-            completion(
-                self.processing_class,
-                Continued(ids, bool(ids) and ids[-1] in self.eos_token_ids),
-                request=request,
-                tools=self.failures[index].tools,
-            )
-            for ids, request, index in zip(completion_ids, prompt_ids, self.batch, strict=True)
-        ]
-        masks = None
-        if self.protocol.config.train.tokens == "answer-of-reflection":
-            starts = [reflection.answer_start for reflection in self.completions]
-            masks = [[0] * start + [1] * (len(ids) - start) for start, ids in zip(starts, completion_ids, strict=True)]
-        return prompt_ids, completion_ids, masks, *rest
+            prompt_ids, completion_ids, _, completions, logprobs, *rest = super()._generate(prompts)
+        if self.segment is self.objective.segments[0]:
+            started, verifying = perf_counter(), self.protocol.judge.seconds
+            self.rollout.complete(prompt_ids, completion_ids, logprobs)
+            self.generation_seconds += perf_counter() - started - (self.protocol.judge.seconds - verifying)
+            self.rows = self.rollout.rows(self.segment)
+            completion_ids = [row.ids for row in self.rows]
+        masks = [row.mask for row in self.rows] if any(row.start for row in self.rows) else None
+        return prompt_ids, completion_ids, masks, completions, logprobs, *rest
 
     def _generate_single_turn(
         self,
@@ -207,104 +284,91 @@ class ReflectionTrainer(GRPOTrainer):
         num_generations: int,
         has_tool_images: bool = False,
     ) -> Any:
-        """Return token ids and log-probabilities of B reflections, sampled by r3's own generator.
+        """Return token ids and log-probabilities of the rows of a segment; log-probabilities are None without vLLM.
 
-        TRL's is used only for the sampling options that r3's lacks. Log-probabilities are None without vLLM.
+        Those of the first segment are sampled by r3's own generator, or by TRL's for sampling options that it lacks.
         """
+        if self.segment is not self.objective.segments[0]:
+            logprobs = [row.logprobs or [0.0] * len(row.ids) for row in self.rows] if self.use_vllm else None
+            return [row.ids for row in self.rows], logprobs
         started = perf_counter()
         try:
-            if any(getattr(self.args, name, None) for name in _ONLY_IN_TRL) or self.args.repetition_penalty != 1.0:
-                if self.use_vllm:
-                    self.policy.sync()
-                return super()._generate_single_turn(  # type: ignore[no-untyped-call]
-                    prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-                )
-            sampling = Sampling(
-                temperature=self.args.temperature,
-                top_p=self.args.top_p,
-                top_k=self.args.top_k or 0,
-                max_tokens=self.args.max_completion_length or 256,
-                seed=self._seed("reflect", self.accelerator.process_index),
-            )
-            served = bool(self.use_vllm)
-            with waiting_for(ENGINE, f"{len(prompt_ids):,} reflections"):
-                results = self.policy.continue_ids(prompt_ids, sampling, group=num_generations, logprobs=served)
-            logprobs = [result.logprobs for result in results] if served else None
-            return [result.ids for result in results], logprobs
+            ids, logprobs = self._sampled(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
         finally:
             self.generation_seconds += perf_counter() - started
+        self.usage.count_generated([Row(prompt, one) for prompt, one in zip(prompt_ids, ids, strict=True)])
+        return ids, logprobs
+
+    def _sampled(self, prompt_ids: list[list[int]], *rest: Any) -> Any:
+        if any(getattr(self.args, name, None) for name in _ONLY_IN_TRL) or self.args.repetition_penalty != 1.0:
+            if self.use_vllm:
+                self.policy.sync()
+            return super()._generate_single_turn(prompt_ids, *rest)  # type: ignore[no-untyped-call]
+        sampling = Sampling(
+            temperature=self.args.temperature,
+            top_p=self.args.top_p,
+            top_k=self.args.top_k or 0,
+            max_tokens=self.args.max_completion_length or 256,
+            seed=self.seed_for("reflect", self.accelerator.process_index),
+        )
+        served = bool(self.use_vllm)
+        with waiting_for(ENGINE, f"{len(prompt_ids):,} samples of the {self.objective.first}"):
+            results = self.policy.continue_ids(prompt_ids, sampling, group=self.num_generations, logprobs=served)
+        return [result.ids for result in results], [result.logprobs for result in results] if served else None
 
     def reward_retries(
         self, completion_ids: list[list[int]], failure: list[int], log_metric: Any, **_: Any
     ) -> list[float | None]:
-        """Return the rewards of this process's B reflections: the share of retries that passed.
+        """Return the rewards of this process's rows of a segment: None for one that could not be judged.
 
-        `failure` has the index of each row's failure. A reward is None when none of its retries could be judged.
+        `failure` has the index of each row's failure.
         """
-        started, verifying = perf_counter(), self.protocol.judge.seconds
-        retried = self._retry(failure)
-        # Groups may span processes, so each process computes the rewards of all P * G rows, in order of rank, and
-        # returns its own B of them.
-        with waiting_for(PROCESS, "the retries of the other ranks"):
-            rows: list[tuple[int, list[Episode]]] = gather_object(list(zip(failure, retried, strict=True)))
-        rewards = self._rewards(rows)
-        self.generation_seconds += perf_counter() - started - (self.protocol.judge.seconds - verifying)
-        self.generation_index += 1
-        self._record(rows, rewards, log_metric=log_metric)
-        first = self.accelerator.process_index * len(completion_ids)
-        own = slice(first, first + len(completion_ids))
-        self.signal = with_signal(rewards, [index for index, _ in rows])[own]
-        return rewards[own]
+        if self.segment is self.objective.segments[0]:
+            # Groups may span processes, so each process computes the rewards of all P * G samples, in order of rank.
+            with waiting_for(PROCESS, "the verdicts of the other ranks"):
+                gathered: list[tuple[int, list[Episode]]] = gather_object(
+                    list(zip(failure, self.rollout.samples, strict=True))
+                )
+            self.failure, samples = [index for index, _ in gathered], [sample for _, sample in gathered]
+            self.rewards = rewards_by_turn(
+                self.protocol.config, samples, self.failure, seed=self.seed_for("shuffle", 0)
+            )
+            self.generation_index += 1
+            self._record(samples, self.rewards[self.objective.first], log_metric=log_metric)
+        return self._own_rewards(self.segment)
 
-    def _retry(self, failure: list[int]) -> list[list[Episode]]:
-        """Return, for each of B reflections, one episode per retry."""
-        per_reflection = self.protocol.config.train.retries
-        reflections = self.completions
-        episodes = self.protocol.with_reflections([self.failures[index].episode() for index in failure], reflections)
-        leaks = self.protocol.judge.leaks()  # tested by worker processes while the retries are generated
-        examples = [episode.example for episode in episodes]
-        self.protocol.submit(examples, list(enumerate(reflections)), into=leaks, unjudged=no_leak)
-        repeated = [episode for episode in episodes for _ in range(per_reflection)]
-        seed = self._seed("retry", self.accelerator.process_index)
-        retried = self.protocol.retry(repeated, self.policy, seed=seed)
-        leaked = [leak for leak in leaks.result() for _ in range(per_reflection)]
-        retried = [with_leak(episode, leak) for episode, leak in zip(retried, leaked, strict=True)]
-        return [retried[start : start + per_reflection] for start in range(0, len(retried), per_reflection)]
+    def _own_rewards(self, segment: Segment) -> list[float | None]:
+        return self.rewards[segment.turn][self._own(self.rollout.repeats(segment))]
 
-    def _rewards(self, rows: Sequence[tuple[int, list[Episode]]]) -> list[float | None]:
-        """Return the rewards of the reflections of all processes."""
-        config = self.protocol.config
-        rewards = [reward_of(retries, reward_leaks=config.train.reward_leaks) for _, retries in rows]
-        broken = [reward is None and is_broken(row[1]) for reward, row in zip(rewards, rows, strict=True)]
-        failure = [index for index, _ in rows]
-        rewards = without_broken_groups(rewards, failure, broken, max_share=config.judge.max_group_errors)
-        if config.train.shuffle_rewards:
-            random.Random(self._seed("shuffle", 0)).shuffle(rewards)
-        return rewards
+    def _own(self, repeats: int) -> slice:
+        """Return the place of this process's rows among those of all processes."""
+        count = repeats * len(self.rollout.failures)
+        return slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
 
-    def _record(
-        self, rows: Sequence[tuple[int, list[Episode]]], rewards: Sequence[float | None], *, log_metric: Any
-    ) -> None:
+    def _record(self, samples: list[list[Episode]], rewards: list[float | None], *, log_metric: Any) -> None:
         """Log the metrics of a generation, and append its rows to `train-episodes`."""
-        retried = [retries for _, retries in rows]
-        for name, value in batch_metrics(rewards, [index for index, _ in rows], retried).items():
+        for name, value in batch_metrics(rewards, self.failure, samples).items():
             log_metric(name, value)
-        reflections = [retries[0].reflection for retries in retried if retries[0].reflection]
-        log_metric("reflections/read_by_retry", self._read_by_retry(reflections))
+        reflections = [sample[0].reflection for sample in samples if sample[0].reflection]
+        if "reflection" in self.objective.turns:
+            log_metric("reflections/read_by_retry", self._read_by_retry(reflections))
+        self.usage.count_failures(self.failures[index].id for index in self.failure)
         if self.accelerator.is_main_process:
             cut_off = sum(reflection.stopped == "length" for reflection in reflections)
             self.truncation.add("reflection", cut_off, total=len(reflections))
-            answers = [episode.retries["reflect"] for retries in retried for episode in retries]
+            answers = [e.retries["reflect"] for sample in samples for e in sample if "reflect" in e.retries]
             self.truncation.add("retry", sum(a.stopped == "length" for a in answers), total=len(answers))
+        attempted = self.objective.first == "attempt"
         self.recorded = [
             {
                 "step": self.state.global_step + 1,
                 "id": self.failures[index].id,
-                "reflection": retries[0].reflection,
-                "retries": [episode.retries["reflect"] for episode in retries],
+                **({"attempt": sample[0].attempt} if attempted else {}),
+                "reflection": sample[0].reflection,
+                "retries": [episode.retries["reflect"] for episode in sample if "reflect" in episode.retries],
                 "reward": reward,
             }
-            for (index, retries), reward in zip(rows, rewards, strict=True)
+            for index, sample, reward in zip(self.failure, samples, rewards, strict=True)
         ]
         self.run.append("train-episodes", self.recorded)
 
@@ -328,6 +392,12 @@ class ReflectionTrainer(GRPOTrainer):
         count, kind = self.accelerator.num_processes, self.accelerator.distributed_type.value
         return ONE_PROCESS if count == 1 else f"{count} processes ({kind})"
 
+    @property
+    def budget_is_spent(self) -> bool:
+        """Whether training has used the tokens of `train.budget_tokens`."""
+        budget = self.protocol.config.train.budget_tokens
+        return budget is not None and self.usage.spent >= budget
+
     def restore(self, checkpoint: Path | None) -> None:
         """Load the weights of a checkpoint, without training."""
         if self.accelerator.num_processes == 1:
@@ -339,10 +409,15 @@ class ReflectionTrainer(GRPOTrainer):
                 str(checkpoint),
             )
 
-    def _seed(self, purpose: str, process: int) -> int:
+    def seed_for(self, purpose: str, process: int) -> int:
         """Return a seed that is different for each generation, purpose and process."""
         place = (self.state.global_step, self.generation_index, process)
         return seed_of(self.protocol.config.seed, "train", purpose, *place)
+
+
+def _name_of(segment: Segment) -> str:
+    """Return the prefix of the metrics of a segment that is not the first, as in `retry/reward`."""
+    return segment.turn if segment.prompt == "own" else f"{segment.turn}-as-attempt"
 
 
 class EpochSampler(RepeatSampler):
