@@ -29,8 +29,8 @@ class Segment(Frozen):
     """The prompt the tokens are trained under: the one they were sampled after, or that of a first attempt."""
     baseline: bool = True
     """Whether the advantage is the reward minus the mean of its group, divided as `grpo.scale_rewards` has it; if not,
-    it is the reward itself. A group has the G samples of one failure; with `train.retries` above 1, retries are compared
-    with those after the same reflection."""
+    it is the reward itself. A group has the G samples of one failure; with `train.retries` above 1, retries are
+    compared with those after the same reflection."""
 
 
 class Objective(Frozen):

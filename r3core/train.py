@@ -84,7 +84,7 @@ def train(
             trainer.remove_callback(callback)
     with (
         run.clock("train") as save_clock,
-        progress("train", args.max_steps, done=done, unit="steps") as stage,
+        _progress(trainer, done=done) as stage,
         redirect_stdout(sys.stderr),  # some trackers print
         closing(trainer.policy),
         lost_process_errors(),
@@ -113,6 +113,13 @@ def train(
     if skipped:
         facts["left_out"] = skipped
     return facts | (validator.facts() if validator else {})
+
+
+def _progress(trainer: ReflectionTrainer, *, done: int) -> Any:
+    """Return the progress of training: in tokens where a budget ends it, else in steps."""
+    if (budget := trainer.protocol.config.train.budget_tokens) is not None:
+        return progress("train", budget, done=min(trainer.usage.spent, budget), unit="tokens")
+    return progress("train", trainer.args.max_steps, done=done, unit="steps")
 
 
 def _validator(trainer: ReflectionTrainer, *, done: int) -> Validator | None:

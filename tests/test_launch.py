@@ -313,6 +313,32 @@ def test_a_lora_adapter_is_merged_from_sharded_weights(tmp_path: Path, base: Pat
     assert (logits[0] - logits[2]).abs().max() > 1e-2, "nothing was learnt: the test shows nothing"
 
 
+@pytest.mark.parametrize("objective", ["retry", "erl"])
+def test_groups_that_span_two_processes_are_those_of_the_objective(
+    objective: str, tmp_path: Path, base: Path, how: list[object]
+) -> None:
+    # 16 samples per generation, 8 in each process: each group spans both
+    file = settings(tmp_path, base, max_steps=3, save_steps=3, per_device_train_batch_size=8, temperature=1.0)
+    more = ["--set", f"train.objective={objective}", "--set", "train.anchor=0.1", "--set", "evaluate.limit=2"]
+    code, _, err = finished(program("run", "--config", file, *how, *more, "--output-dir", tmp_path / "run"))
+    assert code == 0, err
+    run = RunRecord(tmp_path / "run")
+    rows = run.read("train-episodes")
+    assert len(rows) == 3 * 16
+    for start in range(0, len(rows), 16):
+        group = rows[start : start + 16]
+        assert len({row["id"] for row in group}) == 1
+        if objective == "retry":
+            assert len({row["reflection"]["text"] for row in group}) == 1, "the processes share the reflection"
+        else:
+            assert all(("attempt" in row) and (row["reward"] == 1.0) == (not row["retries"]) for row in group)
+    turns = [turn for row in rows for turn in (row.get("attempt"), *row["retries"]) if turn]
+    turns += [row["reflection"] for row in (rows[::16] if objective == "retry" else rows) if row["reflection"]]
+    last = run.read("train")[-1]
+    assert last["tokens/generated"] == sum(turn["tokens"] + (turn["stopped"] == "end") for turn in turns)
+    assert 0 <= last["anchor/kl"] < 1
+
+
 def test_two_processes_evaluate_together_and_save_the_best_step(tmp_path: Path, base: Path, how: list[object]) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ import tiny
 import torch
 from even import RecordingTrainer, bare_model, even_protocol, trainer_in
 from pydantic import ValidationError
+from toy import Toy
 
+from r3core.config import resolve
+from r3core.errors import ConfigError
 from r3core.failures import Failure
 from r3core.generation.chat import encode
 from r3core.groups import Trained
@@ -210,3 +213,53 @@ def test_an_objective_knows_its_turns_and_rows() -> None:
         "attempt": ("attempt", ("attempt",), 1),
         "erl": ("attempt", ("attempt", "reflection", "retry"), 6),
     }
+
+
+PLUGIN = """
+from r3core import Objective, Segment, hookimpl
+
+@hookimpl
+def r3_objectives():
+    return [Objective(name="both-ways", segments=[Segment(turn="reflection"), Segment(turn="retry")], formula="r2")]
+"""
+
+
+@pytest.mark.usefixtures("imports_restored")
+def test_a_plugin_adds_an_objective(install: Callable[..., None]) -> None:
+    install("ways", PLUGIN)
+    config = resolve(Toy(), overrides=["train.objective=both-ways", "model=nowhere"])
+    assert config.objective.turns == ("reflection", "retry")
+    with pytest.raises(ConfigError, match=r"cannot be 'both-way': available are attempt, both-ways") as e:
+        resolve(Toy(), overrides=["train.objective=both-way", "model=nowhere"])
+    assert e.value.hints == ("did you mean `both-ways`?",)
+
+
+@pytest.mark.usefixtures("imports_restored")
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (PLUGIN.replace("return [Objective", "return [str"), "did not return a list of objectives"),
+        (PLUGIN.replace("return [Objective(", "return [dict("), "returned something that is not an objective"),
+        (PLUGIN.replace("both-ways", "erl"), "its objective `erl` has the name of another one"),
+    ],
+)
+def test_a_broken_objective_is_reported(install: Callable[..., None], source: str, reason: str) -> None:
+    install("ways", source)
+    with pytest.raises(ConfigError) as caught:
+        resolve(Toy(), overrides=["train.objective=nothing", "model=nowhere"])
+    assert any("the objectives of r3-plugin-ways" in hint and reason in hint for hint in caught.value.hints)
+    assert resolve(Toy(), overrides=["train.objective=erl", "model=nowhere"]).objective == OBJECTIVES["erl"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.objective=retry", "train.retries=2"], "`train.retries` cannot be 2 with `train.objective=retry`"),
+        (["train.objective=attempt", "train.retries=2"], "`train.retries` cannot be 2 with `train.objective=attempt`"),
+        (["train.objective=attempt", "train.reward_leaks=false"], "`train.reward_leaks` cannot be false"),
+        (["train.objective=retry", "train.tokens=answer-of-reflection"], "it trains no reflections"),
+    ],
+)
+def test_a_setting_without_a_meaning_under_an_objective_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(Toy(), overrides=[*settings, "model=nowhere"])

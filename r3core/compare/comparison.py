@@ -236,8 +236,12 @@ def _not_comparable(grouped: Sequence[Sequence[Evaluated]], groups: Sequence[Gro
 
 
 def _budget(group: Group) -> float | None:
-    """Return the mean number of tokens that a run of a group generated for training, None where it is not recorded."""
-    known = [member.tokens.training for member in group.runs if member.tokens.training is not None]
+    """Return the mean number of tokens that a run of a group generated for training, None where it is not recorded.
+
+    The share of mining that training has to account for is added where it was counted.
+    """
+    of_runs = [member.tokens for member in group.runs]
+    known = [tokens.training + (tokens.charged or 0) for tokens in of_runs if tokens.training is not None]
     return fmean(known) if len(known) == len(group.runs) else None
 
 

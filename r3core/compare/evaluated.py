@@ -32,8 +32,6 @@ MEASURES = (
 )
 """The rates of a model: its two tries and its fix rates after a reflection, sampled and greedy; its fix rates after the
 controls, the share of its reflections that contain the answer, and its fix rates in the cross table."""
-COUNTED = "tokens/generated"
-"""The metric with the tokens that training has generated so far, end-of-turn tokens included."""
 DEFAULT = "default"
 """Stands for a setting that is not in the record of a run."""
 _LONGEST = 40  # characters of the value of a setting
@@ -49,6 +47,8 @@ class Tokens(Frozen):
     """Attempts of mining, also of shared mining, which each run needed; None where their number is not recorded."""
     training: int | None
     """All turns that training sampled; None where the run has trained nothing itself."""
+    charged: int | None = None
+    """The share of mining that training has to account for (`train.budget_tokens`); None where it was not counted."""
     validation: int | None
     """Evaluations during training (`evaluate.every`); None without them."""
     evaluation: int
@@ -134,6 +134,7 @@ def _read(folder: Path) -> Evaluated:
     tokens = Tokens(
         mining=card.get("counts", {}).get("tokens") if mining is None else mining,
         training=_training(run),
+        charged=_charged(run),
         validation=_total(int(row["tokens"]) for row in run.rows("validation")),
         evaluation=evaluation,
     )
@@ -185,8 +186,17 @@ def _total(counts: Iterable[int]) -> int | None:
 
 def _training(run: RunRecord) -> int | None:
     """Return the tokens that training generated: those it has counted, or those of the rows of an earlier version."""
-    counted = [int(row[COUNTED]) for row in run.rows("train") if row.get(COUNTED) is not None]
-    return max(counted) if counted else _total(_generated(row) for row in trained_rows(run))
+    counted = _counted(run, "tokens/generated")
+    return _total(_generated(row) for row in trained_rows(run)) if counted is None else counted
+
+
+def _charged(run: RunRecord) -> int | None:
+    return _counted(run, "tokens/mining")
+
+
+def _counted(run: RunRecord, metric: str) -> int | None:
+    """Return the value of a cumulative metric after the last step, None for a run that does not have it."""
+    return max((int(row[metric]) for row in run.rows("train") if row.get(metric) is not None), default=None)
 
 
 def _generated(row: Trained) -> int:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class StepCallback(TrainerCallback):
     """Times every step, appends what TRL logs to the run's `train` rows, and marks complete checkpoints.
 
-    `advance` adds a number of steps to the progress, with its main figure; `save_clock` saves how long the stage has
-    taken so far.
+    `advance` adds a step, or tokens of the budget, to the progress, with its main figure; `save_clock` saves how long
+    the stage has taken so far.
     """
 
     def __init__(
@@ -60,9 +60,12 @@ class StepCallback(TrainerCallback):
             engine.cached = engine.prompted = 0
         for name, value in metrics.items():
             self.trainer._metrics["train"][name].append(value)
-        self.advance(1, figure=main_figure(self.trainer._metrics["train"]))
+        spent = self.trainer.usage.spent
         with waiting_for(PROCESS, "the token counts of the other ranks"):
             self.trainer.usage.gather()
+        budget = self.trainer.protocol.config.train.budget_tokens
+        done = 1 if budget is None else min(self.trainer.usage.spent, budget) - min(spent, budget)
+        self.advance(done, figure=main_figure(self.trainer._metrics["train"]))
         if self.trainer.budget_is_spent:
             control.should_training_stop = True
             control.should_log = True

@@ -116,7 +116,7 @@ class Rollout:
         self.protocol = replace(trainer.protocol, config=self.config.as_trained())
         self.recorder = Recorder(trainer)
         self.samples: list[list[Episode]] = []
-        """The episodes of each sample: one per retry, or one alone where there is none."""
+        """The episodes of each sample: one per retry, or one alone without retries."""
         self._rows: dict[Turn, list[Row | None]] = {}
         self._episodes = [trainer.failures[index].episode() for index in failures]
         self._faults: list[Completion | None] = []

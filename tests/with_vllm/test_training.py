@@ -111,3 +111,13 @@ def test_reflections_and_retries_are_recorded_and_judged(by_vllm: Run) -> None:
     rows = by_vllm.read("train-episodes")
     assert len(rows) == STEPS * 64
     assert {row["retries"][0]["verdict"]["outcome"] for row in rows} == {"pass", "fail"}
+
+
+@pytest.mark.parametrize("objective", ["attempt", "reflection+retry", "erl"])
+def test_other_objectives_are_trained_on_what_vllm_has_sampled(objective: str, tmp_path: Path, beginner: Path) -> None:
+    config = password.config(steps=20, train={"objective": objective}, **VLLM)
+    run = trained(tmp_path / objective, config, beginner)
+    rows = run.read("train")
+    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-3 for row in rows)
+    assert any(row["grad_norm"] > 0 for row in rows)
+    assert sum(row["reward"] for row in rows[-3:]) > sum(row["reward"] for row in rows[:3])
