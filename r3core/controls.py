@@ -13,7 +13,7 @@ CONTROLS_TEXT = {
     "none": "retry, no reflection",
     "generic": "retry, generic sentence",
     "shuffled": "retry, another's reflection",
-    "placebo": "retry, neutral text (placebo)",
+    "placebo": "retry, neutral text",
     "resample": "plain resampling",
 }
 EQUAL_TOKENS = "plain resampling at equal tokens"

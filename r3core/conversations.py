@@ -42,13 +42,16 @@ class Conversation(NamedTuple):
     tried: list[Tried]
     controls: dict[Arm, Answer]
     key: Key
+    further: list[Tried] = []
+    """Further rounds of the same conversation, each after a failed retry."""
     trains: bool = False
     """Whether it is a group of training."""
 
     @property
     def answers(self) -> list[Answer]:
         """The attempt and the retries, those of the controls left out."""
-        return [*([self.attempt] if self.attempt else []), *(retry for one in self.tried for retry in one.retries)]
+        tried = (*self.tried, *self.further)
+        return [*([self.attempt] if self.attempt else []), *(retry for one in tried for retry in one.retries)]
 
     @property
     def state(self) -> str:
@@ -79,7 +82,7 @@ class Wanted(Frozen):
 
     def matches(self, one: Conversation) -> bool:
         """Return whether a conversation is wanted; its `change` is not looked at."""
-        turns: list[Text] = [*one.answers, *(tried.reflection for tried in one.tried)]
+        turns: list[Text] = [*one.answers, *(tried.reflection for tried in (*one.tried, *one.further))]
         return (
             (self.fixed is None or one.state == ("fixed" if self.fixed else "not fixed"))
             and (self.category is None or self.category in {answer.verdict.kind for answer in one.answers})
@@ -189,7 +192,8 @@ def _of_episode(episode: Episode, of: str) -> Conversation:
     tried = [Tried(episode.reflection, [own] if own else [])] if episode.reflection else []
     sample = f" (attempt {episode.sample + 1})" if episode.sample else ""
     heading = f"{episode.example.id}{sample}{of}"
-    return Conversation(heading, episode.example, episode.attempt, tried, retries, _key(episode))
+    further = [Tried(one.reflection, [one.retry]) for one in episode.rounds]
+    return Conversation(heading, episode.example, episode.attempt, tried, retries, _key(episode), further)
 
 
 def _groups(run: RunRecord) -> Iterator[Conversation]:

@@ -18,6 +18,7 @@ from r3core.generation.generator import Generator
 from r3core.progress import percent
 from r3core.protocol import Protocol, seed_of
 from r3core.repeated import pass_at, pass_at_differences
+from r3core.rounds import attempts_of, every_answer, reflections_of, repeated, solved_within
 from r3core.runs import Run
 from r3core.stats import Difference, Rate, Share, holm, wilson
 from r3core.task import Example, Frozen
@@ -45,6 +46,10 @@ class Scores(Frozen):
     """Tokens and verdicts per failure of the reflection with its retry (`reflect`), and of each control."""
     equal_tokens: EqualTokens | None = None
     """Plain resampling with as many tokens as reflection and retry; None without the control `resample`."""
+    within: dict[int, Rate] = {}
+    """Problems solved within k attempts of one conversation, by k; empty with one round (`protocol.rounds`)."""
+    repeated: dict[int, Rate] = {}
+    """Answers at the k-th attempt that are equal to an earlier one of the same conversation, by k; likewise."""
     leaks: Rate
     """Reflections that give the answer away, of those that could be tested."""
     fix_without_leak: Rate
@@ -76,6 +81,8 @@ class Paired(Frozen):
     """pass@k of the first try by k, with several samples per problem."""
     second_at: dict[int, Difference] = {}
     """pass@k of the second try by k."""
+    within: dict[int, Difference] = {}
+    """Problems solved within k attempts of one conversation, by k from 3 on."""
 
 
 class Greedy(Frozen):
@@ -205,8 +212,11 @@ def _each_of_another(result: Result, change: Callable[[Difference], Difference])
 def _paired(tries: Paired, change: Callable[[Difference], Difference]) -> Paired:
     """Return the differences of both tries with all but that of the second one changed."""
     first = change(tries.first)
-    at = {name: {k: change(one) for k, one in getattr(tries, name).items()} for name in ("first_at", "second_at")}
+    at = {name: {k: change(one) for k, one in getattr(tries, name).items()} for name in _BY_K}
     return tries.model_copy(update={"first": first, **at})
+
+
+_BY_K = ("first_at", "second_at", "within")
 
 
 def truncated(side: Scores) -> dict[TurnKind, Rate]:
@@ -225,9 +235,9 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
     """Return the rates of one model's episodes, with those of some controls; samples of one problem are clustered."""
     failed = [episode for episode in episodes if episode.failed]
     reflected = [(e, e.reflection) for e in failed if e.reflection]
-    answers = [a for e in episodes for a in (e.attempt, *e.retries.values(), *e.resamples)]
+    answers = [a for e in episodes for a in every_answer(e)]
     arms: tuple[Arm, ...] = ("reflect", *controls)
-    turns = [*answers, *(reflection for _, reflection in reflected)]
+    turns = [*answers, *(one for e in failed for one in reflections_of(e))]
     return Scores(
         first=rate((e, passed(e.attempt)) for e in episodes),
         second=rate((e, solved(e)) for e in episodes),
@@ -238,6 +248,8 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
         against={arm: against(failed, arm) for arm in controls},
         costs={arm: found for arm in arms if (found := cost(failed, arm))},
         equal_tokens=equal_tokens(failed) if "resample" in controls else None,
+        within={k: rate((e, solved_within(e, k)) for e in episodes) for k in attempts_of(episodes)},
+        repeated={k: rate((e, repeated(e, k)) for e in episodes) for k in attempts_of(episodes) if k > 1},
         leaks=rate((e, reflection.leaked) for e, reflection in reflected),
         fix_without_leak=fix_rate([e for e, reflection in reflected if reflection.leaked is False], "reflect"),
         attempts_truncated=rate((e, e.attempt.stopped == "length") for e in episodes),
@@ -265,6 +277,7 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> Paired:
         second=difference(before, after, solved),
         first_at=pass_at_differences(before, after, _first),
         second_at=pass_at_differences(before, after, solved),
+        within={k: difference(before, after, partial(solved_within, attempts=k)) for k in attempts_of(before) if k > 2},
     )
 
 
@@ -324,6 +337,8 @@ def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequ
     episodes = protocol.reflect(episodes, generator, seed=seed("reflection"))
     for arm in arms:
         episodes = protocol.retry(episodes, generator, seed=seed(arm), arm=arm)
+    for index in range(2, config.protocol.rounds + 1):
+        episodes = protocol.another_round(episodes, generator, seed=seed(f"round {index}"))
     for index in range(2, config.evaluate.resamples + 1 if "resample" in arms else 0):
         again = protocol.retry(episodes, generator, seed=seed(f"resample {index}"), arm="resample")
         episodes = [_with_resample(episode, other) for episode, other in zip(episodes, again, strict=True)]
@@ -412,7 +427,7 @@ def retried(
     protocol: Protocol, generator: Generator, number: int, batch: Sequence[Episode], *, name: str
 ) -> list[Episode]:
     """Return a batch of failures with new retries, for the stage `name` of the cross table."""
-    bare = [episode.model_copy(update={"retries": {}, "resamples": ()}) for episode in batch]
+    bare = [episode.model_copy(update={"retries": {}, "resamples": (), "rounds": ()}) for episode in batch]
     seed = seed_of(protocol.config.seed, "cross", number, name)
     return _decoding(protocol).retry(bare, generator, seed=seed)
 

@@ -17,6 +17,7 @@ from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
 from r3core.dataset import problems_to_evaluate
 from r3core.distributed import rank, world_size
+from r3core.drift import measure_drift
 from r3core.engine import Engine
 from r3core.errors import ConfigError, RunError, UsageError
 from r3core.evaluate import Result, evaluate
@@ -219,6 +220,10 @@ class Pipeline:
             trained=str(trained) if trained else None,
             problems=taken,
         )
+        if result.greedy and trained and isinstance(self.executor, LocalExecutor) and self.engine.in_process:
+            base = model_of(self.config, self.task)
+            with watched("drift"), waiting_for(ENGINE, "probabilities of recorded attempts"):
+                measure_drift(self.run, self.protocol, self.executor, base=base, trained=str(trained))
         if self.config.evaluate.also:
             base, also = model_of(self.config, self.task), str(trained) if trained else None
             others = evaluate_others(self.run, self.config, self.executor, base=base, trained=also)

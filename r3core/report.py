@@ -57,6 +57,7 @@ def rows(result: Result) -> list[tuple[str, ...]]:
         *beside[:1],
         ("second try", *(format_rate(side.second) for side in sides), second),
         *_pass_at(result, "second"),
+        *_within(result),
         *beside[1:2],
         ("fix rate", *(format_rate(side.fix) for side in sides), ""),
         *beside[2:],
@@ -64,6 +65,7 @@ def rows(result: Result) -> list[tuple[str, ...]]:
         *at_equal_tokens(sides),
         ("  reflection without the answer", *(format_rate(side.fix_without_leak) for side in sides), ""),
         ("reflections with the answer", *(format_rate(side.leaks) for side in sides), ""),
+        *_repeated(sides),
     ]
     for by, cells in (result.cross or {}).items():
         table.append((f"retries on reflections by {by}", format_rate(cells["base"]), format_rate(cells["trained"]), ""))
@@ -81,6 +83,28 @@ def _pass_at(result: Result, which: Literal["first", "second"]) -> list[tuple[st
             format_difference(paired[k]) if k in paired else "",
         )
         for k in sides[0]
+    ]
+
+
+def _within(result: Result) -> list[tuple[str, ...]]:
+    """Return a row for each further attempt of a conversation; none with one round of reflection and retry."""
+    sides = [side.within for side in (result.base, result.trained) if side]
+    paired = result.paired.within if result.paired else {}
+    return [
+        (
+            f"  within {k} attempts",
+            *(format_rate(side.get(k)) for side in sides),
+            format_difference(paired[k]) if k in paired else "",
+        )
+        for k in sides[0]
+        if k > 2
+    ]
+
+
+def _repeated(sides: Sequence[Scores]) -> list[tuple[str, ...]]:
+    return [
+        (f"repeated answers, attempt {k}", *(format_rate(side.repeated.get(k)) for side in sides), "")
+        for k in sides[0].repeated
     ]
 
 
@@ -147,6 +171,14 @@ def notes(result: Result, config: Config) -> list[str]:
         lines.append(
             "one training run: the intervals count the problems, not what another training seed would change; both "
             f"models {how}"
+        )
+    if result.trained is not None and (share := config.train.interpolate) < 1:
+        lines.append(f"the trained model has base + {share:g} (trained - base) as its weights (train.interpolate)")
+    if result.base.within:
+        lines.append(
+            "within k attempts: after a failed retry the conversation continues with its verdict, another reflection "
+            f"and another retry, up to {config.protocol.rounds} rounds; repeated answers: equal to an earlier one of "
+            "the same conversation; training rewards the first round only"
         )
     if result.base.first_at:
         lines.append(

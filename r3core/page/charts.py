@@ -314,7 +314,8 @@ def _measures(side: Scores, beside: Scores | None) -> list[tuple[str, Rate]]:
     """Return the rates of a model with their names, and those under greedy decoding where there are any."""
     controls = [(f"control: {CONTROLS_TEXT[arm]}", rate) for arm, rate in side.controls.items()]
     greedy = [(f"{name}, greedy", rate) for name, rate in _tries(beside)] if beside else []
-    return [*_tries(side), *controls, *greedy]
+    further = [(f"within {k} attempts", rate) for k, rate in side.within.items() if k > 2]
+    return [*_tries(side), *further, *controls, *greedy]
 
 
 def _tries(side: Scores) -> list[tuple[str, Rate]]:

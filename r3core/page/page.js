@@ -90,6 +90,10 @@
       parts.push(generated("reflection", side.reflection, { trained: run.tokens, extra: [earns, leak(side.reflection)] }));
     }
     if (retries.reflect) parts.push(message("user", run.retry), generated("retry", retries.reflect));
+    for (const round of side.rounds || []) {
+      parts.push(afterFailure(run, round, run.reflect), generated("reflection", round.reflection, { extra: [leak(round.reflection)] }),
+        message("user", run.retry), generated("retry", round.retry));
+    }
     const controls = Object.entries(retries).filter(([arm]) => arm !== "reflect");
     if (controls.length) {
       parts.push(element("details", {}, element("summary", {}, `${controls.length} controls`),
@@ -139,7 +143,8 @@
     if (entry.reflections) {
       return [entry.attempt, ...entry.reflections.flatMap((one) => [one.attempt, one.reflection, ...one.retries])].filter(Boolean);
     }
-    return sidesOf(entry).flatMap((side) => [side.attempt, side.reflection, (side.retries || {}).reflect]).filter(Boolean);
+    return sidesOf(entry).flatMap((side) => [side.attempt, side.reflection, (side.retries || {}).reflect,
+      ...(side.rounds || []).flatMap((round) => [round.reflection, round.retry])]).filter(Boolean);
   }
 
   function groupKind(group) {
