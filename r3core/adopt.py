@@ -19,7 +19,7 @@ _ANOTHER_STAGE = ("seed", "mine", "train", "grpo", "lora", "evaluate", "uncertif
 """Sections and keys on which the forecast does not depend, apart from what `_settings` adds."""
 _NOT_SAMPLING = (
     *("anchor", "budget_tokens", "tokens", "merge", "shuffle_rewards", "drop_equal_groups", "dtype", "keep"),
-    "stop_after",
+    *("stop_after", "interpolate", "order"),
 )
 """Keys of `train` on which the forecast does not depend."""
 

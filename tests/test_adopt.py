@@ -59,7 +59,7 @@ def adopted(one: Config) -> Forecast | None:
     [
         {},
         {"seed": 5},
-        {"train.shuffle_rewards": True, "train.anchor": 0.1},
+        {"train.shuffle_rewards": True, "train.anchor": 0.1, "train.interpolate": 0.5},
         {"grpo.learning_rate": 1e-4, "grpo.max_steps": 3, "lora.r": 8},
         {"evaluate.limit": 3, "uncertified": True},
     ],

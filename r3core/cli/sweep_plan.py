@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from r3core.config import Config
     from r3core.task import Task
 
-_NOT_MINING = ("train", "grpo", "lora", "evaluate", "seed", "uncertified", "feedback", "wording", "history")
+_NOT_MINING = ("train", "grpo", "lora", "evaluate", "seed", "uncertified", "feedback", "wording", "history", "protocol")
 """Sections and keys of a configuration on which mining does not depend."""
 
 

@@ -220,7 +220,13 @@ def _read(folder: Path, *, name: str) -> Source:
     dated = config.model_copy(update={"model": base, "template_date": date.fromisoformat(day) if day else None})
     failed = [episode for episode in episodes if episode.failed]
     protocol = {key: value for key, value in config.record().items() if key not in _NOT_RETRYING}
-    content = "\n".join([json.dumps(protocol, sort_keys=True), *(episode.model_dump_json() for episode in failed)])
+    content = "\n".join(
+        [
+            config.evaluate.decoding,
+            json.dumps(protocol, sort_keys=True),
+            *(episode.model_dump_json() for episode in failed),
+        ]
+    )
     fingerprint = digest(content, length=16)
     return Source(name, folder, dated, task, base, trained.resolve(), failed, fingerprint)
 
