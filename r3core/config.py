@@ -178,8 +178,7 @@ class Evaluate(Section):
     cross: bool = False
     """Also combine reflections of one model with retries of the other, for base and trained model."""
     also: tuple[OtherTask, ...] = ()
-    """Other tasks on which both models are evaluated too, each as NAME, as NAME,OPTION=VALUE, or with task and
-    task_options."""
+    """Other tasks on which both models are evaluated too: NAME, NAME,OPTION=VALUE, or `task` and `task_options`."""
     every: int | None = Field(default=None, gt=0)
     """Training steps between two evaluations during training, on the validation split; null turns them off."""
     every_limit: int | None = Field(default=100, gt=0)
