@@ -247,6 +247,7 @@ def _sections(figures: Sequence[charts.Chart]) -> list[dict[str, Any]]:
             "id": name,
             "title": title,
             "small": small,
+            "by_tokens": small and any(charts.TOKENS in chart.columns for chart in figures),
             "before": "",
             "charts": [chart for chart in figures if any(chart.name.startswith(one) for one in which)],
         }
