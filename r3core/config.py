@@ -27,8 +27,8 @@ PLACEMENT = ("processes", "accelerate_config")
 _LATER = (
     *("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups"),
     *("evaluate.every", "evaluate.every_limit", "train.keep", "train.stop_after", "evaluate.resamples"),
-    *("train.objective", "train.anchor", "train.budget_tokens"),
-    *("evaluate.also", "evaluate.decoding", "train.interpolate", "protocol.rounds"),
+    *("train.objective", "train.anchor", "train.budget_tokens", "train.interpolate", "train.order"),
+    *("evaluate.also", "evaluate.decoding", "protocol.rounds"),
 )
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
@@ -138,6 +138,9 @@ class Train(Section):
     """With `lora`, save the merged weights in `model/`; if false, save only the LoRA adapter."""
     shuffle_rewards: bool = False
     """Control: permute the rewards within the batch, so that they carry no information."""
+    order: Literal["random", "posterior"] = "random"
+    """Which failures come first: each once per epoch in random order, or more often those whose group is likely to have
+    different rewards, judged by their groups so far. `posterior` helps where the fix rate is near 0 or 1."""
     drop_equal_groups: bool = False
     """Leave groups whose rewards are all equal out of the loss, also out of the KL term of `grpo.beta`."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -78,6 +78,7 @@ def train(
         trainer.usage.load(checkpoint)
     for name in ("train", "train-episodes"):  # the steps after the checkpoint are repeated
         run.drop(name, lambda row: bool(row["step"] > done))
+    trainer.resume_order(done)
     validator = _validator(trainer, done=done)
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):  # standard output belongs to --json

@@ -26,7 +26,8 @@ import r3core.training
 from r3core.presets import PRESETS
 from r3core.train import MISLEADING_WARNINGS, grpo_config
 from r3core.training import grpo_options
-from r3core.training.trainer import _ONLY_IN_TRL, PRIVATE_NAMES, EpochSampler, ReflectionTrainer
+from r3core.training.sampler import EpochSampler
+from r3core.training.trainer import _ONLY_IN_TRL, PRIVATE_NAMES, ReflectionTrainer
 
 PROMPT = [{"role": "user", "content": "Left?"}]
 SOURCES = [Path(r3core.train.__file__), *sorted(Path(r3core.training.__file__).parent.glob("*.py"))]

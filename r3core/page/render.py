@@ -20,7 +20,7 @@ from r3core.page import charts, collect, sample, sentences
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
 from r3core.recorded import CHANGES
-from r3core.report import HEADINGS, notes, rows
+from r3core.report import HEADINGS, notes, other_tasks, rows
 from r3core.task import Verdict
 from r3core.validation import describe_facts
 
@@ -226,6 +226,7 @@ def _table(run: Collected) -> dict[str, Any]:
         "name": run.name,
         "head": HEADINGS,
         "rows": rows(run.result),
+        "others": other_tasks(run.result),
         "notes": [*notes(run.result, run.config), *describe_facts(run.record.done("train"))],
         "changes": [(kind, counts[kind]) for kind in CHANGES if counts[kind]],
         "attempted": len(run.base.outcomes),

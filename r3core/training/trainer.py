@@ -47,9 +47,11 @@ from r3core.training.anchor import Anchor
 from r3core.training.checkpoints import ONE_PROCESS
 from r3core.training.lora import lora_config
 from r3core.training.policy import Policy, attributes_set, context_in_training, vllm_started_for
+from r3core.training.posterior import Verdicts
 from r3core.training.precision import has_master_weights, rounding_warning
 from r3core.training.prompt_dataset import failures_that_fit, mining_charge, prompt_dataset
 from r3core.training.rollout import Rollout, Row
+from r3core.training.sampler import sampler_of
 from r3core.training.segments import joined, metrics_under, padding_id, with_rewards_as_advantages
 from r3core.training.signal_mask import with_signal, without_equal_groups
 from r3core.training.trimmed import Outputs, trimmed_pass
@@ -118,6 +120,8 @@ class ReflectionTrainer(GRPOTrainer):
         context = context_in_training(model, args)
         self.failures = failures_that_fit(protocol, failures, tokenizer, context=context, args=args)
         self.objective = protocol.config.objective
+        self.verdicts = self._verdicts()
+        """What is known of the pass rate of each failure; None for a random order."""
         self.usage = Usage(mining_charge(run, self.objective, failures))
         self.saved_dtype = saved_dtype or model.dtype
         self.generation_seconds = 0.0
@@ -151,6 +155,19 @@ class ReflectionTrainer(GRPOTrainer):
         if rank() == 0 and not stochastic and not has_master_weights(protocol.config):
             print(rounding_warning(model, args.learning_rate), end="", file=sys.stderr)
 
+    def _verdicts(self) -> Verdicts | None:
+        config = self.protocol.config
+        if config.train.order == "random":
+            return None
+        per_reward = config.train.retries if self.objective.first == "reflection" else 1
+        return Verdicts([failure.id for failure in self.failures], verdicts=per_reward)
+
+    def resume_order(self, step: int) -> None:
+        """Read the verdicts of the steps up to that of a checkpoint, on which later draws of failures depend."""
+        if self.verdicts is not None:
+            rows = [row for row in self.run.read("train-episodes") if row["step"] <= step]
+            self.verdicts.load(rows, size=self.args.generation_batch_size or 1)
+
     def create_accelerator_and_postprocess(self) -> None:
         """Set up FSDP on CPUs too, where accelerate 1.15 ignores it and trains unsharded copies without a warning."""
         super().create_accelerator_and_postprocess()
@@ -175,11 +192,8 @@ class ReflectionTrainer(GRPOTrainer):
             loss: torch.Tensor = super().training_step(*arguments, **options)  # type: ignore[no-untyped-call]
         return loss
 
-    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        trl: Any = super()._get_train_sampler(dataset)
-        return EpochSampler(
-            trl.data_source, trl.mini_repeat_count, trl.batch_size, trl.repeat_count, trl.shuffle, trl.seed
-        )
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        return sampler_of(super()._get_train_sampler(dataset), self.args, self.verdicts)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log metrics as TRL does, with the tokens that training has used so far."""
@@ -371,6 +385,8 @@ class ReflectionTrainer(GRPOTrainer):
             for index, sample, reward in zip(self.failure, samples, rewards, strict=True)
         ]
         self.run.append("train-episodes", self.recorded)
+        if self.verdicts is not None:
+            self.verdicts.add(self.recorded)
 
     def _read_by_retry(self, reflections: Sequence[Reflection]) -> float:
         """Return the share of the trained tokens that the retries have read; 1 for a model without thinking."""
@@ -418,13 +434,3 @@ class ReflectionTrainer(GRPOTrainer):
 def _name_of(segment: Segment) -> str:
     """Return the prefix of the metrics of a segment that is not the first, as in `retry/reward`."""
     return segment.turn if segment.prompt == "own" else f"{segment.turn}-as-attempt"
-
-
-class EpochSampler(RepeatSampler):
-    """TRL's order of the failures, made a function of seed and epoch alone, so that training can resume anywhere."""
-
-    seed: int
-
-    def set_epoch(self, epoch: int) -> None:
-        """Seed the order of an epoch, counted from 0; the order of the first is TRL's."""
-        self.generator.manual_seed(seed_of(self.seed, "epoch", epoch) if epoch else self.seed)
