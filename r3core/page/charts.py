@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import altair as alt
 
 from r3core.controls import CONTROLS_TEXT
-from r3core.evaluate import Scores
 from r3core.page import collect, encoding
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
+from r3core.result import Scores
 from r3core.runs import values_of
 from r3core.stats import Rate
 from r3core.validation import Validation
