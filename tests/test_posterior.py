@@ -130,7 +130,7 @@ def test_a_draw_depends_on_seed_number_and_known_verdicts_alone() -> None:
     before = [sampler.draw(number) for number in range(5)]
     verdicts.generations[4:] = [{index: (2.0, 2) for index in range(200)}] * 16
     assert [sampler.draw(number) for number in range(5)] == before
-    with pytest.raises(RuntimeError, match="generation 22 was drawn before the verdicts of generation 20"):
+    with pytest.raises(RuntimeError, match="generation 22 was sampled before the verdicts of generation 20"):
         sampler.draw(22)
 
 

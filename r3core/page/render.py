@@ -20,7 +20,8 @@ from r3core.page import charts, collect, sample, sentences
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
 from r3core.recorded import CHANGES
-from r3core.report import HEADINGS, notes, other_tasks, rows
+from r3core.report import notes
+from r3core.result_table import HEADINGS, other_tasks, rows
 from r3core.task import Verdict
 from r3core.validation import describe_facts
 
@@ -248,6 +249,7 @@ def _sections(figures: Sequence[charts.Chart]) -> list[dict[str, Any]]:
             "id": name,
             "title": title,
             "small": small,
+            "by_tokens": small and any(charts.TOKENS in chart.columns for chart in figures),
             "before": "",
             "charts": [chart for chart in figures if any(chart.name.startswith(one) for one in which)],
         }

@@ -28,7 +28,7 @@ def beta_moments(counts: Sequence[tuple[float, int]]) -> tuple[float, float]:
     """Return (a, b) of the beta distribution of the pass rates behind (passes, verdicts) of several failures.
 
     The mean is that of the observed rates with one more failure at 1/2, so that it is never 0 or 1. The strength a + b
-    comes from the variance of the rates beyond that of equal ones (Griffiths 1973). Where there is none, no failure
+    comes from the variance of the rates beyond that of equal ones (Griffiths 1973). Where that is 0, no failure
     differs from the others, and the strength is large; with fewer than two failures it is 2.
 
     >>> beta_moments([])

@@ -61,7 +61,7 @@ class PosteriorSampler(RepeatSampler):
         """Return the indices of the P failures of a generation, counted from 0."""
         known = max(0, number - self.lag + 1)
         if known > len(self.verdicts.generations):
-            raise RuntimeError(f"generation {number} was drawn before the verdicts of generation {known - 1} arrived")
+            raise RuntimeError(f"generation {number} was sampled before the verdicts of generation {known - 1} arrived")
         weights = self.verdicts.weights(known, group=self.mini_repeat_count)
         noise = np.random.default_rng(seed_of(self.seed, "draw", number)).gumbel(size=self.num_samples)
         keys = np.log(np.maximum(weights, 1e-9)) + noise  # the largest keys: a draw without replacement (Yellott 1977)
