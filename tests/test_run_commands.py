@@ -144,7 +144,7 @@ def test_a_trained_model_is_compared_with_what_it_was_trained_from(r3: R3, finis
     said = r3("eval", "--model", finished / "model", "--json", *settings())
     assert said.code == 0, said.err
     told = json.loads(said.out)
-    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "greedy"} | {
+    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "also", "greedy"} | {
         "seconds",
         "shares_of_a_step",
     }
@@ -272,10 +272,10 @@ MINES = {"--samples", "--keep", "--failures"}
 TRAINS = {"--lora", "--processes", "--accelerate-config", "--uncertified"}
 RECORDED = {"--run", "--fixed", "--newly-fixed", "--newly-broken", "--category", "--leaked", "--truncated", "--example"}
 OPTIONS = {
-    "run": GENERATES | MINES | TRAINS | {"--seeds", "--share-mining"},
+    "run": GENERATES | MINES | TRAINS | {"--seeds", "--share-mining", "--also"},
     "mine": GENERATES | MINES,
     "train": NAMES | TRAINS | (GENERATES - {"--limit"}) | {"--failures"},
-    "eval": GENERATES,
+    "eval": GENERATES | {"--also"},
     "report": NAMES | {"--csv", "--png"},
     "show": {"--task", "--task-option", "--model", "--chat-template", "--set", "--seed", "-n", *RECORDED},
     "rescore": {"--task", "--task-option", "--output-dir", "--json", "--quiet"},
