@@ -11,7 +11,7 @@ import password
 import pytest
 import tiny
 import torch
-from even import TEMPERATURE, Even, RecordingTrainer, bare_model, even_protocol, trainer_in
+from even import TEMPERATURE, Even, RecordingTrainer, as_passed, bare_model, even_protocol, trainer_in
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from r3core import Example, Prompt, Verdict
@@ -103,11 +103,11 @@ def test_only_the_reflections_tokens_have_a_gradient(tmp_path: Path, tiny_tokeni
     trained = 0
     total = sum(map(len, trainer.reflections))
     for inputs, ids, logits in zip(trainer.losses, forward.inputs, forward.outputs, strict=True):
-        width = inputs["prompt_ids"].shape[1]
+        mask, advantages, width = as_passed(inputs, ids)
         # (rows, tokens): the logits at one position are those of the token after it
         reflection = torch.zeros_like(ids, dtype=torch.bool)
-        reflection[:, width - 1 : -1] = inputs["completion_mask"].bool()
-        advantages = inputs["advantages"][:, None]
+        reflection[:, width - 1 : -1] = mask
+        advantages = advantages[:, None]
         assert logits.grad[~reflection].count_nonzero() == 0
         moved = logits.grad.abs().sum(-1) > 0
         assert torch.equal(moved, reflection & (advantages != 0))
@@ -169,7 +169,7 @@ def test_thinking_is_trained_or_not_and_what_the_retry_reads_is_reported(
         trainer = trainer_in(run, protocol, failures, model=model, tokenizer=tokenizer, kind=ThinkingTrainer)
         trainer.train()
     for inputs, ids, logits in zip(trainer.losses, forward.inputs, forward.outputs, strict=True):
-        width = inputs["prompt_ids"].shape[1]
+        _, advantages, width = as_passed(inputs, ids)
         trained = torch.zeros_like(ids, dtype=torch.bool)
         for row, text in enumerate(map(tokenizer.decode, ids[:, width:])):
             written = next(one for one in WRITTEN if text.startswith(one))
@@ -177,7 +177,7 @@ def test_thinking_is_trained_or_not_and_what_the_retry_reads_is_reported(
             start = len(thought) if tokens == "answer-of-reflection" else 0
             trained[row, width - 1 + start : width - 1 + len(tokenizer.encode(written, add_special_tokens=False))] = 1
         moved = logits.grad.abs().sum(-1) > 0
-        assert torch.equal(moved, trained & (inputs["advantages"][:, None] != 0))
+        assert torch.equal(moved, trained & (advantages[:, None] != 0))
         assert moved.any()
     rows = run.read("train-episodes")
     assert [row["reflection"]["text"] for row in rows[:4]] == ["aa", "b", "", ""]

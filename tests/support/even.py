@@ -17,6 +17,7 @@ from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.train import grpo_config
 from r3core.training.trainer import ReflectionTrainer
+from r3core.training.trimmed import windows_of
 from r3core.verification.judge import Judge
 
 TEMPERATURE = 0.7
@@ -56,6 +57,19 @@ def bare_model(tokenizer: Any) -> LlamaForCausalLM:
         model.lm_head.weight.copy_(torch.eye(size)).requires_grad_(False)
         model.model.norm.weight[tokenizer.eos_token_id] = 4.0  # else no reflection would ever end
     return model
+
+
+def as_passed(inputs: dict[str, Any], ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return completion mask, advantages and prompt width of a loss's inputs, as they went through the model in `ids`.
+
+    The trainer has sorted the rows by length, and trimmed them to the longest.
+    """
+    whole = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    prompt = inputs["prompt_ids"].shape[1]
+    order, [(_, first, end)] = windows_of(attention, inputs["completion_ids"].shape[1], 1)
+    assert torch.equal(whole[order][:, first:end], ids)
+    return inputs["completion_mask"][order][:, : end - prompt].bool(), inputs["advantages"][order], prompt - first
 
 
 def even_protocol(*, steps: int = 1, **grpo: Any) -> tuple[Protocol, list[Failure]]:
