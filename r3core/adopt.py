@@ -41,19 +41,27 @@ def adopt_failures(run: Run, task: Task, config: Config, source: Path) -> list[F
         raise UsageError(f"`{source}` has no failures to train on")
     write_failures(run.path / "failures", failures, provenance)
     if config.train.anchor > 0:
-        _adopt_attempts(run, source)
+        _adopt_attempts(run, source, provenance, model=config.model or "built-in")
     run.finish("mine", {"failures": len(failures), "from": str(source)})
     return failures
 
 
-def _adopt_attempts(run: Run, source: Path) -> None:
-    """Copy the mined attempts of another run, which `train.anchor` needs; UsageError when they are not there."""
+def _adopt_attempts(run: Run, source: Path, provenance: dict[str, Any], *, model: str) -> None:
+    """Copy the mined attempts of another run, which `train.anchor` needs; UsageError when they are not there.
+
+    They have to be those of the model that is trained: the anchor is on attempts that the base model has sampled.
+    """
+    if (by := provenance.get("model")) != model:
+        raise UsageError(
+            f"`train.anchor` requires attempts by `{model}`, and `{source}` was mined with `{by}`",
+            "mine with the model that is trained, or set train.anchor=0",
+        )
     folders = [RunRecord(folder) for folder in (source, source.parent)]  # a run directory, or `failures` in one
     attempts = next((found for record in folders if (found := list(mined_attempts(record)))), [])
-    if not attempts:
+    if not any(episode.attempt.token_ids for episode in attempts):
         raise UsageError(
-            f"`train.anchor` requires all attempts of mining, and `{source}` has the failures alone",
-            "name the run directory that mined them under mine.failures, or mine in this run",
+            f"`train.anchor` requires the tokens of all attempts of mining, and `{source}` does not have them",
+            "name the run directory that mined them with a local engine, or mine in this run",
         )
     run.drop(ADOPTED_ATTEMPTS, lambda _: True)  # of an interrupted copy
     run.append(ADOPTED_ATTEMPTS, attempts)

@@ -457,6 +457,11 @@ def _check_objective(config: Config) -> None:
             f"`train.reward_leaks` cannot be false with `train.objective={name}`: it samples no reflections",
             "set train.reward_leaks=true",
         )
+    if train.anchor > 0 and config.grpo.get("sync_ref_model"):
+        raise ConfigError(
+            "`grpo.sync_ref_model` cannot be true with `train.anchor`: the anchor's base model would follow the policy",
+            "set grpo.sync_ref_model=false, or train.anchor=0",
+        )
     if train.tokens == "answer-of-reflection" and "reflection" not in objective.turns:
         raise ConfigError(
             f"`train.tokens` cannot be {train.tokens} with `train.objective={name}`: it trains no reflections",

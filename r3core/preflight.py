@@ -269,7 +269,7 @@ def _misfit(lengths: Mapping[TurnKind, int], config: Config, context: int | None
     limits = [(turn, f"sampling.{turn}.max_tokens", getattr(config.sampling, turn).max_tokens) for turn in PLURAL]
     in_training = config.grpo.get("max_completion_length")
     if isinstance(in_training, int):
-        limits.append(("reflection", "grpo.max_completion_length", in_training))
+        limits.append((config.objective.first, "grpo.max_completion_length", in_training))
     for turn, key, tokens in limits:
         if context is None or lengths[turn] + tokens <= context:
             continue

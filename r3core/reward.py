@@ -119,11 +119,16 @@ def rewards_by_turn(
 
 
 def batch_metrics(
-    rewards: Sequence[float | None], failure: Sequence[int], retried: Sequence[Sequence[Episode]]
+    rewards: Sequence[float | None],
+    failure: Sequence[int],
+    retried: Sequence[Sequence[Episode]],
+    *,
+    first: Turn = "reflection",
 ) -> dict[str, float]:
     """Return the metrics of P * G samples that are logged beside TRL's own; all are shares, in [0, 1].
 
-    `failure` identifies the group of each row; `retried` has the episodes of each sample, one per retry.
+    `failure` identifies the group of each row; `retried` has the episodes of each sample, one per retry. Those of
+    attempts are there if `first`, the turn that is sampled in groups, is the attempt.
     """
     groups = [
         {reward for _, reward in rows if reward is not None}
@@ -133,7 +138,13 @@ def batch_metrics(
     reflections: list[Reflection] = [episodes[0].reflection for episodes in retried if episodes[0].reflection]
     tested = [reflection.leaked for reflection in reflections if reflection.leaked is not None]
     retries = [retry for episodes in retried for episode in episodes for retry in _retries(episode)]
+    attempts = [episodes[0].attempt for episodes in retried] if first == "attempt" else []
+    of_attempts = {
+        "attempts/truncated": _share(attempt.stopped == "length" for attempt in attempts),
+        "attempts/unjudged": _share(judged(attempt) is None for attempt in attempts),
+    }
     return {
+        **(of_attempts if attempts else {}),
         "groups/mixed": _share(len(group) > 1 for group in judged_groups),
         "groups/all_right": _share(group == {1.0} for group in judged_groups),
         "groups/all_wrong": _share(group == {0.0} for group in judged_groups),

@@ -14,8 +14,8 @@ MAX_SHARE = 0.05
 
 
 def limit_of(config: Config, turn: TurnKind, *, training: bool = False) -> str:
-    """Return the token limit of a turn as `key=value`; reflections in training may have their own."""
-    if turn == "reflection" and training and "max_completion_length" in config.grpo:
+    """Return the token limit of a turn as `key=value`; the turn that training samples in groups may have its own."""
+    if training and turn == config.objective.first and "max_completion_length" in config.grpo:
         return f"grpo.max_completion_length={config.grpo['max_completion_length']}"
     return f"sampling.{turn}.max_tokens={getattr(config.sampling, turn).max_tokens}"
 

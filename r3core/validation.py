@@ -110,9 +110,7 @@ def explain_validation(config: Config, processes: int, *, problems: int | None =
     cost = "all of the split, so that the cost is unknown"
     if limit is not None:
         tokens = len(steps) * limit * each
-        options = config.grpo_options()
-        reflection = int(options.get("max_completion_length") or 256) + config.train.retries * turns.retry.max_tokens
-        trained = steps[-1] * reflections_per_step(options, processes) * reflection
+        trained = steps[-1] * reflections_per_step(config.grpo_options(), processes) * _longest_sample(config)
         cost = f"at most {tokens:,} tokens, where training generates at most {trained:,.0f} ({tokens / trained:.0%})"
     lines = [
         f"{len(steps)} evaluations (step 0, every {config.evaluate.every}, the last) x {limit or 'all'} problems, at "
@@ -125,6 +123,16 @@ def explain_validation(config: Config, processes: int, *, problems: int | None =
     if config.train.stop_after is not None:
         lines.append(f"training stops after {config.train.stop_after} evaluations in a row without a better second try")
     return lines
+
+
+def _longest_sample(config: Config) -> int:
+    """Return the maximum number of tokens that training generates for one sample."""
+    objective, turns = config.objective, config.as_trained().sampling
+    tokens = turns.attempt.max_tokens if objective.first == "attempt" else 0
+    if objective.retries:
+        shared = int(config.grpo_options().get("num_generations", 8)) if objective.first == "retry" else 1
+        tokens += turns.reflection.max_tokens // shared + config.train.retries * turns.retry.max_tokens
+    return tokens
 
 
 def best_of(rows: Sequence[Validation]) -> Validation | None:
@@ -189,8 +197,9 @@ class Validator:
         return self._folder(best.step) if self.keeps_best and best else None
 
     def is_due(self, step: int) -> bool:
-        """Return whether the policy is to be evaluated after a step, and was not yet."""
-        return step in self.steps and all(row.step != step for row in self.rows)
+        """Return whether the policy is to be evaluated after a step, and was not yet; also where a budget ends."""
+        due = step in self.steps or self.trainer.budget_is_spent
+        return due and all(row.step != step for row in self.rows)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluate the policy, append the row, save the weights if it is the best so far, and return the metrics."""

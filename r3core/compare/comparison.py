@@ -222,9 +222,9 @@ def _not_comparable(grouped: Sequence[Sequence[Evaluated]], groups: Sequence[Gro
     verifiers = {run.verifier for group in grouped for run in group if run.verifier}
     if len(verifiers) > 1:
         found.append("the verifier has changed between the runs: judge them again with `r3 rescore`")
-    first = _budget(groups[0])
     for group in groups[1:]:
-        budget = _budget(group)
+        charged = all(member.tokens.charged is not None for one in (groups[0], group) for member in one.runs)
+        first, budget = (_budget(one, charged=charged) for one in (groups[0], group))
         if first is None or budget is None:
             continue
         if abs(budget - first) > EQUAL_BUDGET * max(first, budget):
@@ -235,13 +235,15 @@ def _not_comparable(grouped: Sequence[Sequence[Evaluated]], groups: Sequence[Gro
     return found
 
 
-def _budget(group: Group) -> float | None:
+def _budget(group: Group, *, charged: bool) -> float | None:
     """Return the mean number of tokens that a run of a group generated for training, None where it is not recorded.
 
-    The share of mining that training has to account for is added where it was counted.
+    With `charged`, the share of mining that training has to account for is added.
     """
     of_runs = [member.tokens for member in group.runs]
-    known = [tokens.training + (tokens.charged or 0) for tokens in of_runs if tokens.training is not None]
+    known = [
+        tokens.training + (tokens.charged or 0 if charged else 0) for tokens in of_runs if tokens.training is not None
+    ]
     return fmean(known) if len(known) == len(group.runs) else None
 
 

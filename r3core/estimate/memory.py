@@ -37,6 +37,7 @@ class Plan(Frozen):
     full_bytes: int  # bytes per weight when all weights are trained: those of `train.dtype`
     beta: float  # weight of the KL term or of the anchor; 0 needs no reference model
     rows_per_sample: int  # rows that the objective trains for one sample
+    scored: int  # tokens of the longest trained turn
     trains_retry: bool  # the longest of them ends with the retry, not with the reflection
     quantized: bool  # the linear layers have 4 bits per weight
     optimizer: str
@@ -68,9 +69,8 @@ def plan_of(config: Config, shape: Shape, *, processes: int = 1, sharded: bool =
     """
     options = with_defaults(config.grpo_options())
     turns, objective = config.sampling, config.objective
-    reflection = options["max_completion_length"] or turns.reflection.max_tokens
-    if objective.first == "retry":  # TRL's maximum is that of the retry
-        reflection = turns.reflection.max_tokens
+    in_training = config.as_trained().sampling
+    reflection = in_training.reflection.max_tokens
     room = (shape.context or 2**31) - turns.attempt.max_tokens - reflection - turns.retry.max_tokens
     bf16 = options["bf16"] if options["bf16"] is not None else cuda and not options["fp16"]
     shared = options["use_vllm"] and options["vllm_mode"] == "colocate"
@@ -86,15 +86,16 @@ def plan_of(config: Config, shape: Shape, *, processes: int = 1, sharded: bool =
         retries=config.train.retries,
         batch_size=config.batch_size,
         prompt=max(1, min(PROMPT_TOKENS, room)),
-        attempt=turns.attempt.max_tokens,
-        reflection=reflection,
-        retry=turns.retry.max_tokens,
+        attempt=max(turns.attempt.max_tokens, in_training.attempt.max_tokens),
+        reflection=reflection if objective.retries else 0,
+        retry=max(turns.retry.max_tokens, in_training.retry.max_tokens),
         checkpointing=options["gradient_checkpointing"],
         amp=bool(bf16 or options["fp16"]),
         dtype_bytes=_BYTES.get(config.dtype, shape.dtype_bytes),
         full_bytes=_BYTES[config.train.dtype],
         beta=options["beta"] or config.train.anchor,
         rows_per_sample=objective.rows(retries=config.train.retries),
+        scored=max(getattr(in_training, turn).max_tokens for turn in objective.turns),
         trains_retry="retry" in objective.turns,
         quantized=config.quantization == "4bit",
         optimizer=optimizer,
@@ -298,8 +299,7 @@ def log_probabilities(shape: Shape, plan: Plan) -> int:
     are added to the others. Without CUDA all positions are scored, with about seven 32-bit copies of a tile, which are
     as wide as the vocabulary.
     """
-    scored = max(plan.reflection, plan.retry) if plan.trains_retry else plan.reflection
-    tokens = plan.rows * plan.rows_per_sample * scored if plan.cuda else _tokens(plan)
+    tokens = plan.rows * plan.rows_per_sample * plan.scored if plan.cuda else _tokens(plan)
     rows, columns = min(tokens, _TILE[0]), _TILE[1]
     tile = rows * (columns * _compute(shape, plan) + (0 if plan.cuda else 29 * min(shape.vocabulary, columns)))
     size = trained_bytes(shape, plan)

@@ -61,7 +61,8 @@ def method(run: Collected) -> str:
             f"Mining: {mined['failures']:,} failures from {mined['attempts']:,} attempts at the {split} split."
         )
     if run.steps:
-        group, steps = group_size(config), run.max_steps or run.steps[-1]["step"]
+        trained = run.record.done("train") or {}
+        group, steps = group_size(config), trained.get("steps") or run.max_steps or run.steps[-1]["step"]
         retries = config.train.retries
         reward = (
             "1 if the retry after it passes, else 0" if retries == 1 else f"the share of {retries} retries that pass"

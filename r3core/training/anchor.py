@@ -21,6 +21,7 @@ import torch
 from r3core.errors import RunError
 from r3core.failures import mined_attempts
 from r3core.generation.chat import encode
+from r3core.generation.control_tokens import control_tokens
 from r3core.protocol import Protocol
 from r3core.training.segments import padding_id
 
@@ -86,10 +87,13 @@ def _base(trainer: ReflectionTrainer) -> Iterator[Any]:
 def _tokenized(trainer: ReflectionTrainer) -> Sequence[tuple[list[int], list[int]]]:
     """Return prompt and tokens of every mined attempt that fits the context; RunError without any."""
     protocol: Protocol = trainer.protocol
-    limit = trainer.policy.context
+    limit, control = trainer.policy.context, control_tokens(trainer.processing_class)
     found = []
     for episode in mined_attempts(trainer.run):
-        if ids := episode.attempt.token_ids:
+        attempt = episode.attempt
+        ids = attempt.token_ids
+        text = attempt.text if attempt.raw is None else attempt.raw
+        if ids and control.spell(ids, text):  # else they are another tokenizer's
             prompt = encode(trainer.processing_class, protocol.attempt_request(episode.example))
             if limit is None or len(prompt) + len(ids) <= limit:
                 found.append((prompt, ids))

@@ -33,6 +33,7 @@ class StepCallback(TrainerCallback):
         self.advance = advance
         self.save_clock = save_clock
         self.ended_at = perf_counter()
+        self.spent = trainer.usage.spent
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the step's clocks."""
@@ -60,15 +61,16 @@ class StepCallback(TrainerCallback):
             engine.cached = engine.prompted = 0
         for name, value in metrics.items():
             self.trainer._metrics["train"][name].append(value)
-        spent = self.trainer.usage.spent
         with waiting_for(PROCESS, "the token counts of the other ranks"):
             self.trainer.usage.gather()
         budget = self.trainer.protocol.config.train.budget_tokens
-        done = 1 if budget is None else min(self.trainer.usage.spent, budget) - min(spent, budget)
+        spent, self.spent = self.spent, self.trainer.usage.spent
+        done = 1 if budget is None else min(self.spent, budget) - min(spent, budget)
         self.advance(done, figure=main_figure(self.trainer._metrics["train"]))
+        if state.global_step >= args.max_steps or self.trainer.budget_is_spent:
+            control.should_log = True  # whatever `logging_steps` is: the row has the tokens of all steps
         if self.trainer.budget_is_spent:
             control.should_training_stop = True
-            control.should_log = True
             control.should_save = args.save_strategy != "no"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:

@@ -150,12 +150,18 @@ def checkpoint_steps(options: Mapping[str, Any], world_size: int = 1) -> int:
     """
     given = with_defaults({"save_steps": 1} | dict(options))
     micro_batch = given["per_device_train_batch_size"] * world_size
-    passes = _generation_batch(given, micro_batch) // micro_batch * given["num_iterations"]
-    period = passes // gcd(passes, given["gradient_accumulation_steps"])  # steps until a step ends with a generation
+    passes = _generation_batch(given, micro_batch) // micro_batch
+    period = steps_of_generations(given | {"steps_per_generation": passes})
     steps = given["save_steps"]
     if 0 < steps < 1:
         steps = ceil(steps * given["max_steps"])
     return int(ceil(steps / period) * period)
+
+
+def steps_of_generations(options: Mapping[str, Any]) -> int:
+    """Return after how many steps a step ends with a generation, from options that TRL has resolved."""
+    passes = options["steps_per_generation"] * options["num_iterations"]
+    return int(passes // gcd(passes, options["gradient_accumulation_steps"]))
 
 
 def explain_checkpoints(options: Mapping[str, Any], world_size: int) -> list[str]:

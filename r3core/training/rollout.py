@@ -20,6 +20,7 @@ from r3core.generation.chat import Take, completion, converse, encode, fault_of_
 from r3core.generation.generator import Completion, Continued, Ended, Sampling, overlong
 from r3core.objective import Segment, Turn
 from r3core.protocol import no_leak, with_leak
+from r3core.reward import judged
 from r3core.task import Prompt
 from r3core.training.policy import Policy
 
@@ -184,11 +185,14 @@ class Rollout:
         if not self.objective.retries:
             self.samples = [[episode] for episode in attempted]
             return
-        reflected = self.protocol.reflect(attempted, self.recorder, seed=self._seed("reflect"))
+        learned = [e.failed and (self.config.mine.keep_truncated or judged(e.attempt) is False) for e in attempted]
+        failed = [episode for episode, use in zip(attempted, learned, strict=True) if use]
+        new = iter(self.protocol.reflect(failed, self.recorder, seed=self._seed("reflect")))
+        reflected = [next(new) if use else episode for episode, use in zip(attempted, learned, strict=True)]
         rows = iter(self.recorder.rows)
         self.turn_rows["reflection"] = []
         for episode in reflected:
-            row = next(rows) if episode.failed else None
+            row = next(rows) if episode.reflection is not None else None
             self.turn_rows["reflection"].append(row and row._replace(start=self._start(episode.reflection)))
         self._retry(reflected)
 

@@ -45,6 +45,7 @@ from r3core.runs import Run
 from r3core.task import Message
 from r3core.training.anchor import Anchor
 from r3core.training.checkpoints import ONE_PROCESS
+from r3core.training.grpo_options import steps_of_generations
 from r3core.training.lora import lora_config
 from r3core.training.policy import Policy, attributes_set, context_in_training, vllm_started_for
 from r3core.training.posterior import Verdicts
@@ -287,6 +288,8 @@ class ReflectionTrainer(GRPOTrainer):
             self.generation_seconds += perf_counter() - started - (self.protocol.judge.seconds - verifying)
             self.rows = self.rollout.rows(self.segment)
             completion_ids = [row.ids for row in self.rows]
+            if logprobs is not None:
+                logprobs = [row.logprobs or [0.0] * len(row.ids) for row in self.rows]
         masks = [row.mask for row in self.rows] if any(row.start for row in self.rows) else None
         return prompt_ids, completion_ids, masks, completions, logprobs, *rest
 
@@ -323,7 +326,9 @@ class ReflectionTrainer(GRPOTrainer):
             top_p=self.args.top_p,
             top_k=self.args.top_k or 0,
             max_tokens=self.args.max_completion_length or 256,
-            seed=self.seed_for("reflect", self.accelerator.process_index),
+            seed=self.seed_for(
+                "reflect" if self.objective.first == "reflection" else "first", self.accelerator.process_index
+            ),
         )
         served = bool(self.use_vllm)
         with waiting_for(ENGINE, f"{len(prompt_ids):,} samples of the {self.objective.first}"):
@@ -361,18 +366,21 @@ class ReflectionTrainer(GRPOTrainer):
 
     def _record(self, samples: list[list[Episode]], rewards: list[float | None], *, log_metric: Any) -> None:
         """Log the metrics of a generation, and append its rows to `train-episodes`."""
-        for name, value in batch_metrics(rewards, self.failure, samples).items():
+        for name, value in batch_metrics(rewards, self.failure, samples, first=self.objective.first).items():
             log_metric(name, value)
         reflections = [sample[0].reflection for sample in samples if sample[0].reflection]
         if "reflection" in self.objective.turns:
             log_metric("reflections/read_by_retry", self._read_by_retry(reflections))
         self.usage.count_failures(self.failures[index].id for index in self.failure)
+        attempted = self.objective.first == "attempt"
         if self.accelerator.is_main_process:
+            if attempted:
+                cut = sum(sample[0].attempt.stopped == "length" for sample in samples)
+                self.truncation.add("attempt", cut, total=len(samples))
             cut_off = sum(reflection.stopped == "length" for reflection in reflections)
             self.truncation.add("reflection", cut_off, total=len(reflections))
             answers = [e.retries["reflect"] for sample in samples for e in sample if "reflect" in e.retries]
             self.truncation.add("retry", sum(a.stopped == "length" for a in answers), total=len(answers))
-        attempted = self.objective.first == "attempt"
         self.recorded = [
             {
                 "step": self.state.global_step + 1,
@@ -410,9 +418,10 @@ class ReflectionTrainer(GRPOTrainer):
 
     @property
     def budget_is_spent(self) -> bool:
-        """Whether training has used the tokens of `train.budget_tokens`."""
+        """Whether training has used the tokens of `train.budget_tokens`, and every use of its last generation."""
         budget = self.protocol.config.train.budget_tokens
-        return budget is not None and self.usage.spent >= budget
+        period = steps_of_generations(vars(self.args))
+        return budget is not None and self.usage.spent >= budget and self.state.global_step % period == 0
 
     def restore(self, checkpoint: Path | None) -> None:
         """Load the weights of a checkpoint, without training."""
