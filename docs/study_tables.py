@@ -1,0 +1,143 @@
+"""The tables of docs/study.md. `python docs/study_tables.py NAME FOLDER ...` records the pooled figures of runs.
+
+FOLDER is that of a sweep, or a run directory. docs/study/NAME.json gets what `r3 compare --json` prints of them, without
+the rows of single seeds and without paths. docs/generate.py writes the tables from it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tables import table
+
+STUDY = Path(__file__).resolve().parent / "study"
+MEASURES = {
+    "first": "first try",
+    "greedy-first": "first try, greedy",
+    "second": "second try",
+    "greedy-second": "second try, greedy",
+    "fix": "fix rate",
+    "resample": "plain resampling",
+    "by_trained": "retries on its reflections by the base / by itself",
+}
+"""The measures of the tables, with their names."""
+
+
+def record(folders: Sequence[str]) -> dict[str, Any]:
+    """Return the pooled figures of the runs in some folders, as shares of 1."""
+    runs = [str(run) for folder in folders for run in _runs(Path(folder))]
+    command = [sys.executable, "-m", "r3core", "compare", "--json", *runs]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {
+        "task": found["task"],
+        "split": found["split"],
+        "problems": found["problems"],
+        "groups": [_group(group) for group in found["groups"]],
+        "contrasts": found["contrasts"],
+        "not_comparable": found["not_comparable"],
+    }
+
+
+def _runs(folder: Path) -> list[Path]:
+    """Return the finished runs in the folder of a sweep, or the run directory itself."""
+    if (folder / "result.json").exists():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("*/seed-*/result.json"))
+
+
+def _group(group: Mapping[str, Any]) -> dict[str, Any]:
+    tokens = [run["tokens"] for run in group["runs"]]
+    spent = [one["training"] + (one.get("charged") or 0) for one in tokens]
+    rows = {row["measure"]: {side: row[side] for side in ("base", "trained", "difference")} for row in group["rows"]}
+    return {
+        "name": group["name"],
+        "settings": group["settings"],
+        "seeds": [run["seed"] for run in group["runs"]],
+        "tokens": round(sum(spent) / len(spent)),
+        "rows": {measure: rows[measure] for measure in MEASURES if measure in rows},
+    }
+
+
+def outcomes(name: str) -> str:
+    """Return a row for each setting: both tries, sampled and greedy, with what training changed."""
+    study = _read(name)
+    shown = ("first", "greedy-first", "second", "greedy-second")
+    rows = [("base model", "", *(_share(study["groups"][0]["rows"][measure]["base"]) for measure in shown))]
+    for group in study["groups"]:
+        cells = [
+            f"{_share(group['rows'][one]['trained'])}<br>{_change(group['rows'][one]['difference'])}" for one in shown
+        ]
+        rows.append((f"`{_label(group)}`", f"{group['tokens']:,}", *cells))
+    return table(("setting", "tokens", *(MEASURES[one] for one in shown)), rows)
+
+
+def reflections(name: str) -> str:
+    """Return, for each setting, what its reflections and plain resampling are worth."""
+    rows = []
+    for group in _read(name)["groups"]:
+        found = group["rows"]
+        cross = found["by_trained"]
+        rows.append(
+            (
+                f"`{_label(group)}`",
+                *(_share(found[measure]["trained"]) for measure in ("fix", "resample")),
+                _share(cross["base"]),
+                _share(cross["trained"]),
+            )
+        )
+    heads = ("setting", "fix rate", "plain resampling", "base retries on its reflections", "it retries on them")
+    return table(heads, rows)
+
+
+def contrasts(name: str) -> str:
+    """Return the difference of every setting to the first one, with Holm's correction."""
+    study = _read(name)
+    labels = {group["name"]: _label(group) for group in study["groups"]}
+    rows = [
+        (
+            f"`{labels[one['group']]}` - `{labels[one['against']]}`",
+            MEASURES[one["measure"]],
+            _change({**one["difference"], "p": None}),
+            _p(one["difference"]["p"]),
+            _p(one["p_adjusted"]),
+        )
+        for one in study["contrasts"]
+        if one["measure"] in MEASURES
+    ]
+    return table(("compared", "measure", "points", "p", "p (Holm)"), rows)
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((STUDY / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _label(group: Mapping[str, Any]) -> str:
+    """Return what a setting changes, for example `objective=retry, anchor=1.0`."""
+    changed = {key.removeprefix("train."): value for key, value in group["settings"].items()}
+    shown = [f"{key}={value}" for key, value in changed.items() if value not in ("default", "0.0", "reflection")]
+    return ", ".join(shown) or "objective=reflection"
+
+
+def _share(value: Mapping[str, Any]) -> str:
+    return f"{100 * value['mean']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+
+
+def _change(value: Mapping[str, Any]) -> str:
+    points = f"{100 * value['mean']:+.1f} [{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"
+    return points if value["p"] is None else f"{points}, p {_p(value['p'])}"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+if __name__ == "__main__":
+    name, *folders = sys.argv[1:]
+    STUDY.mkdir(exist_ok=True)
+    (STUDY / f"{name}.json").write_text(json.dumps(record(folders), indent=1) + "\n", encoding="utf-8")
