@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `pretrain
 
 import call_tables
 import memory_tables
+import paper_tables
 import published
 import typer.main
 from pydantic import BaseModel
@@ -78,8 +79,8 @@ APIGEN = {
 def pages() -> dict[Path, str]:
     """Return the path and the text of every page that is generated, whole or in part."""
     written = {ROOT / "docs/cli.md": command_line(), ROOT / "docs/configuration.md": configuration()}
-    blocks = ("README.md", "docs/built-in-model.md", "docs/explain.md", "docs/results.md", "docs/scale.md")
-    for page in (ROOT / name for name in blocks):
+    names = ("built-in-model", "explain", "paper", "results", "scale")
+    for page in (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in names)):
         written[page] = _filled(page.read_text(encoding="utf-8"))
     return written
 
@@ -234,6 +235,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "apigen corpus": apigen_corpus,
     "apigen phases": partial(_phases, apigen.PHASES, APIGEN),
     **published.BLOCKS,
+    **paper_tables.BLOCKS,
     **memory_tables.BLOCKS,
     **call_tables.BLOCKS,
 }

@@ -1,4 +1,4 @@
-"""What a run takes over from another one, with `mine.failures`: its failures, and its forecast where that holds."""
+"""What a run takes over from another one, with `mine.failures`: failures, attempts of mining, and the forecast."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def adopt_failures(run: Run, task: Task, config: Config, source: Path) -> list[F
 
 def _adopt_attempts(run: Run, source: Path) -> None:
     """Copy the mined attempts of another run, which `train.anchor` needs; UsageError when they are not there."""
-    attempts = list(mined_attempts(RunRecord(source if (source / "mine.jsonl").exists() else source.parent)))
+    folders = [RunRecord(folder) for folder in (source, source.parent)]  # a run directory, or `failures` in one
+    attempts = next((found for record in folders if (found := list(mined_attempts(record)))), [])
     if not attempts:
         raise UsageError(
             f"`train.anchor` requires all attempts of mining, and `{source}` has the failures alone",

@@ -27,8 +27,8 @@ PLACEMENT = ("processes", "accelerate_config")
 _LATER = (
     *("template", "chat_template", "history", "wording.empty", "train.tokens", "train.drop_equal_groups"),
     *("evaluate.every", "evaluate.every_limit", "train.keep", "train.stop_after", "evaluate.resamples"),
-    *("train.objective", "train.anchor", "train.budget_tokens", "train.order"),
-    *("evaluate.also", "evaluate.decoding"),
+    *("train.objective", "train.anchor", "train.budget_tokens", "train.interpolate", "train.order"),
+    *("evaluate.also", "evaluate.decoding", "protocol.rounds"),
 )
 """Keys that a run's record has only where they differ from their default: runs of 0.1 do not have them."""
 
@@ -78,6 +78,13 @@ class Phrases(Section):
     """Text that stands for an answer without text in later prompts."""
     generic: str | None = None
     """Sentence that takes the place of the reflection in the control `generic`."""
+
+
+class Dialogue(Section):
+    """How a conversation continues after a failed retry."""
+
+    rounds: int = Field(default=1, gt=0)
+    """Rounds of reflection and retry in an evaluation, each after another failed retry; training has the first only."""
 
 
 class Mine(Section):
@@ -141,6 +148,9 @@ class Train(Section):
     keep: Literal["last", "best"] = "last"
     """Which weights `model/` has: those of the last step, or of the step with the best second try on the validation
     split; `best` requires `evaluate.every`."""
+    interpolate: float = Field(default=1.0, gt=0, le=1)
+    """Share a of the update that `model/` gets: base + a (trained - base), also of the best step; 1 saves the trained
+    weights. Training and the evaluations during it are not affected."""
     stop_after: int | None = Field(default=None, gt=0)
     """Stop early after this number of evaluations in a row without a better second try; it requires `evaluate.every`.
     null trains every step."""
@@ -168,8 +178,7 @@ class Evaluate(Section):
     cross: bool = False
     """Also combine reflections of one model with retries of the other, for base and trained model."""
     also: tuple[OtherTask, ...] = ()
-    """Other tasks on which both models are evaluated too, each as NAME, as NAME,OPTION=VALUE, or with task and
-    task_options."""
+    """Other tasks on which both models are evaluated too: NAME, NAME,OPTION=VALUE, or `task` and `task_options`."""
     every: int | None = Field(default=None, gt=0)
     """Training steps between two evaluations during training, on the validation split; null turns them off."""
     every_limit: int | None = Field(default=100, gt=0)
@@ -254,6 +263,8 @@ class Config(Section):
     tokens as they are, thinking included."""
     wording: Phrases = Phrases()
     """Sentences of r3 in the prompts."""
+    protocol: Dialogue = Dialogue()
+    """Further rounds of reflection and retry."""
     batch_size: int = Field(default=128, gt=0)
     """Maximum number of conversations generated at once, outside of training."""
     sampling: Turns = Turns()
@@ -339,6 +350,8 @@ class Config(Section):
             tree, default = (one[section] if section else one for one in (record, defaults))
             if tree[name] == default[name]:
                 del tree[name]
+            if section and not tree:  # a section of later keys only
+                del record[section]
         places, options = find_engine(self.engine).places, record["engine_options"]
         record["engine_options"] = {name: value for name, value in options.items() if name not in places}
         return record

@@ -7,13 +7,13 @@ from math import ceil
 
 from r3core.cells import format_difference, format_rate
 from r3core.episode import Arm
-from r3core.evaluate import Result, Scores, secondary
+from r3core.result import Result, Scores, secondary
 
 CONTROLS_TEXT = {
     "none": "retry, no reflection",
     "generic": "retry, generic sentence",
     "shuffled": "retry, another's reflection",
-    "placebo": "retry, neutral text (placebo)",
+    "placebo": "retry, neutral text",
     "resample": "plain resampling",
 }
 EQUAL_TOKENS = "plain resampling at equal tokens"

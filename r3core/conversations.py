@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 
 from r3core.episode import Answer, Arm, Episode, Reflection, Text
 from r3core.errors import RunError, UsageError, did_you_mean
-from r3core.evaluate import solved
 from r3core.failures import Failure
 from r3core.forecast import group_size
 from r3core.groups import TRAINED, Group, groups_of, trained_rows
 from r3core.recorded import Key, change, config_of
+from r3core.result import solved
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Frozen
 
@@ -42,13 +42,16 @@ class Conversation(NamedTuple):
     tried: list[Tried]
     controls: dict[Arm, Answer]
     key: Key
+    further: list[Tried] = []
+    """Further rounds of the same conversation, each after a failed retry."""
     trains: bool = False
     """Whether it is a group of training."""
 
     @property
     def answers(self) -> list[Answer]:
         """The attempt and the retries, those of the controls left out."""
-        return [*([self.attempt] if self.attempt else []), *(retry for one in self.tried for retry in one.retries)]
+        tried = (*self.tried, *self.further)
+        return [*([self.attempt] if self.attempt else []), *(retry for one in tried for retry in one.retries)]
 
     @property
     def state(self) -> str:
@@ -79,7 +82,7 @@ class Wanted(Frozen):
 
     def matches(self, one: Conversation) -> bool:
         """Return whether a conversation is wanted; its `change` is not looked at."""
-        turns: list[Text] = [*one.answers, *(tried.reflection for tried in one.tried)]
+        turns: list[Text] = [*one.answers, *(tried.reflection for tried in (*one.tried, *one.further))]
         return (
             (self.fixed is None or one.state == ("fixed" if self.fixed else "not fixed"))
             and (self.category is None or self.category in {answer.verdict.kind for answer in one.answers})
@@ -189,7 +192,8 @@ def _of_episode(episode: Episode, of: str) -> Conversation:
     tried = [Tried(episode.reflection, [own] if own else [])] if episode.reflection else []
     sample = f" (attempt {episode.sample + 1})" if episode.sample else ""
     heading = f"{episode.example.id}{sample}{of}"
-    return Conversation(heading, episode.example, episode.attempt, tried, retries, _key(episode))
+    further = [Tried(one.reflection, [one.retry]) for one in episode.rounds]
+    return Conversation(heading, episode.example, episode.attempt, tried, retries, _key(episode), further)
 
 
 def _groups(run: RunRecord) -> Iterator[Conversation]:

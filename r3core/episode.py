@@ -82,6 +82,13 @@ class Reflection(Text):
     """Whether the reflection reveals the answer; None when that could not be judged."""
 
 
+class Round(Frozen):
+    """A further round of a conversation: a reflection on a failed retry, and the retry after it."""
+
+    reflection: Reflection
+    retry: Answer
+
+
 class Episode(Frozen):
     """An example, an attempt at it and, when that failed, the reflection and the retries.
 
@@ -108,13 +115,23 @@ class Episode(Frozen):
     resamples: tuple[Answer, ...] = ()
     """Fresh attempts beside `retries["resample"]`, for pass@k; left out of the JSON where empty."""
 
+    rounds: tuple[Round, ...] = ()
+    """Further rounds after a failed retry (`protocol.rounds`); left out of the JSON where empty."""
+
     @model_serializer(mode="wrap")
     def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave empty `resamples` out, so that rows have the form in which earlier versions wrote them."""
+        """Leave empty `resamples` and `rounds` out, so that rows have the form in which earlier versions wrote them."""
         values: dict[str, Any] = dump(self)
-        if not self.resamples:
-            values.pop("resamples", None)
+        for name in ("resamples", "rounds"):
+            if not getattr(self, name):
+                values.pop(name, None)
         return values
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The attempt and the retries after the model's own reflections, in their order."""
+        retry = self.retries.get("reflect")
+        return [self.attempt, *([] if retry is None else [retry]), *(one.retry for one in self.rounds)]
 
     @property
     def failed(self) -> bool:

@@ -17,9 +17,10 @@ from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
 from r3core.dataset import problems_to_evaluate
 from r3core.distributed import rank, world_size
+from r3core.drift import measure_drift
 from r3core.engine import Engine
 from r3core.errors import ConfigError, RunError, UsageError
-from r3core.evaluate import Result, evaluate
+from r3core.evaluate import evaluate
 from r3core.executor import LocalExecutor, executor_of
 from r3core.failures import Failure, read_failures
 from r3core.files import atomic_write
@@ -33,6 +34,7 @@ from r3core.plugins.engines import checked_engine, engine_of
 from r3core.preflight import check_template, print_notes, template_date
 from r3core.progress import watched
 from r3core.protocol import Protocol
+from r3core.result import Result
 from r3core.runs import ReadOnlyRun, Run, RunRecord, value_of
 from r3core.task import Task
 from r3core.training.checkpoints import changed_share
@@ -219,6 +221,10 @@ class Pipeline:
             trained=str(trained) if trained else None,
             problems=taken,
         )
+        if result.greedy and trained and isinstance(self.executor, LocalExecutor) and self.engine.in_process:
+            base = model_of(self.config, self.task)
+            with watched("drift"), waiting_for(ENGINE, "probabilities of recorded attempts"):
+                measure_drift(self.run, self.protocol, self.executor, base=base, trained=str(trained))
         if self.config.evaluate.also:
             base, also = model_of(self.config, self.task), str(trained) if trained else None
             others = evaluate_others(self.run, self.config, self.executor, base=base, trained=also)

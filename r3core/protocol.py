@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from r3core import prompts
 from r3core.activity import ENGINE, waiting_for
 from r3core.config import Config, Turn
-from r3core.episode import Answer, Arm, Episode, Reflection, Text
+from r3core.episode import Answer, Arm, Episode, Reflection, Round, Text
 from r3core.errors import RunError
 from r3core.generation.generator import Completion, Generator, Sampling
 from r3core.placebo import placebo
@@ -93,24 +93,15 @@ class Protocol:
         failed = [episode for episode in episodes if episode.failed]
         sampling = _sampling(self.config.sampling.reflection, seed)
         requests = [self.reflection_request(episode) for episode in failed]
-        leaks = self.judge.leaks()
-        completions = self._generate(
-            [e.example for e in failed],
-            requests,
-            generator,
-            sampling,
-            turns="reflections",
-            into=leaks,
-            unjudged=no_leak,
-        )
-        tested = zip(self.with_reflections(failed, completions), leaks.result(), strict=True)
+        completions, leaks = self._reflections(failed, requests, generator, sampling)
+        tested = zip(self.with_reflections(failed, completions), leaks, strict=True)
         reflected = iter([with_leak(episode, leaked) for episode, leaked in tested])
         return [next(reflected) if episode.failed else episode for episode in episodes]
 
     def with_reflections(self, failed: Sequence[Episode], completions: Sequence[Completion]) -> list[Episode]:
         """Return failed episodes with these reflections, not yet tested for leaks, and without earlier retries."""
         return [
-            episode.model_copy(update={"reflection": Reflection(**_text(completion)), "retries": {}, "resamples": ()})
+            episode.model_copy(update={"reflection": Reflection(**_text(completion)), **_NOT_RETRIED})
             for episode, completion in zip(failed, completions, strict=True)
         ]
 
@@ -137,6 +128,57 @@ class Protocol:
             episode if answer is None else episode.model_copy(update={"retries": episode.retries | {arm: answer}})
             for episode, answer in zip(episodes, retried, strict=True)
         ]
+
+    def another_round(self, episodes: Sequence[Episode], generator: Generator, *, seed: int) -> list[Episode]:
+        """Return the episodes with one more round where the last retry failed: a reflection on it, and a retry.
+
+        The conversation continues: the model sees its earlier answers and reflections.
+        """
+        failed = [e for e in episodes if "reflect" in e.retries and e.answers[-1].verdict.outcome == "fail"]
+        before = [self._until_last(episode) for episode in failed]
+        requests = [prompts.reflect(*one, self.wording, self.config.history) for one in before]
+        sampling = _sampling(self.config.sampling.reflection, seed_of(seed, "reflection"))
+        completions, leaks = self._reflections(failed, requests, generator, sampling)
+        reflections = [Reflection(**_text(one), leaked=leaked) for one, leaked in zip(completions, leaks, strict=True)]
+        answered = [place for place, reflection in enumerate(reflections) if not reflection.unanswered]
+        again = [
+            prompts.retry(*before[place], reflections[place], self.wording, self.config.history) for place in answered
+        ]
+        examples = [failed[place].example for place in answered]
+        retries = iter(self._answers(examples, again, generator, "retry", seed=seed_of(seed, "retry")))
+        rounds = iter(
+            [Round(reflection=one, retry=_skipped(one) if one.unanswered else next(retries)) for one in reflections]
+        )
+        chosen = set(map(id, failed))
+        return [
+            episode.model_copy(update={"rounds": (*episode.rounds, next(rounds))}) if id(episode) in chosen else episode
+            for episode in episodes
+        ]
+
+    def _until_last(self, episode: Episode) -> tuple[Prompt, Answer, str]:
+        """Return the prompt of the last retry, that retry, and the sentence about its failure."""
+        request, answer = self.retry_request(episode, episode.reflection), episode.retries["reflect"]
+        for one in episode.rounds:
+            failed = prompts.failure(self.wording, answer.verdict, self.feedback)
+            request = prompts.retry(request, answer, failed, one.reflection, self.wording, self.config.history)
+            answer = one.retry
+        return request, answer, prompts.failure(self.wording, answer.verdict, self.feedback)
+
+    def _reflections(
+        self, failed: Sequence[Episode], requests: Sequence[Prompt], generator: Generator, sampling: Sampling
+    ) -> tuple[list[Completion], list[bool | None]]:
+        """Return the reflections on some failures, and whether each reveals the answer."""
+        leaks = self.judge.leaks()
+        completions = self._generate(
+            [e.example for e in failed],
+            requests,
+            generator,
+            sampling,
+            turns="reflections",
+            into=leaks,
+            unjudged=no_leak,
+        )
+        return completions, leaks.result()
 
     def attempt_request(self, example: Example) -> Prompt:
         """Return the prompt of an attempt."""
@@ -262,6 +304,9 @@ def with_leak(episode: Episode, leaked: bool | None) -> Episode:
     return episode.model_copy(update={"reflection": episode.reflection.model_copy(update={"leaked": leaked})})
 
 
+_NOT_RETRIED: dict[str, Any] = {"retries": {}, "resamples": (), "rounds": ()}
+
+
 def _no_verdict(completion: Completion) -> Verdict:
     return Verdict.error(completion.fault or "the token limit cut it off in its thinking")
 
@@ -270,7 +315,12 @@ def _skipped_retry(episode: Episode) -> Answer | None:
     """Return a retry that was not generated, if the episode's reflection has no answer, else None."""
     if episode.reflection is None or not episode.reflection.unanswered:
         return None
-    if episode.reflection.stopped == "overlong":
+    return _skipped(episode.reflection)
+
+
+def _skipped(reflection: Reflection) -> Answer:
+    """Return the retry that was not generated, as the reflection before it has no answer."""
+    if reflection.stopped == "overlong":
         verdict = Verdict.error("the request to reflect exceeds the model's context")
         return Answer(text="", tokens=0, stopped="overlong", verdict=verdict)
     verdict = Verdict.error("the token limit cut the reflection off in its thinking")

@@ -14,11 +14,12 @@ from pydantic import ConfigDict, ValidationError
 from r3core.config import Limits
 from r3core.episode import Answer, Episode, Reflection, Text
 from r3core.errors import RunError, TaskError, UsageError
-from r3core.evaluate import Scores, scores
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.plugins.discovery import get_task
 from r3core.progress import progress
 from r3core.protocol import malformed_calls, response, with_leak
+from r3core.result import Scores, scores
+from r3core.rounds import every_answer
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Frozen, Task, Verdict
 from r3core.verification.judge import Judge, verifier_hash
@@ -273,7 +274,9 @@ def _rows(record: RunRecord, name: str) -> Iterator[tuple[Episode | Failure | _T
 def _of_episode(episode: Episode) -> list[_Recorded]:
     retries = {"retry" if arm == "reflect" else f"retry {arm}": answer for arm, answer in episode.retries.items()}
     resamples = [("retry resample", answer) for answer in episode.resamples]
-    return _recorded(episode.example, [("attempt", episode.attempt), *retries.items(), *resamples], episode.reflection)
+    further = [(f"retry {place}", one.retry) for place, one in enumerate(episode.rounds, start=2)]
+    answers = [("attempt", episode.attempt), *retries.items(), *resamples, *further]
+    return _recorded(episode.example, answers, episode.reflection)
 
 
 def _of_training(row: _Trained, examples: dict[str, Example]) -> list[_Recorded]:
@@ -314,12 +317,13 @@ def _with_verdicts(episode: Episode, verdicts: Sequence[Any]) -> Episode:
     """Return an episode with other verdicts, in the order of `_of_episode`."""
     attempt, *later = [
         answer.model_copy(update={"verdict": verdict})
-        for answer, verdict in zip(
-            (episode.attempt, *episode.retries.values(), *episode.resamples), verdicts, strict=False
-        )
+        for answer, verdict in zip(every_answer(episode), verdicts, strict=False)
     ]
     retries = dict(zip(episode.retries, later, strict=False))
-    changed = {"attempt": attempt, "retries": retries, "resamples": tuple(later[len(retries) :])}
+    resamples = later[len(retries) : len(retries) + len(episode.resamples)]
+    further = zip(episode.rounds, later[len(retries) + len(resamples) :], strict=True)
+    rounds = tuple(one.model_copy(update={"retry": retry}) for one, retry in further)
+    changed = {"attempt": attempt, "retries": retries, "resamples": tuple(resamples), "rounds": rounds}
     again = episode.model_copy(update=changed)
     return with_leak(again, verdicts[-1]) if episode.reflection else again
 

@@ -61,6 +61,13 @@ def _lines(one: Conversation, config: Config, task: Task | None) -> Iterator[Sty
             yield _plain(f"user: {wording.retry}")
         for retry in tried.retries:
             yield from _answer("retry", retry)
+    for before, tried in zip([*one.tried, *one.further], one.further, strict=False):
+        yield _plain(f"user: {_shown(failure(wording, before.retries[0].verdict, config.feedback))} {wording.reflect}")
+        turn, leak = tried.reflection, ", contains the answer" if tried.reflection.leaked else ""
+        yield _plain(f"-- reflection ({turn.tokens} tokens, {ENDS[turn.stopped]}{leak}: not trained)")
+        yield _plain(_shown(f"{turn.thinking}\n{turn.text}" if turn.thinking else turn.text))
+        yield _plain(f"user: {wording.retry}")
+        yield from _answer("retry", tried.retries[0])
     if one.controls:
         outcomes = ", ".join(f"{arm}: {retry.verdict.outcome}" for arm, retry in one.controls.items())
         yield _plain(f"-- controls: {outcomes}")

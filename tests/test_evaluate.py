@@ -11,11 +11,12 @@ from r3core import Example, Prompt, Verdict
 from r3core.arms import fix_rate
 from r3core.config import resolve
 from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
-from r3core.evaluate import Paired, Result, compare, evaluate, scores, secondary, solved, with_holm
+from r3core.evaluate import evaluate
 from r3core.executor import LocalExecutor
 from r3core.generation.generator import Completion, Sampling
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.protocol import Protocol
+from r3core.result import Paired, Result, compare, scores, secondary, solved, with_holm
 from r3core.runs import Run
 from r3core.stats import Difference, clustered, holm, paired, wilson
 from r3core.verification.judge import Judge
@@ -235,14 +236,14 @@ def test_the_result_has_exactly_the_promised_keys(opened: Open) -> None:
         **by(protocol, base=model(attempts=[0]), trained=model(attempts=[0], fixes=[1, 2])),
     )
     told = result.model_dump(mode="json")
-    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "greedy"}
+    assert set(told) == {"base", "trained", "paired", "cross", "reflections", "problems", "greedy", "also"}
     for side in (told["base"], told["trained"]):
         assert {"first", "second", "fix", "controls"} <= set(side)
         assert list(side["controls"]) == ["none", "generic", "shuffled", "placebo", "resample"]
         rates = [side[key] for key in ("first", "second", "fix", "leaks", "fix_without_leak", "truncated")]
         rates += [side[key] for key in ("attempts_truncated", "retries_truncated")]
         assert all(set(value) == RATE for value in [*rates, *side["controls"].values()])
-    assert set(told["paired"]) == {"first", "second", "first_at", "second_at"}
+    assert set(told["paired"]) == {"first", "second", "first_at", "second_at", "within"}
     differences = [
         told["paired"]["first"],
         told["paired"]["second"],

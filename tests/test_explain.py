@@ -18,6 +18,7 @@ from toy import Toy
 from r3core import Example, Prompt, Task, Verdict
 from r3core.check import check_task
 from r3core.config import Config, Limits, resolve
+from r3core.drift import Drift, Shift
 from r3core.episode import Answer, Reflection
 from r3core.evaluate import evaluate
 from r3core.executor import LocalExecutor
@@ -170,6 +171,29 @@ def a_worse_first_try(path: Path) -> Recorded:
     base = by_turn(right_if(lambda number: number % 10 < 5), retry=right_if(lambda number: number % 10 < 7))
     trained = by_turn(right_if(lambda number: number % 10 < 3), retry=right_if(lambda number: number % 10 < 9))
     return evaluated(path, base, trained)
+
+
+def a_worse_greedy_first_try(path: Path) -> Recorded:
+    """As after training: four tokens have shifted, which turns the greedy answers to some problems."""
+
+    class Warm(ScriptedGenerator):
+        def __init__(self, greedy: Callable[[int], str]) -> None:
+            self.sampled = by_turn(
+                right_if(lambda number: number % 10 < 5), retry=right_if(lambda number: number % 2 == 0)
+            )
+            super().__init__(by_turn(greedy, retry=str).reply)
+
+        def generate(self, conversations: Any, sampling: Any, **ended: Any) -> Any:
+            if sampling.temperature == 0:
+                return super().generate(conversations, sampling, **ended)
+            return self.sampled.generate(conversations, sampling, **ended)
+
+    base, trained = (Warm(right_if(lambda number, most=most: number % 10 < most)) for most in (6, 3))
+    made = evaluated(path, base, trained, "evaluate.decoding=both")
+    shifts = [Shift(token=token, count=90, shift=shift) for token, shift in ((" / ", -0.48), (" + ", 0.51))]
+    with Run.open(path, made[1].record()) as run:
+        run.write_json("drift", Drift(attempts=256, tokens=4_000, mean=-0.03, shifts=shifts))
+    return made
 
 
 def a_gain_at_the_first_try_alone(path: Path) -> Recorded:
@@ -358,6 +382,7 @@ FAULTS: list[Any] = [
     ("gain-not-held-out", a_gain_on_the_training_problems_alone),
     ("validation-falls", a_validation_that_falls),
     ("weights-unchanged", unchanged_weights),
+    ("greedy-first-try-lost", a_worse_greedy_first_try),
     ("not-finite", lambda path: rows(path, rising, grad_norm=float("nan"))),
     ("trained-tokens-unread", lambda path: rows(path, rising, **{"reflections/read_by_retry": 0.2})),
     ("importance-ratio-low", lambda path: rows(path, rising, **{"sampling/importance_sampling_ratio/mean": 0.1})),
@@ -418,6 +443,17 @@ def test_a_training_with_a_fault_is_found_and_nothing_else(
     name: str, fault: Callable[[Path], Recorded], tmp_path: Path
 ) -> None:
     assert diagnosed(fault(tmp_path / "run")) == [name]
+
+
+def test_a_lost_greedy_first_try_names_the_tokens_that_shifted(tmp_path: Path) -> None:
+    run, config = a_worse_greedy_first_try(tmp_path / "run")
+    (found,) = explain(RunRecord(run), config).diagnoses
+    assert "over 256 attempts of the base, log p has shifted most for `/` -0.48, `+` +0.51;" in found.finding
+    assert found.advice.startswith("train.interpolate=0.5, ")
+    (run / "drift.json").unlink()
+    (without,) = explain(RunRecord(run), config).diagnoses
+    assert without.finding.startswith("the greedy first try falls (-30.0 points")
+    assert "shifted" not in without.finding
 
 
 def test_every_diagnosis_has_a_run_with_its_fault() -> None:

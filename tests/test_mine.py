@@ -146,7 +146,7 @@ def test_every_problem_is_attempted_and_every_episode_recorded(start: Start) -> 
     assert [failure.id for failure in failures] == [f"n{number}" for number in range(1, 24, 2)]
     assert run.done("mine") == {
         **{"problems": 24, "problems_in_split": 24, "attempts": 72, "pass": 36, "fail": 36, "error": 0},
-        **{"overlong": 0, "cut_in_thought": 0, "truncated": 0, "left_out": 0, "failures": 12},
+        **{"overlong": 0, "cut_in_thought": 0, "truncated": 0, "left_out": 0, "failures": 12, "tokens": 72},
     }
     assert run.seconds()["mine"] > 0
 

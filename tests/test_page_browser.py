@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,11 @@ from urllib.parse import quote
 
 import pytest
 from browser import Browser, assert_quiet
-from records import episode, group, write_run
+from records import answer, episode, group, write_run
 from selenium.webdriver import ActionChains, Keys
 
 from r3core.console import visible
-from r3core.episode import Episode
+from r3core.episode import Episode, Reflection, Round
 from r3core.page import write_page
 from r3core.serve import LivePage, PageServer
 
@@ -238,6 +239,44 @@ def test_charts_and_curves_have_marks(browser: Browser, finished: Path) -> None:
         paths = f"[data-chart='{name}'] svg :is(path, rect, circle)"
         assert browser.run("return document.querySelectorAll(arguments[0]).length", paths) > 2, name
     assert "cannot be shown" not in browser.run("return document.body.innerText")
+
+
+def test_curves_are_drawn_against_steps_or_generated_tokens(browser: Browser, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", mined=[episode("g1", "fail")], groups=group("g1", [0, 1]), steps=4)
+    file = run / "train.jsonl"
+    lines = file.read_text().splitlines()
+    counted = [json.loads(line) | {"tokens/generated": 1_000 * number} for number, line in enumerate(lines, 1)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in counted))
+    page = write_page([run], tmp_path / "page.html")
+    browser.open(page)
+    titles = (
+        "const found = [...document.querySelectorAll('[data-chart=curve-reward] .role-axis-title text')]"
+        ".map((title) => title.textContent); return found.includes(arguments[0]) && found"
+    )
+    assert browser.wait(titles, "step") == ["step"]
+    choose(browser, "against", "generated tokens")
+    assert browser.wait(titles, "generated tokens") == ["generated tokens"]
+    assert_quiet(browser, page)
+
+
+def test_without_counted_tokens_curves_have_steps_only(browser: Browser, finished: Path) -> None:
+    browser.open(finished)
+    assert browser.run("return document.getElementById('against')") is None
+
+
+def test_further_rounds_are_part_of_the_conversation(browser: Browser, tmp_path: Path) -> None:
+    further = Round(reflection=Reflection(text="Once more.", tokens=2), retry=answer("pass", "7 at last"))
+    made = episode("a", "fail fail").model_copy(update={"rounds": (further,)})
+    page = write_page([write_run(tmp_path / "run", base=[made])], tmp_path / "page.html")
+    browser.open(page)
+    browser.driver.find_element("css selector", "details.episode summary").click()
+    browser.wait("return document.querySelector('details.episode .column')")
+    headings = browser.run(
+        "return [...document.querySelectorAll('.column h4')].map((one) => one.textContent.split(' ')[0])"
+    )
+    assert headings == ["attempt", "user", "reflection", "user", "retry", "user", "reflection", "user", "retry"]
+    choose(browser, "search", "7 at last")
+    assert len(listed(browser)) == 1
 
 
 # ---- finding an episode

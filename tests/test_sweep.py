@@ -13,6 +13,7 @@ import yaml
 from command import R3, succeed
 
 from r3core.cli.sweep_file import MAX_RUNS, cells_of, read_sweep, seeds_of
+from r3core.cli.sweep_plan import planned_runs
 from r3core.errors import R3Error
 
 TINY = {
@@ -229,3 +230,19 @@ def test_runs_of_several_tasks_are_compared_task_by_task(r3: R3, tiny: dict[str,
     assert [one["task"] for one in json.loads(done.out)["comparisons"]] == tasks
     assert Path("out/compare.csv").exists()
     assert Path("out/compare-2.csv").exists()
+
+
+def test_shared_mining_does_not_depend_on_the_cells(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    def mining(sweep: dict[str, Any]) -> dict[str, Any]:
+        plan = planned_runs(read_sweep(written(tmp_path / "sweep.yaml", sweep | {"share_mining": True})), tmp_path)
+        assert plan.mining is not None
+        assert {config.mine.failures for _, _, config in plan.runs} == {tmp_path / "mining"}
+        return plan.mining.record()
+
+    of_base = mining({"base": tiny, "grid": {"train.retries": [2, 3]}})
+    assert of_base["train"]["retries"] == 1
+    assert mining({"base": tiny, "runs": {"another": {"grpo.beta": 1}}}) == of_base
+    of_cell = mining({"base": tiny, "grid": {"mine.limit": [9], "train.retries": [2, 3]}})  # `base` would mine others
+    assert (of_cell["mine"]["limit"], of_cell["train"]["retries"]) == (9, 2)
+    task = tiny.pop("task")
+    assert mining({"base": tiny, "grid": {"task": [task], "train.retries": [2, 3]}})["train"]["retries"] == 2

@@ -16,14 +16,15 @@ from records import episode, write_run
 
 from r3core.config import Config, configure
 from r3core.errors import ConfigError, R3Error
-from r3core.evaluate import Result, compare, scores, secondary
 from r3core.other_tasks import OtherTask, file_name
-from r3core.page import write_page
+from r3core.page import write_csv, write_page
 from r3core.pipeline import Pipeline, result_of
 from r3core.plugins.discovery import get_task
 from r3core.recorded import config_of
-from r3core.report import model_card, other_tasks, print_table
+from r3core.report import model_card, print_table
 from r3core.rescore import rescore
+from r3core.result import Result, compare, scores, secondary
+from r3core.result_table import other_tasks
 from r3core.runs import RunRecord
 from r3core.settings import nested
 from r3core.transfer import config_on, with_others
@@ -232,6 +233,18 @@ def test_other_tasks_do_not_become_rows_of_the_page(tmp_path: Path) -> None:
     other = episode("o1", "fail pass", attempt="only on the other task")
     (folder / "also-another-base.jsonl").write_text(other.model_dump_json() + "\n")
     assert "only on the other task" not in write_page([folder], tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_page_and_its_files_have_the_table_of_other_tasks(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", base=[episode("n1", "pass")], trained=[episode("n1", "pass")])
+    result = with_others(result_of(RunRecord(folder)), {"<another>": pair(6, 5)})
+    (folder / "result.json").write_text(result.model_dump_json())
+    page = write_page([folder], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Both tries on other tasks" in page
+    assert "&lt;another&gt;, second try" in page
+    written = write_csv([folder], tmp_path / "tables")
+    [table] = [file for file in written if file.name == "other-tasks.csv"]
+    assert "<another>, second try" in table.read_text(encoding="utf-8")
 
 
 def test_an_entry_can_be_given_as_a_value() -> None:

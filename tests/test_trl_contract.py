@@ -30,6 +30,8 @@ from r3core.training.sampler import EpochSampler
 from r3core.training.trainer import _ONLY_IN_TRL, PRIVATE_NAMES, ReflectionTrainer
 
 PROMPT = [{"role": "user", "content": "Left?"}]
+PEFT = ("lora.py", "interpolation.py")
+"""Files that read options of peft's."""
 SOURCES = [Path(r3core.train.__file__), *sorted(Path(r3core.training.__file__).parent.glob("*.py"))]
 """The modules that import TRL."""
 
@@ -347,7 +349,7 @@ def constants(*expressions: ast.AST) -> Iterator[str]:
 def test_every_option_that_is_set_or_read_is_one_of_trls(tmp_path: Path) -> None:
     everything = password.config(steps=1).model_copy(update={"revision": "v1"})
     args = grpo_config(password.protocol(everything), tmp_path, on_cpu=True)  # raises for an option that TRL lacks
-    read = {name for path in SOURCES if path.name != "lora.py" for name in options_read(path)}  # peft's options
+    read = {name for path in SOURCES if path.name not in PEFT for name in options_read(path)}  # peft's options
     assert {"temperature", "max_completion_length", "optim_args", "save_steps", "num_iterations", "use_vllm"} <= read
     assert [name for name in sorted(read) if not hasattr(args, name)] == []
     preset = {key.partition(".")[2] for keys in PRESETS.values() for key in keys if key.startswith("grpo.")}

@@ -105,14 +105,14 @@ def cells_of(sweep: Sweep) -> list[Cell]:
         ConfigError: there is no cell, too many runs, an empty list of values, or a key that a sweep sets itself.
     """
     _check(sweep)
-    base, short = _settings(sweep.base, "base"), _short_keys(sweep.grid)
+    base, short = settings_of(sweep.base, "base"), _short_keys(sweep.grid)
     cells = []
     for values in product(*sweep.grid.values()) if sweep.grid else ():
         settings = dict(zip(sweep.grid, values, strict=True))
         name = ",".join(f"{short[key]}={_value_text(value)}" for key, value in settings.items())
         cells.append(Cell(_as_folder(name), settings, merged(base, nested(settings))))
     for name, given in sweep.runs.items():
-        tree = _settings(given, f"runs.{name}")
+        tree = settings_of(given, f"runs.{name}")
         cells.append(Cell(name, dict(leaves(tree)) if tree else {}, merged(base, tree)))
     return list(_distinctly_named(cells))
 
@@ -152,8 +152,8 @@ def _named(runs: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, 
         yield f"runs.{name}", settings
 
 
-def _settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return dotted and nested keys as one tree; ConfigError when a key occurs in both ways."""
+def settings_of(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return dotted and nested keys as one tree; ConfigError when a key occurs in both ways. `where` is their place."""
     found = Counter(leaf for key, value in given.items() for leaf, _ in leaves(nested({key: value})))
     if repeated := [leaf for leaf, count in found.items() if count > 1]:
         raise ConfigError(f"`{where}` sets `{repeated[0]}` twice, dotted and nested", "leave one of them out")

@@ -12,9 +12,9 @@ from r3core.cli.plan import check_plan
 from r3core.cli.seeds import runs_of
 from r3core.cli.series import MINING, explained
 from r3core.cli.stages import check_training
-from r3core.cli.sweep_file import Cell, Sweep, cells_of, seeds_of, text_of
+from r3core.cli.sweep_file import Cell, Sweep, cells_of, seeds_of, settings_of, text_of
 from r3core.console import visible
-from r3core.errors import ConfigError, UsageError
+from r3core.errors import ConfigError, R3Error, UsageError
 from r3core.settings import leaves
 
 if TYPE_CHECKING:
@@ -66,12 +66,26 @@ def planned_runs(sweep: Sweep, folder: Path) -> Plan:
     if not sweep.share_mining:
         return Plan(folder, cells, None)
     _check_mining(cells)
-    mining = next(iter(cells[0].configs.values())).model_copy(update={"output_dir": folder / MINING})
+    mining = _mining(sweep, cells, folder)
     shared = [
         one._replace(configs={seed: _training_on(config, mining.directory) for seed, config in one.configs.items()})
         for one in cells
     ]
     return Plan(folder, shared, mining)
+
+
+def _mining(sweep: Sweep, cells: Sequence[Planned], folder: Path) -> Config:
+    """Return the configuration that mines for all cells: that of `base`, if it mines as they do, else the first cell's.
+
+    That of `base` stays the same when cells are added to the file or taken out of it.
+    """
+    first = next(iter(cells[0].configs.values()))
+    try:
+        base = _configured(Cell(MINING, {}, settings_of(sweep.base, "base")), folder, first.seed)[1]
+    except R3Error:  # `base` alone has, for example, no task
+        base = first
+    found = base if _mining_settings(base) == _mining_settings(first) else first
+    return found.model_copy(update={"output_dir": folder / MINING})
 
 
 def _configured(cell: Cell, folder: Path, seed: int) -> tuple[Task, Config]:
@@ -101,7 +115,7 @@ def _check_distinct(cells: Sequence[Planned]) -> None:
 
 def _check_mining(cells: Sequence[Planned]) -> None:
     """Raise ConfigError when the cells cannot train on the same failures."""
-    first = dict(leaves(_mining_settings(cells[0])))
+    first = dict(leaves(_mining_settings(next(iter(cells[0].configs.values())))))
     for planned in cells:
         config = next(iter(planned.configs.values()))
         if config.mine.failures is not None:
@@ -109,7 +123,7 @@ def _check_mining(cells: Sequence[Planned]) -> None:
                 f"`share_mining` cannot be combined with the failure dataset `{config.mine.failures}`",
                 "leave share_mining out: the runs train on that dataset",
             )
-        other = dict(leaves(_mining_settings(planned)))
+        other = dict(leaves(_mining_settings(config)))
         if changed := sorted(key for key in first | other if first.get(key) != other.get(key)):
             raise ConfigError(
                 f"the cells `{cells[0].cell.name}` and `{planned.cell.name}` cannot share their mining, which depends "
@@ -118,8 +132,8 @@ def _check_mining(cells: Sequence[Planned]) -> None:
             )
 
 
-def _mining_settings(planned: Planned) -> dict[str, Any]:
-    record = next(iter(planned.configs.values())).record()
+def _mining_settings(config: Config) -> dict[str, Any]:
+    record = config.record()
     sampling = {"attempt": record["sampling"]["attempt"]}
     return {key: value for key, value in record.items() if key not in _NOT_MINING} | {"sampling": sampling}
 

@@ -160,7 +160,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         typer.echo(json.dumps(_as_json(plan, [], []), indent=2, ensure_ascii=False))
         return
     first = plan.cells[0]
-    print_plan(first.task, plan.mining or next(iter(first.configs.values())))
+    print_plan(first.task, next(iter(first.configs.values())))
     typer.echo(f"\nsweep: {len(plan.runs)} runs, one after the other; the plan above is that of the first cell")
     for planned in plan.cells:
         counts = Counter(progress_of(config) for config in planned.configs.values())

@@ -13,10 +13,11 @@ from r3core.console import visible
 from r3core.decoding import GREEDY
 from r3core.episode import CONTROLS, Answer, Episode
 from r3core.errors import UsageError
-from r3core.evaluate import solved
 from r3core.files import digest
 from r3core.groups import Trained, trained_rows
 from r3core.recorded import config_of, open_record, status_of
+from r3core.result import solved
+from r3core.rounds import every_answer, reflections_of
 from r3core.runs import RunRecord, each_value
 from r3core.task import Frozen
 
@@ -150,8 +151,7 @@ def _side(run: RunRecord, name: str) -> tuple[Outcomes, dict[str, str], int]:
         problems[identity] = digest(json.dumps(shown, sort_keys=True), length=16)
         for measure, passed in _judged(episode):
             outcomes[measure][identity].append(passed)
-        turns = [episode.attempt, *episode.retries.values(), *([episode.reflection] if episode.reflection else [])]
-        tokens += sum(turn.tokens for turn in turns)
+        tokens += sum(turn.tokens for turn in (*every_answer(episode), *reflections_of(episode)))
     return {measure: dict(of) for measure, of in outcomes.items()}, problems, tokens
 
 

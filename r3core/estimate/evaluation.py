@@ -12,7 +12,7 @@ class Most(NamedTuple):
     """Tokens that are generated at most for one problem and one model, if it fails every attempt."""
 
     tries: int
-    """Attempt, reflection and retry."""
+    """Attempt, reflections and retries."""
     controls: int
     greedy: int
     cross: int
@@ -23,7 +23,7 @@ def most_per_problem(config: Config) -> Most:
     """Return the tokens at most per problem, by what they are generated for."""
     attempt, reflection, retry = (getattr(config.sampling, name).max_tokens for name in _TURNS)
     now, controls = config.evaluate, controls_of(config)
-    tries = attempt + reflection + retry
+    tries = attempt + config.protocol.rounds * (reflection + retry)
     further = retry * sum(arm != "resample" for arm in controls)
     fresh = attempt * now.resamples if "resample" in controls else 0
     return Most(

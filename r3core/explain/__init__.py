@@ -36,6 +36,7 @@ _CHECKS: Sequence[Callable[[Seen], Diagnosis | None]] = (
     rewards.leaks_rewarded,
     training.reflection_length,
     evaluation.first_try_lost,
+    evaluation.greedy_first_try_lost,
     evaluation.gain_at_first_try,
     evaluation.gain_not_held_out,
     evaluation.evaluation_too_small,

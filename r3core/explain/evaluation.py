@@ -18,6 +18,8 @@ _OTHERS: dict[Arm, str] = {
 _NEEDED: set[Arm] = {"none", "shuffled"}
 """The controls without which nothing is concluded: runs of earlier versions have no placebo."""
 _FEWEST_FIXED = 5
+_TOKENS = 4  # whose shift is listed
+_LEAST_SHARE = 0.05  # of the update, below which halving it is no advice
 _LEAST_DIFFERENCE = 0.05  # that an evaluation is planned for, where a smaller one was observed
 
 
@@ -63,6 +65,30 @@ def first_try_lost(seen: Seen) -> Diagnosis | None:
         "the answers too",
         setting(seen.config, "learning_rate", factor=0.5) + ", or fewer steps (grpo.max_steps)",
         {"difference": paired.first.difference, "low": paired.first.low, "high": paired.first.high},
+    )
+
+
+def greedy_first_try_lost(seen: Seen) -> Diagnosis | None:
+    paired, drift = seen.figures.greedy, seen.figures.drift
+    if not _finished(seen) or paired is None or seen.config.train.interpolate < _LEAST_SHARE:
+        return None
+    first = paired.first
+    if first.high >= 0 or first.difference > -RULES["greedy-first-try-lost"].limit:
+        return None
+    why = ""
+    if drift is not None and drift.shifts:
+        tokens = ", ".join(f"`{one.token.strip() or one.token}` {one.shift:+.2f}" for one in drift.shifts[:_TOKENS])
+        why = (
+            f": averaged by token over {drift.attempts:,} attempts of the base, log p has shifted most for {tokens}; "
+            "such a drift of token probabilities turns greedy answers wherever two tokens are close"
+        )
+    return diagnosis(
+        "greedy-first-try-lost",
+        f"the greedy first try falls ({_points(first)}){why}",
+        f"train.interpolate={seen.config.train.interpolate / 2:g}, which saves a smaller share of the update; fewer "
+        "steps (grpo.max_steps), or " + setting(seen.config, "learning_rate", factor=0.5),
+        {"difference": first.difference, "low": first.low, "high": first.high}
+        | {f"shift_{place}": one.shift for place, one in enumerate(drift.shifts[:_TOKENS] if drift else (), start=1)},
     )
 
 

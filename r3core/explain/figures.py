@@ -8,12 +8,14 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from r3core.config import Config
+from r3core.drift import NAME as DRIFT
+from r3core.drift import Drift
 from r3core.episode import CONTROLS, Arm, Episode
-from r3core.evaluate import Paired, Result, Scores, compare, scores, solved
 from r3core.explain.slim import without_texts
 from r3core.forecast import Forecast, group_size
 from r3core.groups import trained_rows
 from r3core.objective import Turn
+from r3core.result import Paired, Result, Scores, compare, scores, solved
 from r3core.runs import RunRecord, each_value, value_of
 from r3core.stats import Difference, Rate, clustered, wilson
 from r3core.task import Frozen
@@ -117,6 +119,10 @@ class Figures(Frozen):
     base: Side | None = None
     trained: Side | None = None
     paired: Paired | None = None
+    greedy: Paired | None = None
+    """The same under greedy decoding, where it was evaluated beside sampling."""
+    drift: Drift | None = None
+    """How training shifted the probabilities of tokens in the base's attempts."""
     mean_square: float | None = None
     """Mean over problems of the squared change of the second try."""
     problems: int = 0
@@ -152,6 +158,7 @@ def figures_of(run: RunRecord, config: Config) -> Figures:
         groups=groups,
         validation=list(_validation(run.rows("validation"))),
         certified=certificate is not None,
+        drift=value_of(Drift, run, DRIFT),
         **_mined(run, certificate or {}),
         **evaluated,
     )
@@ -256,9 +263,11 @@ def _evaluated(run: RunRecord, config: Config) -> dict[str, Any]:
             for name in _SIDES
             if (found := getattr(result, name)) is not None
         }
-        return {**from_result, "paired": result.paired}
+        return {**from_result, "paired": result.paired, "greedy": result.greedy and result.greedy.paired}
     controls = CONTROLS if config.evaluate.controls else ()
     figures: dict[str, Any] = {name: _side(found, controls) for name, found in sides.items() if found}
+    if result and result.greedy:
+        figures["greedy"] = result.greedy.paired
     if result and result.problems and result.problems.whole:
         figures["in_split"] = result.problems.read
     if sides["trained"]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from r3core.evaluate import truncated
 from r3core.explain import measures
 from r3core.explain.figures import Group
 from r3core.explain.findings import Seen, diagnosis, raised, rate_figures, share_text
 from r3core.explain.rules import RULES, Diagnosis
 from r3core.forecast import group_size
+from r3core.result import truncated
 from r3core.stats import Rate, wilson
 from r3core.truncation import PLURAL, TurnKind, limit_of
 

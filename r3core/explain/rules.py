@@ -164,6 +164,11 @@ RULES: dict[str, Rule] = {
         "the first try falls by more than {limit:.0%}, and the interval excludes 0",
         "three seeds of the demonstration change by 0 to +4 points (greedy: -14 to -6), of apigen by -5 to -2",
     ),
+    "greedy-first-try-lost": Rule(
+        0.03,
+        "the greedy first try falls by more than {limit:.0%}, and the interval excludes 0",
+        "three seeds of the demonstration lose 6 to 14 points; four constants on the operators' logits explain it",
+    ),
     "gain-at-first-try": Rule(
         0.75,
         "more than {limit:.0%} of a significant gain is at the first try, and the fix rate does not rise",

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import altair as alt
 
 from r3core.controls import CONTROLS_TEXT
-from r3core.evaluate import Scores
 from r3core.page import collect, encoding
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
+from r3core.result import Scores
 from r3core.runs import values_of
 from r3core.stats import Rate
 from r3core.validation import Validation
@@ -274,10 +274,14 @@ def _stacked(unit: str, title: str, meaning: str, runs: Sequence[Collected], row
 
 def _curve(runs: Sequence[Collected], metric: str, title: str, meaning: str) -> Chart:
     points = [(run.name, row) for run in runs for row in collect.averaged(run.steps)]
-    rows = [(name, row["step"], row[metric]) for name, row in points if row.get(metric) is not None]
-    if metric in _SHOWN_IF_NOT_ZERO and not any(value for _, _, value in rows):
-        rows = []
-    columns = ("run", "step", title)
+    found = [(name, row) for name, row in points if row.get(metric) is not None]
+    if metric in _SHOWN_IF_NOT_ZERO and not any(row[metric] for _, row in found):
+        found = []
+    columns: tuple[str, ...] = ("run", "step", title)
+    rows: list[tuple[Any, ...]] = [(name, row["step"], row[metric]) for name, row in found]
+    if found and all(row.get(collect.GENERATED) is not None for _, row in found):
+        columns = (*columns, TOKENS)
+        rows = [(*line, row[collect.GENERATED]) for line, (_, row) in zip(rows, found, strict=True)]
     share = metric.startswith("groups/") or metric == "reward"
     scale = (
         alt.Scale(domain=[0, 1])
@@ -296,6 +300,8 @@ def _curve(runs: Sequence[Collected], metric: str, title: str, meaning: str) -> 
     return _chart(f"curve-{metric.replace('/', '-')}", title, meaning, chart, columns, rows)
 
 
+TOKENS = "generated tokens"
+"""The column of a curve with the tokens that training had generated after the step; only where all runs have it."""
 _SHOWN_IF_NOT_ZERO = ("groups/unjudged", "reflections/truncated", "retries/truncated")
 
 
@@ -314,7 +320,8 @@ def _measures(side: Scores, beside: Scores | None) -> list[tuple[str, Rate]]:
     """Return the rates of a model with their names, and those under greedy decoding where there are any."""
     controls = [(f"control: {CONTROLS_TEXT[arm]}", rate) for arm, rate in side.controls.items()]
     greedy = [(f"{name}, greedy", rate) for name, rate in _tries(beside)] if beside else []
-    return [*_tries(side), *controls, *greedy]
+    further = [(f"within {k} attempts", rate) for k, rate in side.within.items() if k > 2]
+    return [*_tries(side), *further, *controls, *greedy]
 
 
 def _tries(side: Scores) -> list[tuple[str, Rate]]:

@@ -16,15 +16,17 @@ from r3core.config import Config, configure
 from r3core.controls import sides_of
 from r3core.decoding import GREEDY
 from r3core.errors import ConfigError
-from r3core.evaluate import Result, Scores
 from r3core.forecast import Forecast, group_size
 from r3core.page import sample
 from r3core.recorded import Change, Key, Status, config_of, open_record, status_of, task_of
+from r3core.result import Result, Scores
 from r3core.runs import RunRecord, value_of
 from r3core.settings import leaves
 from r3core.stats import Rate, Share
 from r3core.task import Task
 
+GENERATED = "tokens/generated"
+"""The metric with the tokens that training has generated so far."""
 MAX_POINTS = 300
 """Points of a curve; more steps are averaged."""
 
@@ -213,7 +215,8 @@ def _untouched(run: Collected) -> Config:
 def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     names = dict.fromkeys(name for row in rows for name in row)
     found = {name: [row[name] for row in rows if isinstance(row.get(name), int | float)] for name in names}
-    return {name: fmean(values) for name, values in found.items() if values} | {"step": rows[-1]["step"]}
+    sums = {name: rows[-1][name] for name in ("step", GENERATED) if rows[-1].get(name) is not None}
+    return {name: fmean(values) for name, values in found.items() if values} | sums
 
 
 def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

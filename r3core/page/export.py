@@ -12,7 +12,7 @@ from r3core.controls import arm_differences
 from r3core.files import atomic_write
 from r3core.page import charts, collect
 from r3core.page.collect import Collected
-from r3core.report import HEADINGS, rows
+from r3core.result_table import HEADINGS, other_tasks, rows
 
 _SCALE = 3
 """Pixels of a PNG per unit of the chart: about 300 dots per inch at the size of a column."""
@@ -30,6 +30,8 @@ def write_csv(runs: Sequence[Path], folder: Path) -> list[Path]:
             tables.append((f"result{of_run}", HEADINGS, rows(run.result)))
             if arms := arm_differences(run.result):
                 tables.append((f"controls{of_run}", arms[0], arms[1:]))
+            if others := other_tasks(run.result):
+                tables.append((f"other-tasks{of_run}", others[0], others[1:]))
     tables += [(chart.name, chart.columns, list(map(_plain, chart.rows))) for chart in charts.charts(collected)]
     return [_csv(folder / f"{name}.csv", columns, body) for name, columns, body in tables]
 

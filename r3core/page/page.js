@@ -28,11 +28,25 @@
     legend: { labelColor: "currentColor", titleColor: "currentColor" },
     header: { labelColor: "currentColor", titleColor: "currentColor" },
   };
-  for (const place of document.querySelectorAll("[data-chart]")) {
+  function drawChart(place, spec) {
     // `ast` interprets expressions instead of compiling them, which the page's security policy forbids
-    window.vegaEmbed(place, data.charts[place.dataset.chart], { renderer: "svg", actions: false, ast: true, config: theme })
+    window.vegaEmbed(place, spec, { renderer: "svg", actions: false, ast: true, config: theme })
       .catch((error) => place.append(element("p", {}, `This chart cannot be shown: ${error.message}`)));
   }
+
+  function against(spec, column) {
+    const x = { ...spec.encoding.x, field: column, title: column };
+    if (column !== "step") x.axis = { format: "~s", tickCount: 5 };
+    return { ...spec, encoding: { ...spec.encoding, x } };
+  }
+
+  for (const place of document.querySelectorAll("[data-chart]")) drawChart(place, data.charts[place.dataset.chart]);
+  byId("against")?.addEventListener("input", (event) => {
+    for (const place of document.querySelectorAll('[data-chart^="curve-"]')) {
+      const spec = data.charts[place.dataset.chart];
+      if (spec.encoding.tooltip.some((one) => one.field === "generated tokens")) drawChart(place, against(spec, event.target.value));
+    }
+  });
 
   // ---- one turn, one conversation
 
@@ -90,6 +104,10 @@
       parts.push(generated("reflection", side.reflection, { trained: run.tokens, extra: [earns, leak(side.reflection)] }));
     }
     if (retries.reflect) parts.push(message("user", run.retry), generated("retry", retries.reflect));
+    for (const round of side.rounds || []) {
+      parts.push(afterFailure(run, round, run.reflect), generated("reflection", round.reflection, { extra: [leak(round.reflection)] }),
+        message("user", run.retry), generated("retry", round.retry));
+    }
     const controls = Object.entries(retries).filter(([arm]) => arm !== "reflect");
     if (controls.length) {
       parts.push(element("details", {}, element("summary", {}, `${controls.length} controls`),
@@ -139,7 +157,8 @@
     if (entry.reflections) {
       return [entry.attempt, ...entry.reflections.flatMap((one) => [one.attempt, one.reflection, ...one.retries])].filter(Boolean);
     }
-    return sidesOf(entry).flatMap((side) => [side.attempt, side.reflection, (side.retries || {}).reflect]).filter(Boolean);
+    return sidesOf(entry).flatMap((side) => [side.attempt, side.reflection, (side.retries || {}).reflect,
+      ...(side.rounds || []).flatMap((round) => [round.reflection, round.retry])]).filter(Boolean);
   }
 
   function groupKind(group) {

@@ -13,13 +13,15 @@ from typing import Any
 
 from r3core import __version__, explain
 from r3core.controls import CONTROLS_TEXT, arm_differences
+from r3core.episode import Episode
 from r3core.errors import UsageError
 from r3core.files import atomic_write, digest
 from r3core.page import charts, collect, sample, sentences
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
 from r3core.recorded import CHANGES
-from r3core.report import HEADINGS, notes, rows
+from r3core.report import notes
+from r3core.result_table import HEADINGS, other_tasks, rows
 from r3core.task import Verdict
 from r3core.validation import describe_facts
 
@@ -139,13 +141,21 @@ def _problems(runs: Sequence[Collected]) -> tuple[list[dict[str, Any]], int]:
         entry = sample.problem(sides[0][0].task, sides[0][2].example, key[1])
         entry["key"] = entry["id"] + (f"~{key[1]}" if key[1] else "")
         entry["sides"] = [
-            {"column": column, **sample.side(episode), **sentences.feedback(run, episode.attempt.verdict)}
+            {"column": column, **_side(run, episode), **sentences.feedback(run, episode.attempt.verdict)}
             for run, column, episode in sides
         ]
         if changed := [run.changes[key] for run in runs if key in run.changes]:
             entry["changes"] = list(dict.fromkeys(changed))
         problems.append(entry)
     return problems, len(attempted)
+
+
+def _side(run: Collected, episode: Episode) -> dict[str, Any]:
+    """Return the turns of one model at one problem, with the sentence before each further round where it differs."""
+    side = sample.side(episode)
+    for before, entry in zip(episode.answers[1:], side.get("rounds", []), strict=False):
+        entry |= sentences.feedback(run, before.verdict)
+    return side
 
 
 def _pairs(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -217,6 +227,7 @@ def _table(run: Collected) -> dict[str, Any]:
         "name": run.name,
         "head": HEADINGS,
         "rows": rows(run.result),
+        "others": other_tasks(run.result),
         "notes": [*notes(run.result, run.config), *describe_facts(run.record.done("train"))],
         "changes": [(kind, counts[kind]) for kind in CHANGES if counts[kind]],
         "attempted": len(run.base.outcomes),
@@ -238,6 +249,7 @@ def _sections(figures: Sequence[charts.Chart]) -> list[dict[str, Any]]:
             "id": name,
             "title": title,
             "small": small,
+            "by_tokens": small and any(charts.TOKENS in chart.columns for chart in figures),
             "before": "",
             "charts": [chart for chart in figures if any(chart.name.startswith(one) for one in which)],
         }

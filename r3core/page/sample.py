@@ -14,11 +14,12 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from r3core.console import visible
 from r3core.episode import Answer, Episode, Reflection, Text
-from r3core.evaluate import solved
 from r3core.failures import Failure
 from r3core.files import digest
 from r3core.groups import Group, groups_of, trained_rows
 from r3core.recorded import Change, Key, change, messages_of
+from r3core.result import solved
+from r3core.rounds import reflections_of
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Message, Task
 
@@ -43,7 +44,7 @@ class Counts(NamedTuple):
     """Whether either try passed, None where that could not be judged."""
     tokens: Counter[str]
     reflections: int
-    """How many of the episodes have a reflection."""
+    """Number of reflections."""
 
 
 def count(run: RunRecord, name: str) -> Counts:
@@ -52,10 +53,11 @@ def count(run: RunRecord, name: str) -> Counts:
     tokens: Counter[str] = Counter()
     reflections = 0
     for episode in each_value(Episode, run.rows(name), name):
-        reflections += episode.reflection is not None
+        reflections += len(reflections_of(episode))
         outcomes[episode.example.id, episode.sample] = solved(episode)
         tokens["attempts"] += episode.attempt.tokens
-        tokens["reflections"] += episode.reflection.tokens if episode.reflection else 0
+        tokens["reflections"] += sum(one.tokens for one in reflections_of(episode))
+        tokens["retries"] += sum(one.retry.tokens for one in episode.rounds)
         for arm, retry in episode.retries.items():
             tokens["retries" if arm == "reflect" else "controls"] += retry.tokens
         tokens["controls"] += sum(again.tokens for again in episode.resamples)
@@ -93,6 +95,8 @@ def side(episode: Episode) -> dict[str, Any]:
         given["reflection"] = _turn(episode.reflection)
     if episode.retries:
         given["retries"] = {arm: _turn(retry) for arm, retry in episode.retries.items()}
+    if episode.rounds:
+        given["rounds"] = [{"reflection": _turn(one.reflection), "retry": _turn(one.retry)} for one in episode.rounds]
     return given
 
 

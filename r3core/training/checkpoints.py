@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r3core.config import Config
+from r3core.config import Config, model_of
 from r3core.distributed import rank
 from r3core.errors import UsageError
 from r3core.files import atomic_write
 from r3core.generation.template import original, using
+from r3core.training.interpolation import base_weights, toward, with_scaled_adapter
 from r3core.training.lora import merge_adapter
 
 if TYPE_CHECKING:
@@ -92,12 +93,15 @@ def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any, adapte
 
     Every process must call this: the first one gathers the shards of all, and writes. `dtype` is that of the files,
     unless an adapter was trained: all weights are trained in 32 bits, whatever dtype they were published in. An adapter
-    that is merged is that of the trainer, or the one in the folder `adapter`.
+    that is merged is that of the trainer, or the one in the folder `adapter`. With `train.interpolate`, it is a share
+    of the update that is saved.
     """
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole tensors on the first process
     if rank() > 0:
         return
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if config.train.interpolate < 1:
+        weights = _share_of_update(trainer, config, weights)
     if config.lora is not None and config.train.merge:
         model, weights = merge_adapter(model, weights, adapter=adapter), None
     partial = _partial(folder)
@@ -111,6 +115,14 @@ def save_model(trainer: Any, config: Config, folder: Path, *, dtype: Any, adapte
     with using(trainer.processing_class, original(trainer.processing_class)):
         trainer.processing_class.save_pretrained(partial)
     _replace(folder, partial)
+
+
+def _share_of_update(trainer: Any, config: Config, weights: dict[str, Any]) -> dict[str, Any]:
+    """Return weights with a share of what training changed; an adapter in a folder was saved with this share of it."""
+    share = config.train.interpolate
+    if config.lora is not None:
+        return with_scaled_adapter(weights, share)
+    return toward(base_weights(model_of(config, trainer.protocol.task), config), weights, share)
 
 
 def _partial(folder: Path) -> Path:

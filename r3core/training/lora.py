@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from r3core.config import Config
 from r3core.errors import ConfigError, UsageError, did_you_mean
+from r3core.training.interpolation import check_interpolation
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -73,6 +74,7 @@ def check_adapter(config: Config, *, sharded: bool = False) -> None:
             "quantized weights cannot be sharded",
             "train in one process, or remove `quantization`",
         )
+    check_interpolation(config)
     if config.lora is not None:
         lora_config(config.lora)
     elif config.quantization:

@@ -117,9 +117,9 @@ class Rollout:
         self.recorder = Recorder(trainer)
         self.samples: list[list[Episode]] = []
         """The episodes of each sample: one per retry, or one alone without retries."""
-        self._rows: dict[Turn, list[Row | None]] = {}
-        self._episodes = [trainer.failures[index].episode() for index in failures]
-        self._faults: list[Completion | None] = []
+        self.turn_rows: dict[Turn, list[Row | None]] = {}
+        self.episodes = [trainer.failures[index].episode() for index in failures]
+        self.faults: list[Completion | None] = []
 
     def prompts(self) -> list[list[int]]:
         """Return the B prompts of the first turn, as token ids."""
@@ -129,7 +129,7 @@ class Rollout:
             self.protocol.attempt_request(episode.example)
             if self.objective.first == "attempt"
             else self.protocol.reflection_request(episode)
-            for episode in self._episodes
+            for episode in self.episodes
         ]
         return [encode(self.trainer.processing_class, request) for request in requests]
 
@@ -146,7 +146,7 @@ class Rollout:
                 sampled, prompts, (self.trainer.failures[index] for index in self.failures), strict=True
             )
         ]
-        self._rows[first] = [
+        self.turn_rows[first] = [
             Row(prompt, ids, one, self._start(written) if first == "reflection" else 0)
             for prompt, ids, one, written in zip(
                 prompts, sampled, logprobs or repeat(None, len(sampled)), completions, strict=True
@@ -164,7 +164,7 @@ class Rollout:
         """Return the rows of a segment, B or B * k of them; one without a trained token where there is no such turn."""
         end = min(self.trainer.eos_token_ids)
         absent = Row([end], [end], [0.0], start=1)
-        rows = [absent if row is None else row for row in self._rows[segment.turn]]
+        rows = [absent if row is None else row for row in self.turn_rows[segment.turn]]
         if segment.prompt == "own":
             return rows
         tasks = [
@@ -179,21 +179,21 @@ class Rollout:
         return int(written.answer_start) if self.config.train.tokens == "answer-of-reflection" else 0
 
     def _attempted(self, completions: Sequence[Completion]) -> None:
-        examples = [episode.example for episode in self._episodes]
+        examples = [episode.example for episode in self.episodes]
         attempted = self.protocol.attempt(examples, _Written(completions), seed=0)
         if not self.objective.retries:
             self.samples = [[episode] for episode in attempted]
             return
         reflected = self.protocol.reflect(attempted, self.recorder, seed=self._seed("reflect"))
         rows = iter(self.recorder.rows)
-        self._rows["reflection"] = []
+        self.turn_rows["reflection"] = []
         for episode in reflected:
             row = next(rows) if episode.failed else None
-            self._rows["reflection"].append(row and row._replace(start=self._start(episode.reflection)))
+            self.turn_rows["reflection"].append(row and row._replace(start=self._start(episode.reflection)))
         self._retry(reflected)
 
     def _reflected(self, completions: Sequence[Completion]) -> None:
-        episodes = self.protocol.with_reflections(self._episodes, completions)
+        episodes = self.protocol.with_reflections(self.episodes, completions)
         leaks = self.protocol.judge.leaks()  # tested by worker processes while the retries are generated
         examples = [episode.example for episode in episodes]
         self.protocol.submit(examples, list(enumerate(completions)), into=leaks, unjudged=no_leak)
@@ -209,7 +209,7 @@ class Rollout:
         repeated = [episode for episode in episodes for _ in range(per_reflection)]
         retried = self.protocol.retry(repeated, self.recorder, seed=self._seed("retry"))
         rows = iter(self.recorder.rows)
-        self._rows["retry"] = [
+        self.turn_rows["retry"] = [
             next(rows) if episode.reflection is not None and not episode.reflection.unanswered else None
             for episode in repeated
         ]
@@ -221,16 +221,16 @@ class Rollout:
         A row that cannot be retried, as its reflection has no answer or the prompt does not fit the context, gets a
         prompt of one token, and what is sampled after it is dropped.
         """
-        self._episodes = self._with_shared_reflections()
+        self.episodes = self._with_shared_reflections()
         tokenizer, sampling = self.trainer.processing_class, self.protocol.config.sampling.retry
         longest = Sampling(max_tokens=sampling.max_tokens)
         prompts = []
-        for episode in self._episodes:
+        for episode in self.episodes:
             reflection, fault, prompt = episode.reflection, None, None
             if reflection is not None and not reflection.unanswered:
                 prompt = encode(tokenizer, self.protocol.retry_request(episode, reflection))
                 fault = fault_of_length(prompt, longest, self.trainer.policy.context)
-            self._faults.append(overlong(fault) if fault else None)
+            self.faults.append(overlong(fault) if fault else None)
             usable = prompt is not None and not fault
             prompts.append(prompt if usable and prompt else [min(self.trainer.eos_token_ids)])
         return prompts
@@ -239,21 +239,21 @@ class Rollout:
         """Return the B episodes with one new reflection per group; the process with its first row generates it."""
         size, process = self.trainer.num_generations, self.trainer.accelerator.process_index
         numbers = range(process * len(self.failures), (process + 1) * len(self.failures))
-        first = {number // size: e for number, e in zip(numbers, self._episodes, strict=True) if number % size == 0}
+        first = {number // size: e for number, e in zip(numbers, self.episodes, strict=True) if number % size == 0}
         reflected = self.protocol.reflect(list(first.values()), self.recorder, seed=self._seed("reflect"))
         with waiting_for(PROCESS, "the reflections of the other ranks"):
             found: dict[int, Episode] = dict(gather_object(list(zip(first, reflected, strict=True))))
         return [found[number // size] for number in numbers]
 
     def _retried_after_shared(self, completions: Sequence[Completion]) -> None:
-        requested = [e.reflection is not None and not e.reflection.unanswered for e in self._episodes]
-        rows = zip(requested, self._faults, completions, strict=True)
+        requested = [e.reflection is not None and not e.reflection.unanswered for e in self.episodes]
+        rows = zip(requested, self.faults, completions, strict=True)
         written = [fault or sampled for asks, fault, sampled in rows if asks]
-        retried = self.protocol.retry(self._episodes, _Written(written), seed=0)
+        retried = self.protocol.retry(self.episodes, _Written(written), seed=0)
         self.samples = [[episode] for episode in retried]
-        self._rows["retry"] = [
+        self.turn_rows["retry"] = [
             row if asks and fault is None else None
-            for row, asks, fault in zip(self._rows["retry"], requested, self._faults, strict=True)
+            for row, asks, fault in zip(self.turn_rows["retry"], requested, self.faults, strict=True)
         ]
 
     def _seed(self, purpose: str) -> int:
