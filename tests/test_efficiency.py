@@ -66,3 +66,10 @@ def test_the_posterior_finds_mixed_groups_where_the_fix_rate_is_low() -> None:
     pool, sizes = (0.2, 3.8), (256, 16, 8, 60)
     shares = [mixed_share(order, pool, sizes, seed=0) for order in ("random", "posterior")]
     assert shares[1] > 1.5 * shares[0]
+
+
+def test_the_published_table_is_that_of_the_stored_figures() -> None:
+    root = Path(__file__).parents[1]
+    stored = json.loads((root / "benchmarks" / "efficiency.json").read_text(encoding="utf-8"))
+    assert {row["setting"] for row in stored} <= set(SETTINGS)
+    assert table(stored) in (root / "docs" / "results.md").read_text(encoding="utf-8")

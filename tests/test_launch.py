@@ -339,6 +339,20 @@ def test_groups_that_span_two_processes_are_those_of_the_objective(
     assert 0 <= last["anchor/kl"] < 1
 
 
+def test_all_processes_choose_the_same_failures_by_the_posterior(tmp_path: Path, base: Path, how: list[object]) -> None:
+    # 4 failures per generation in groups of 16, of which each process has 32 rows
+    file = settings(tmp_path, base, max_steps=6, save_steps=3)
+    more = ["--set", "train.order=posterior", "--set", "evaluate.limit=2"]
+    code, _, err = finished(program("run", "--config", file, *how, *more, "--output-dir", tmp_path / "run"))
+    assert code == 0, err
+    rows = [row["id"] for row in RunRecord(tmp_path / "run").read("train-episodes")]
+    assert len(rows) == 6 * 64
+    for start in range(0, len(rows), 64):
+        step = rows[start : start + 64]
+        assert step == [name for name in step[::16] for _ in range(16)], "a group is of one failure"
+        assert len(set(step)) == 4, "no failure twice in a generation"
+
+
 def test_two_processes_evaluate_together_and_save_the_best_step(tmp_path: Path, base: Path, how: list[object]) -> None:
     from transformers import AutoModelForCausalLM
 
