@@ -1,7 +1,7 @@
 """The tables of docs/study.md. `python docs/study_tables.py NAME FOLDER ...` records the pooled figures of runs.
 
-FOLDER is that of a sweep, or a run directory. docs/study/NAME.json gets what `r3 compare --json` prints of them, without
-the rows of single seeds and without paths. docs/generate.py writes the tables from it.
+FOLDER is that of a sweep, or a run directory. docs/study/NAME.json gets what `r3 compare --json` prints of them,
+without the rows of single seeds and without paths. docs/generate.py writes the tables from it.
 """
 
 from __future__ import annotations
