@@ -27,6 +27,7 @@ import call_tables
 import memory_tables
 import paper_tables
 import published
+import study_tables
 import typer.main
 from pydantic import BaseModel
 from tables import table
@@ -79,7 +80,7 @@ APIGEN = {
 def pages() -> dict[Path, str]:
     """Return the path and the text of every page that is generated, whole or in part."""
     written = {ROOT / "docs/cli.md": command_line(), ROOT / "docs/configuration.md": configuration()}
-    names = ("built-in-model", "explain", "paper", "results", "scale")
+    names = ("built-in-model", "explain", "paper", "results", "scale", "study")
     for page in (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in names)):
         written[page] = _filled(page.read_text(encoding="utf-8"))
     return written
@@ -236,6 +237,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "apigen phases": partial(_phases, apigen.PHASES, APIGEN),
     **published.BLOCKS,
     **paper_tables.BLOCKS,
+    **study_tables.BLOCKS,
     **memory_tables.BLOCKS,
     **call_tables.BLOCKS,
 }

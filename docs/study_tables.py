@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ MEASURES = {
 """The measures of the tables, with their names."""
 
 
+_DEFAULTS = {"objective": "reflection", "anchor": "0.0", "shuffle_rewards": "false", "reward_leaks": "true"}
+"""Settings of training that a label leaves out."""
+
+
 def record(folders: Sequence[str]) -> dict[str, Any]:
     """Return the pooled figures of the runs in some folders, as shares of 1."""
     runs = [str(run) for folder in folders for run in _runs(Path(folder))]
@@ -44,10 +49,11 @@ def record(folders: Sequence[str]) -> dict[str, Any]:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """Return the finished runs in the folder of a sweep, or the run directory itself."""
+    """Return the finished runs in the folder of a sweep, its cell `reflection` first, or the run directory itself."""
     if (folder / "result.json").exists():
         return [folder]
-    return sorted(path.parent for path in folder.glob("*/seed-*/result.json"))
+    runs = [path.parent for path in folder.glob("*/seed-*/result.json")]
+    return sorted(runs, key=lambda run: (run.parent.name != "reflection", run.parent.name, run.name))
 
 
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def _read(name: str) -> dict[str, Any]:
 def _label(group: Mapping[str, Any]) -> str:
     """Return what a setting changes, for example `objective=retry, anchor=1.0`."""
     changed = {key.removeprefix("train."): value for key, value in group["settings"].items()}
-    shown = [f"{key}={value}" for key, value in changed.items() if value not in ("default", "0.0", "reflection")]
+    shown = [f"{key}={value}" for key, value in changed.items() if value not in ("default", _DEFAULTS.get(key))]
     return ", ".join(shown) or "objective=reflection"
 
 
@@ -135,6 +141,14 @@ def _change(value: Mapping[str, Any]) -> str:
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+BLOCKS = {
+    f"study {name} {part.__name__}": partial(part, name)
+    for name in sorted(path.stem for path in STUDY.glob("*.json"))
+    for part in (outcomes, contrasts, reflections)
+}
+"""The generated blocks of docs/study.md, by their names."""
 
 
 if __name__ == "__main__":
