@@ -103,12 +103,13 @@ class Rescored(Frozen):
 
 
 class _Trained(Frozen):
-    """A row of train-episodes.jsonl: one reflection and its retries."""
+    """A row of train-episodes.jsonl: one reflection and its retries, or a new attempt."""
 
     model_config = ConfigDict(extra="ignore")
 
     id: str
-    reflection: Reflection
+    reflection: Reflection | None
+    attempt: Answer | None = None
     retries: list[Answer]
 
 
@@ -282,7 +283,9 @@ def _of_episode(episode: Episode) -> list[_Recorded]:
 def _of_training(row: _Trained, examples: dict[str, Example]) -> list[_Recorded]:
     if row.id not in examples:
         raise RunError(f"{_TRAINING}.jsonl has a reflection on {row.id!r}, which is not among the run's failures")
-    return _recorded(examples[row.id], [("retry", answer) for answer in row.retries], row.reflection)
+    attempts = [] if row.attempt is None else [("attempt", row.attempt)]
+    retries = [("retry", answer) for answer in row.retries]
+    return _recorded(examples[row.id], attempts + retries, row.reflection)
 
 
 def _recorded(

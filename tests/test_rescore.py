@@ -275,6 +275,14 @@ def test_a_damaged_row_is_named(tmp_path: Path, name: str, row: object, message:
     assert message in raised.value.message
 
 
+def test_new_attempts_of_training_are_judged_again(tmp_path: Path) -> None:
+    row: dict[str, Any] = {"step": 1, "id": "n1", "reward": 0.0, "reflection": None, "retries": []}
+    failed = [episode(1, answer("2", "fail"))]
+    trained = [row | {"attempt": answer("1", "fail")}, row | {"attempt": answer("2", "fail")}]
+    rescored = rescore(recorded(tmp_path / "run", failures=failed, train_episodes=trained))
+    assert tallies(rescored)["train-episodes", "attempt"] == (2, {"fail -> pass": 1})
+
+
 def test_a_reflection_needs_the_failure_that_it_is_about(tmp_path: Path) -> None:
     row = {"id": "n7", "reflection": Reflection(text="hm", tokens=1), "retries": []}
     folder = recorded(tmp_path / "run", failures=[episode(1, answer("2", "fail"))], train_episodes=[row])
