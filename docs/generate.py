@@ -124,8 +124,8 @@ def configuration() -> str:
         table(("key", "type", "default", "meaning"), list(_keys(Config))),
         "## Options of TRL",
         f"Every option of [TRL's `GRPOConfig`]({grpo}) can be set under `grpo`, by its own name. If they are not set "
-        "there, `temperature`, `top_p`, `top_k` and `max_completion_length` follow `sampling.reflection` (or the turn that "
-        "[`train.objective`](concepts.md#objectives) samples in groups), and "
+        "there, `temperature`, `top_p`, `top_k` and `max_completion_length` follow `sampling.reflection` (or the turn "
+        "that [`train.objective`](concepts.md#objectives) samples in groups), and "
         "`use_vllm` and `vllm_mode` follow `engine` (see [scale.md](scale.md)). Only these options are refused:",
         table(("key", "instead"), [(f"`grpo.{key}`", way) for key, way in OWNED.items()]),
         "## Options of engines",

@@ -337,7 +337,7 @@ def test_every_value_of_the_paper_s_preset_has_a_source() -> None:
 
 
 def test_the_paper_s_batch_is_256() -> None:
-    assert "a step trains on 256 reflections" in explain_batch(resolve(Toy(), overrides=["preset=paper"]).grpo)[0]
+    assert "a step trains on 256 samples" in explain_batch(resolve(Toy(), overrides=["preset=paper"]).grpo)[0]
 
 
 def test_every_key_is_described() -> None:
@@ -376,8 +376,8 @@ def test_owned_options_are_options_of_trl() -> None:
 def test_the_batch_is_explained_in_words() -> None:
     grpo = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "num_generations": 4, "max_steps": 10}
     assert explain_batch(grpo, 2) == [
-        "a step trains on 64 reflections = per_device_train_batch_size 8 x gradient_accumulation_steps 4 x 2 processes",
-        "64 reflections are generated at a time = 16 failures x num_generations 4",
+        "a step trains on 64 samples = per_device_train_batch_size 8 x gradient_accumulation_steps 4 x 2 processes",
+        "64 samples are generated at a time = 16 failures x num_generations 4",
         "max_steps 10 use 160 failures, 16 per step",
     ]
 
@@ -385,7 +385,7 @@ def test_the_batch_is_explained_in_words() -> None:
 def test_a_generation_may_serve_several_steps() -> None:
     lines = explain_batch({"per_device_train_batch_size": 8, "steps_per_generation": 4, "num_iterations": 2})
     assert lines[1:] == [
-        "32 reflections are generated at a time = 4 failures x num_generations 8",
+        "32 samples are generated at a time = 4 failures x num_generations 8",
         "each generation serves 8 steps",
         "num_train_epochs 3 over the failures, 0.5 per step",
     ]

@@ -545,7 +545,7 @@ def test_a_dry_run_counts_the_processes(base: Path, tmp_path: Path, r3: R3) -> N
     result = r3("run", "--config", settings(tmp_path, base), "--processes", 4, "--dry-run")
     assert result.code == 0, result.err
     assert (
-        "a step trains on 128 reflections = per_device_train_batch_size 32 x gradient_accumulation_steps 1 x 4"
+        "a step trains on 128 samples = per_device_train_batch_size 32 x gradient_accumulation_steps 1 x 4"
         in result.out
     )
 

@@ -50,7 +50,7 @@ def test_a_configuration_is_that_of_the_paper(file: Path) -> None:
 def test_the_plan_of_a_configuration_is_printed_without_a_download(r3: R3, file: Path) -> None:
     plan = r3("run", "--config", file, "--dry-run")
     assert plan.code == 0, plan.err
-    assert "train: a step trains on 256 reflections" in plan.out
+    assert "train: a step trains on 256 samples" in plan.out
     assert "evaluate: all problems x 1, with controls" in plan.out
     assert not list(Path().iterdir())
 

@@ -157,7 +157,7 @@ def test_the_folder_of_the_runs_cannot_be_a_run(r3: R3, tiny: list[str]) -> None
 def test_the_plan_is_printed_once_with_all_directories(r3: R3, tiny: list[str]) -> None:
     plan = r3("run", *tiny, "--seeds", "0-2", "--dry-run", "--output-dir", "all")
     assert plan.code == 0, plan.err
-    assert plan.out.count("train: 4 reflections are generated at a time") == 1
+    assert plan.out.count("train: 4 samples are generated at a time") == 1
     assert "seeds: 3 runs with this plan" in plan.out
     for seed in range(3):
         assert f"  seed {seed}: all/seed-{seed} (not started)\n" in plan.out

@@ -113,9 +113,9 @@ def check_training(grpo: Mapping[str, Any], options: Mapping[str, Any], world_si
         raise ConfigError("`grpo.max_steps` is not set", "set the number of steps: --set grpo.max_steps=100")
     if not options["temperature"] > 0:
         raise ConfigError(
-            f"the temperature of reflections ({options['temperature']!r}) must be above 0 in training: "
-            "equal reflections have no advantage over each other, and TRL divides by the temperature",
-            "set grpo.temperature (or sampling.reflection.temperature) above 0; evaluation may be greedy",
+            f"the sampling temperature of training ({options['temperature']!r}) must be above 0 in training: "
+            "equal samples have no advantage over each other, and TRL divides by the temperature",
+            "set grpo.temperature (or that of the trained turn under sampling) above 0; evaluation may be greedy",
         )
     _check_truncation(options)
     return [*explain_batch(options, world_size), *explain_checkpoints(options, world_size)]
@@ -134,7 +134,7 @@ def _check_truncation(options: Mapping[str, Any]) -> None:
         value = given.get(name, off[0])
         if value not in off:
             raise ConfigError(
-                f"with vLLM, reflections cannot be sampled with {name}={value} in training: TRL's importance ratio "
+                f"with vLLM, trained turns cannot be sampled with {name}={value} in training: TRL's importance ratio "
                 "would compare truncated with untruncated probabilities, and scale the loss towards 0",
                 f"leave {name} out (--set grpo.{name}={'null' if off[0] is None else f'{off[0]:g}'})",
                 "or turn the correction off: --set grpo.vllm_importance_sampling_correction=false",
@@ -202,7 +202,7 @@ def explain_batch(grpo: Mapping[str, Any], world_size: int = 1) -> list[str]:
     """Return a description of the batch of one step in `world_size` processes; ConfigError when TRL would reject it.
 
     The arithmetic is that of GRPOConfig in TRL 1.16. With b = per_device_train_batch_size, W processes and
-    a = gradient_accumulation_steps, a step trains on b * W * a reflections. A generation samples b * W *
+    a = gradient_accumulation_steps, a step trains on b * W * a samples. A generation makes b * W *
     steps_per_generation of them, which are whole groups of G = num_generations.
     """
     given = with_defaults(grpo)
@@ -213,7 +213,7 @@ def explain_batch(grpo: Mapping[str, Any], world_size: int = 1) -> list[str]:
     step = device * world_size * accumulation
     generated = _generation_batch(given, device * world_size)
     if group < 2:
-        raise ConfigError(f"`grpo.num_generations` ({group}) must be at least 2: a group compares its reflections")
+        raise ConfigError(f"`grpo.num_generations` ({group}) must be at least 2: a group compares its samples")
     if generated % group:
         groups, hint = _fitting_values(given, group, generated=generated, micro_batch=device * world_size)
         raise ConfigError(
@@ -222,9 +222,9 @@ def explain_batch(grpo: Mapping[str, Any], world_size: int = 1) -> list[str]:
     failures = step / (group * iterations)
     processes = f"{world_size} process{'es' if world_size > 1 else ''}"
     lines = [
-        f"a step trains on {step} reflections = per_device_train_batch_size {device} "
+        f"a step trains on {step} samples = per_device_train_batch_size {device} "
         f"x gradient_accumulation_steps {accumulation} x {processes}",
-        f"{generated} reflections are generated at a time = {generated // group} failures x num_generations {group}",
+        f"{generated} samples are generated at a time = {generated // group} failures x num_generations {group}",
     ]
     if iterations > 1 or generated != step:
         lines.append(f"each generation serves {generated * iterations / step:g} steps")
@@ -251,7 +251,7 @@ def _positive(given: Mapping[str, Any], key: str) -> int:
 
 
 def _generation_batch(given: Mapping[str, Any], micro_batch: int) -> int:
-    """Return how many reflections are generated at a time; `micro_batch` is the size of one pass in all processes."""
+    """Return how many samples are generated at a time; `micro_batch` is the size of one pass in all processes."""
     batch, steps = given["generation_batch_size"], given["steps_per_generation"]
     if batch is not None and steps is not None:
         raise ConfigError("`grpo.generation_batch_size` and `grpo.steps_per_generation` cannot both be set", "set one")
