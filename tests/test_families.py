@@ -110,20 +110,16 @@ def test_every_stage_runs(name: str, tmp_path: Path, r3: R3) -> None:
 
 
 class Scripted(ReflectionTrainer):
-    """A trainer with fixed rewards, that records the tokens of prompts and reflections and every input of the loss."""
+    """A trainer with fixed rewards, that records the tokens of prompts and reflections."""
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **named: Any) -> Any:
         sampled = super()._generate_single_turn(prompt_ids, *args, **named)
-        self.rows = [[*prompt, *ids] for prompt, ids in zip(prompt_ids, sampled[0], strict=True)]
+        self.sampled = {(*prompt, *ids): len(ids) for prompt, ids in zip(prompt_ids, sampled[0], strict=True)}
         return sampled
 
     def reward_retries(self, completion_ids: Any, *args: Any, **named: Any) -> list[float | None]:
         super().reward_retries(completion_ids, *args, **named)
         return [1.0, 0.0, 0.0, 0.0]
-
-    def _compute_loss(self, model: Any, inputs: Any) -> Any:
-        self.inputs = inputs
-        return super()._compute_loss(model, inputs)
 
 
 def bare_model(tokenizer: Any) -> Any:
@@ -154,14 +150,15 @@ def test_one_step_trains_the_reflection_alone(name: str, protocol: Protocol, tmp
         args = grpo_config(protocol, run.path / "checkpoints", on_cpu=True)
         trainer = Scripted(run, protocol, failures, model=model, tokenizer=tokenizer, args=args)
         trainer.train()
-    [(ids, mask, logits)] = outputs
-    rows = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
-    assert sorted(rows) == sorted(trainer.rows)
-    width = trainer.inputs["prompt_ids"].shape[1]
-    reflection = torch.zeros_like(ids, dtype=torch.bool)  # (rows, tokens)
-    reflection[:, width - 1 : -1] = trainer.inputs["completion_mask"].bool()
-    moved = logits.grad.abs().sum(-1) > 0
-    assert torch.equal(moved, reflection)
+    rows = []
+    for ids, masks, logits in outputs:  # one per piece of the batch
+        for row, mask, gradient in zip(ids, masks.bool(), logits.grad, strict=True):
+            rows.append(tuple(row[mask].tolist()))
+            trained = torch.zeros_like(mask)  # the logits at one position are those of the token after it
+            trained[mask.nonzero().flatten()[-trainer.sampled[rows[-1]] - 1 : -1]] = True
+            assert torch.equal(gradient.abs().sum(-1) > 0, trained)
+    assert len(rows) == len(trainer.sampled)
+    assert set(rows) == set(trainer.sampled)
 
 
 def test_a_trained_model_has_the_models_own_template(protocol: Protocol, tmp_path: Path) -> None:
