@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from r3core import prompts
@@ -119,7 +119,8 @@ class Protocol:
         ]
         pairs = [(e.example, request) for e, request in zip(episodes, requests, strict=True) if request is not None]
         turn = "attempt" if arm == "resample" else "retry"  # a resampled answer is a new attempt
-        answers = iter(self._answers([e for e, _ in pairs], [r for _, r in pairs], generator, turn, seed=seed))
+        protocol = self if arm == "reflect" else self._tolerant()
+        answers = iter(protocol._answers([e for e, _ in pairs], [r for _, r in pairs], generator, turn, seed=seed))
         retried = [
             _skipped_retry(episode) if request is None and arm == "reflect" else next(answers) if request else None
             for episode, request in zip(episodes, requests, strict=True)
@@ -138,14 +139,14 @@ class Protocol:
         before = [self._until_last(episode) for episode in failed]
         requests = [prompts.reflect(*one, self.wording, self.config.history) for one in before]
         sampling = _sampling(self.config.sampling.reflection, seed_of(seed, "reflection"))
-        completions, leaks = self._reflections(failed, requests, generator, sampling)
+        completions, leaks = self._tolerant()._reflections(failed, requests, generator, sampling)
         reflections = [Reflection(**_text(one), leaked=leaked) for one, leaked in zip(completions, leaks, strict=True)]
         answered = [place for place, reflection in enumerate(reflections) if not reflection.unanswered]
         again = [
             prompts.retry(*before[place], reflections[place], self.wording, self.config.history) for place in answered
         ]
         examples = [failed[place].example for place in answered]
-        retries = iter(self._answers(examples, again, generator, "retry", seed=seed_of(seed, "retry")))
+        retries = iter(self._tolerant()._answers(examples, again, generator, "retry", seed=seed_of(seed, "retry")))
         rounds = iter(
             [Round(reflection=one, retry=_skipped(one) if one.unanswered else next(retries)) for one in reflections]
         )
@@ -179,6 +180,14 @@ class Protocol:
             unjudged=no_leak,
         )
         return completions, leaks.result()
+
+    def _tolerant(self) -> Protocol:
+        """Return the protocol for turns that the result does not depend on: any number may exceed the context.
+
+        Controls and further rounds have longer prompts than the turns of the method. Such turns are counted, and do not
+        end a run that has trained for hours.
+        """
+        return replace(self, lengths=Lengths(), config=self.config.model_copy(update={"max_overlong": 1.0}))
 
     def attempt_request(self, example: Example) -> Prompt:
         """Return the prompt of an attempt."""
