@@ -17,15 +17,15 @@ from r3core.generation.chat import encode
 from r3core.generation.models import base_of, context_of, ends_of, tokenizer_of
 from r3core.generation.probe import TemplateFacts, checked_facts
 from r3core.generation.switches import check_arguments
+from r3core.objective import PLURAL, Turn
 from r3core.plugins.engines import engine_of
 from r3core.runs import Run
 from r3core.task import Example, Prompt, Task, Verdict
-from r3core.truncation import PLURAL, TurnKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_THINKING_TOKENS: dict[TurnKind, int] = {"attempt": 4096, "reflection": 2048, "retry": 4096}
+_THINKING_TOKENS: dict[Turn, int] = {"attempt": 4096, "reflection": 2048, "retry": 4096}
 """Values of `sampling.*.max_tokens` that are proposed for a model that thinks."""
 _PLAIN = (
     "the model has no chat template: each text follows a line with its role, and an answer ends with the end token "
@@ -47,7 +47,7 @@ _LONG_PREAMBLE = 60  # characters; shorter ones are headers
 _TRIED = 8  # problems, of which one at least has to fit the context
 _OFFLINE = "HF_HUB_OFFLINE"  # of huggingface_hub and datasets
 
-Requests = list[tuple[TurnKind, Prompt]]
+Requests = list[tuple[Turn, Prompt]]
 """Prompts of one problem, each with the turn that it asks for."""
 
 
@@ -251,7 +251,7 @@ def _room(
     first: UsageError | None = None
     room = None
     for requests in problems:
-        lengths: dict[TurnKind, int] = {}
+        lengths: dict[Turn, int] = {}
         for turn, prompt in requests:
             lengths[turn] = max(lengths.get(turn, 0), len(encode(tokenizer, prompt)))
         room = room if room is not None or context is None else context - max(lengths.values())
@@ -264,7 +264,7 @@ def _room(
     return room
 
 
-def _misfit(lengths: Mapping[TurnKind, int], config: Config, context: int | None) -> UsageError | None:
+def _misfit(lengths: Mapping[Turn, int], config: Config, context: int | None) -> UsageError | None:
     """Return the error of a problem whose prompts exceed the context together with a token limit; None if they fit."""
     limits = [(turn, f"sampling.{turn}.max_tokens", getattr(config.sampling, turn).max_tokens) for turn in PLURAL]
     in_training = config.grpo.get("max_completion_length")

@@ -13,13 +13,13 @@ from r3core.console import visible
 from r3core.controls import arm_differences, notes_on_controls, sides_of
 from r3core.decoding import is_greedy
 from r3core.forecast import Forecast, group_size
+from r3core.objective import PLURAL
 from r3core.rescore import Rescored, Verifier
 from r3core.result import Result, Scores, truncated
 from r3core.result_table import HEADINGS, error_categories, other_tasks, rows
 from r3core.runs import RunRecord
 from r3core.stats import Rate, Share
 from r3core.training.launch import world_of
-from r3core.truncation import PLURAL
 
 _MAX_SHOWN = 100  # characters of a model's text in one line
 

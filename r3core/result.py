@@ -10,11 +10,11 @@ from typing import Any
 from r3core.arms import Cost, EqualTokens, against, cost, difference, equal_tokens, fix_rate, passed, rate
 from r3core.dataset import Selection
 from r3core.episode import Answer, Arm, Episode
+from r3core.objective import Turn
 from r3core.repeated import pass_at, pass_at_differences
 from r3core.rounds import attempts_of, every_answer, reflections_of, repeated, solved_within
 from r3core.stats import Difference, Rate, Share, holm, wilson
 from r3core.task import Frozen
-from r3core.truncation import TurnKind
 
 
 class Scores(Frozen):
@@ -173,7 +173,7 @@ def _paired(tries: Paired, change: Callable[[Difference], Difference]) -> Paired
 _BY_K = ("first_at", "second_at", "within")
 
 
-def truncated(side: Scores) -> dict[TurnKind, Rate]:
+def truncated(side: Scores) -> dict[Turn, Rate]:
     """Return the share of each kind of turn that the token limit cut off."""
     return {"attempt": side.attempts_truncated, "reflection": side.truncated, "retry": side.retries_truncated}
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
 
 from r3core.config import Config
+from r3core.objective import PLURAL, Turn
 
-TurnKind = Literal["attempt", "reflection", "retry"]
-PLURAL: dict[TurnKind, str] = {"attempt": "attempts", "reflection": "reflections", "retry": "retries"}
 MAX_SHARE = 0.05
 """The largest share of truncated turns without a warning."""
 
 
-def limit_of(config: Config, turn: TurnKind, *, training: bool = False) -> str:
+def limit_of(config: Config, turn: Turn, *, training: bool = False) -> str:
     """Return the token limit of a turn as `key=value`; the turn that training samples in groups may have its own."""
     if training and turn == config.objective.first and "max_completion_length" in config.grpo:
         return f"grpo.max_completion_length={config.grpo['max_completion_length']}"
@@ -21,7 +19,7 @@ def limit_of(config: Config, turn: TurnKind, *, training: bool = False) -> str:
 
 
 def warn_if_truncated(
-    config: Config, turn: TurnKind, cut: int, *, total: int, by: str = "", training: bool = False
+    config: Config, turn: Turn, cut: int, *, total: int, by: str = "", training: bool = False
 ) -> bool:
     """Print a warning when the limit cut off more than 5% of `total` turns, and return whether it did.
 
@@ -42,10 +40,10 @@ class TruncationCounter:
     def __init__(self, config: Config, min_turns: int = 64) -> None:
         self.config = config
         self.min_turns = min_turns
-        self.counts: dict[TurnKind, tuple[int, int]] = {}
-        self.warned: set[TurnKind] = set()
+        self.counts: dict[Turn, tuple[int, int]] = {}
+        self.warned: set[Turn] = set()
 
-    def add(self, turn: TurnKind, cut: int, *, total: int) -> None:
+    def add(self, turn: Turn, cut: int, *, total: int) -> None:
         """Count `total` more turns, of which `cut` were truncated."""
         before = self.counts.get(turn, (0, 0))
         cut, total = before[0] + cut, before[1] + total

@@ -22,6 +22,7 @@ from r3core.distributed import rank
 from r3core.episode import Arm, Episode
 from r3core.errors import ConfigError, RunError
 from r3core.generation.generator import Generator
+from r3core.objective import Turn
 from r3core.progress import is_quiet
 from r3core.protocol import Protocol, seed_of
 from r3core.result import scores, truncated
@@ -30,7 +31,6 @@ from r3core.stats import Rate
 from r3core.task import Example, Frozen, Task
 from r3core.training.checkpoints import best_folder, complete_step, delete_best, save_model
 from r3core.training.grpo_options import reflections_per_step
-from r3core.truncation import TurnKind
 
 if TYPE_CHECKING:
     from r3core.training.trainer import ReflectionTrainer
@@ -52,7 +52,7 @@ class Validation(Frozen):
     control: dict[Arm, Rate]
     """The fix rate over the same failures, with a retry that no reflection precedes."""
     leaks: Rate
-    truncated: dict[TurnKind, Rate]
+    truncated: dict[Turn, Rate]
     """Share of each kind of turn that the token limit cut off."""
     errors: int
     tokens: int

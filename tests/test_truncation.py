@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from r3core.config import Config
-from r3core.truncation import TruncationCounter, TurnKind, limit_of, warn_if_truncated
+from r3core.objective import Turn
+from r3core.truncation import TruncationCounter, limit_of, warn_if_truncated
 
 CONFIG = Config.model_validate({"task": "toy"})
 OWN_LIMIT = CONFIG.model_copy(update={"grpo": {"max_completion_length": 96}})
@@ -31,7 +32,7 @@ def test_up_to_5_percent_gives_no_warning(cut: int, total: int, capsys: pytest.C
         (OWN_LIMIT, "retry", True, "sampling.retry.max_tokens=512"),
     ],
 )
-def test_the_limit_is_that_of_the_turn(config: Config, turn: TurnKind, training: bool, limit: str) -> None:
+def test_the_limit_is_that_of_the_turn(config: Config, turn: Turn, training: bool, limit: str) -> None:
     assert limit_of(config, turn, training=training) == limit
 
 

@@ -9,9 +9,10 @@ from r3core.explain.figures import Group
 from r3core.explain.findings import Seen, diagnosis, raised, rate_figures, share_text
 from r3core.explain.rules import RULES, Diagnosis
 from r3core.forecast import group_size
+from r3core.objective import PLURAL, Turn
 from r3core.result import truncated
 from r3core.stats import Rate, wilson
-from r3core.truncation import PLURAL, TurnKind, limit_of
+from r3core.truncation import limit_of
 
 _FEW_DIFFERENT = 0.25  # reflections of a group, of all of it
 _SAMPLES = 8  # per problem, to tell easy ones from hard ones
@@ -35,7 +36,7 @@ def retries_truncated(seen: Seen) -> Diagnosis | None:
 
 
 def _most_truncated(
-    seen: Seen, turn: TurnKind, part: Callable[[Group], int], of: Callable[[Group], int]
+    seen: Seen, turn: Turn, part: Callable[[Group], int], of: Callable[[Group], int]
 ) -> Diagnosis | None:
     """Return the finding for training, the trained model, the base model or the forecast: the one with most cut off.
 
@@ -58,7 +59,7 @@ def _most_truncated(
     return _truncated(seen, turn, known[where], where=where) if known[where].low > rule.limit else None
 
 
-def _truncated(seen: Seen, turn: TurnKind, cut: Rate, *, where: str) -> Diagnosis:
+def _truncated(seen: Seen, turn: Turn, cut: Rate, *, where: str) -> Diagnosis:
     training = where in ("training", "the forecast")
     limit = limit_of(seen.config, turn, training=training)
     thinking = sum(group.cut_in_thought for group in seen.figures.groups) if turn == "reflection" and training else 0

@@ -141,11 +141,12 @@ class Rollout:
         tokenizer, ends, first = self.trainer.processing_class, self.trainer.eos_token_ids, self.objective.first
         completions = [
             completion(
-                tokenizer, Continued(ids, bool(ids) and ids[-1] in ends), request=prompt, tools=episode_failure.tools
+                tokenizer,
+                Continued(ids, bool(ids) and ids[-1] in ends),
+                request=prompt,
+                tools=self.trainer.failures[index].tools,
             )
-            for ids, prompt, episode_failure in zip(
-                sampled, prompts, (self.trainer.failures[index] for index in self.failures), strict=True
-            )
+            for ids, prompt, index in zip(sampled, prompts, self.failures, strict=True)
         ]
         self.turn_rows[first] = [
             Row(prompt, ids, one, self._start(written) if first == "reflection" else 0)
