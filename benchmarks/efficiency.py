@@ -30,16 +30,17 @@ from statistics import fmean
 from typing import Any
 
 SETTINGS: dict[str, list[str]] = {
-    "128 x G16, 60 steps (default)": ["evaluate.every=10"],
-    "64 x G16, each generation used twice, 80 steps": [
-        "grpo.per_device_train_batch_size=64",
-        "grpo.num_iterations=2",
-        "grpo.max_steps=80",
+    "128 x G16, 60 steps (the default before)": [
+        "grpo.per_device_train_batch_size=128",
+        "grpo.num_iterations=1",
+        "grpo.max_steps=60",
         "evaluate.every=10",
     ],
+    "64 x G16, each generation used twice, 80 steps (default)": ["evaluate.every=10"],
     "32 x G8, 120 steps": [
         "grpo.per_device_train_batch_size=32",
         "grpo.num_generations=8",
+        "grpo.num_iterations=1",
         "grpo.max_steps=120",
         "evaluate.every=30",
     ],
