@@ -39,15 +39,24 @@ SETTINGS: dict[str, list[str]] = {
         "grpo.per_device_train_batch_size=128",
         "grpo.num_iterations=1",
         "grpo.max_steps=60",
+        "train.anchor=0",
         "evaluate.every=10",
     ],
-    "64 x G16, each generation used twice, 80 steps (default)": ["evaluate.every=10"],
+    "64 x G16, each generation used twice, 80 steps": ["train.anchor=0", "evaluate.every=10"],
     "32 x G8, 120 steps": [
         "grpo.per_device_train_batch_size=32",
         "grpo.num_generations=8",
         "grpo.num_iterations=1",
         "grpo.max_steps=120",
+        "train.anchor=0",
         "evaluate.every=30",
+    ],
+    "the second with train.anchor=1 (default)": ["evaluate.every=10"],
+    "the second with Dr. GRPO": [
+        "grpo.loss_type=dr_grpo",
+        "grpo.scale_rewards=none",
+        "train.anchor=0",
+        "evaluate.every=10",
     ],
 }
 """The compared settings by name, each with what it sets beside the built-in model's own settings."""
