@@ -51,7 +51,7 @@ def record(folders: Sequence[str]) -> dict[str, Any]:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """Return the finished runs in the folder of a sweep, with those of `_FIRST` in front, or the run directory itself."""
+    """Return the finished runs in the folder of a sweep, those of `_FIRST` in front, or the run directory itself."""
     if (folder / "result.json").exists():
         return [folder]
     runs = [path.parent for path in folder.glob("*/seed-*/result.json")]
