@@ -18,7 +18,6 @@ from r3core.config import Config, Turn
 from r3core.episode import Answer, Arm, Episode, Reflection, Round, Text
 from r3core.errors import RunError
 from r3core.generation.generator import Completion, Generator, Sampling
-from r3core.placebo import placebo
 from r3core.prompts import Feedback
 from r3core.task import Example, Prompt, Task, Verdict, Wording
 from r3core.verification.batch import Batch
@@ -222,7 +221,7 @@ class Protocol:
         reflection = episode.reflection
         if not episode.failed or reflection is None or reflection.unanswered:
             return None
-        return self.retry_request(episode, placebo(reflection, generator))
+        return self.retry_request(episode, prompts.placebo(reflection, generator))
 
     def _answers(
         self,

@@ -21,11 +21,11 @@ from r3core.dataset import Problems, load_examples, select_examples
 from r3core.distributed import rank
 from r3core.episode import Arm, Episode
 from r3core.errors import ConfigError, RunError
+from r3core.evaluation.result import scores, truncated
 from r3core.generation.generator import Generator
 from r3core.objective import Turn
 from r3core.progress import is_quiet
 from r3core.protocol import Protocol, seed_of
-from r3core.result import scores, truncated
 from r3core.runs import Run, values_of
 from r3core.stats import Rate
 from r3core.task import Example, Frozen, Task
@@ -42,7 +42,7 @@ _GENERATIONS = 4  # attempt, reflection, retry, retry of the control
 
 
 class Validation(Frozen):
-    """One evaluation during training: a row of `validation.jsonl`. Rates are those of `evaluate.Scores`."""
+    """One evaluation during training: a row of `validation.jsonl`. Rates are those of `Scores`."""
 
     step: int
     """Training steps before it; 0 is the model before training."""

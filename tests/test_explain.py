@@ -18,9 +18,9 @@ from toy import Toy
 from r3core import Example, Prompt, Task, Verdict
 from r3core.check import check_task
 from r3core.config import Config, Limits, resolve
-from r3core.drift import Drift, Shift
 from r3core.episode import Answer, Reflection
-from r3core.evaluate import evaluate
+from r3core.evaluation.drift import Drift, Shift
+from r3core.evaluation.evaluate import evaluate
 from r3core.executor import LocalExecutor
 from r3core.explain import diagnoses_of, explain
 from r3core.explain.figures import Figures, figures_of

@@ -64,10 +64,10 @@ def _template_notes(task: Task, config: Config) -> list[str]:
     """
     from r3core.config import model_of
     from r3core.errors import TaskError
+    from r3core.evaluation.transfer import check_others
     from r3core.generation.models import Unloadable
     from r3core.plugins.engines import engine_of
     from r3core.preflight import check_template
-    from r3core.transfer import check_others
 
     if not engine_of(config).local:
         return ["that of the server, which is not checked"]

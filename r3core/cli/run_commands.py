@@ -33,8 +33,8 @@ from r3core.errors import R3Error
 
 if TYPE_CHECKING:
     from r3core.config import Config
+    from r3core.evaluation.result import Result
     from r3core.pipeline import Pipeline
-    from r3core.result import Result
     from r3core.runs import RunRecord
 
 

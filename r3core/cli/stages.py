@@ -10,8 +10,8 @@ from r3core.console import quiet_libraries
 
 if TYPE_CHECKING:
     from r3core.config import Config
+    from r3core.evaluation.result import Result
     from r3core.pipeline import Pipeline
-    from r3core.result import Result
     from r3core.task import Task
 
 
