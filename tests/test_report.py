@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from records import episode, write_run
 
-from r3core.config import Config, Evaluate
+from r3core.config import Config
 from r3core.dataset import Selection
 from r3core.episode import Arm, Episode
 from r3core.evaluation.arms import Cost, EqualTokens
@@ -17,6 +17,7 @@ from r3core.evaluation.tables import HEADINGS, arm_differences, error_categories
 from r3core.forecast import Forecast
 from r3core.report import as_json, model_card, notes, print_forecast, print_table, shares_of_a_step
 from r3core.runs import Run
+from r3core.sections import Evaluate
 from r3core.stats import Difference, Share, wilson
 
 CONFIG = Config.model_validate({"task": "toy", "grpo": {"num_generations": 8}})

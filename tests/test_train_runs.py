@@ -17,9 +17,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from r3core import Example, RunError, Task
-from r3core.config import Config, Limits
+from r3core.config import Config
 from r3core.generation.transformers import TransformersGenerator
 from r3core.runs import Run, RunRecord
+from r3core.sections import Limits
 from r3core.train import train
 from r3core.training.checkpoints import last_checkpoint
 from r3core.training.precision import rounding_warning, training_dtype
