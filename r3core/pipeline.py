@@ -23,6 +23,7 @@ from r3core.evaluation.drift import measure_drift
 from r3core.evaluation.evaluate import evaluate
 from r3core.evaluation.result import Result
 from r3core.evaluation.transfer import check_others, evaluate_others, with_others
+from r3core.evaluation.validation import describe_facts
 from r3core.executor import LocalExecutor, executor_of
 from r3core.failures import Failure, read_failures
 from r3core.files import atomic_write
@@ -40,7 +41,6 @@ from r3core.runs import ReadOnlyRun, Run, RunRecord, value_of
 from r3core.task import Task
 from r3core.training.checkpoints import changed_share
 from r3core.training.launch import launch_training, needs_launcher, started_by_run
-from r3core.validation import describe_facts
 from r3core.verification.judge import Judge
 
 ORIGIN = "r3.json"

@@ -19,6 +19,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from r3core.activity import ENGINE, waiting_for
 from r3core.distributed import lost_process_errors, main_process_first, rank, wait_for_all
 from r3core.errors import UsageError
+from r3core.evaluation.validation import explain_validation, problems_to_validate
+from r3core.evaluation.validator import Validator, is_valid_at
 from r3core.failures import Failure
 from r3core.progress import progress, watched
 from r3core.protocol import Protocol
@@ -37,7 +39,6 @@ from r3core.training.grpo_options import check_training, checkpoint_steps
 from r3core.training.launch import current_world
 from r3core.training.memory import training_memory_errors
 from r3core.training.trainer import ReflectionTrainer
-from r3core.validation import Validator, explain_validation, is_valid_at, problems_to_validate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -87,8 +87,8 @@ def _validation_notes(task: Task, config: Config, processes: int) -> list[str]:
     Problems are not downloaded for it.
     """
     from r3core.errors import TaskError
+    from r3core.evaluation.validation import check_validation_split, explain_validation
     from r3core.preflight import no_downloads
-    from r3core.validation import check_validation_split, explain_validation
 
     lines = explain_validation(config, processes)
     try:

@@ -16,7 +16,7 @@ from r3core.training.trackers import report_episodes
 from r3core.training.trainer import ReflectionTrainer
 
 if TYPE_CHECKING:
-    from r3core.validation import Validator
+    from r3core.evaluation.validator import Validator
 
 
 class StepCallback(TrainerCallback):
