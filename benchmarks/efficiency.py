@@ -2,6 +2,7 @@
 
     python benchmarks/efficiency.py gain --folder runs/efficiency    # hours on two cores; run again to resume
     python benchmarks/efficiency.py step-time
+    python benchmarks/efficiency.py generation
     python benchmarks/efficiency.py posterior
 
 `gain` trains Countdown's built-in model with several settings and seeds, on the failures that each seed mines, and
@@ -12,6 +13,10 @@ of reflections and retries in `train-episodes.jsonl`, seconds those of the steps
 `step-time` trains the same model by r3 and by TRL's own `GRPOTrainer` in turn, in one process: the same batch,
 reflections and retries of the same maximum lengths. TRL generates its own completions, and its reward function
 generates a retry with `model.generate`, as one would write it without r3.
+
+`generation` measures what two things would save at most in a training step: retries that continue from the cache of
+their reflections (the seconds in which the prompts of retries are computed), and retries that begin while other
+reflections are still written (forward passes of the decoding).
 
 `posterior` simulates how many groups are mixed with `train.order` random and posterior, on failures whose pass rates
 are known.
@@ -30,18 +35,28 @@ from statistics import fmean
 from typing import Any
 
 SETTINGS: dict[str, list[str]] = {
-    "128 x G16, 60 steps (default)": ["evaluate.every=10"],
-    "64 x G16, each generation used twice, 80 steps": [
-        "grpo.per_device_train_batch_size=64",
-        "grpo.num_iterations=2",
-        "grpo.max_steps=80",
+    "128 x G16, 60 steps (the default before)": [
+        "grpo.per_device_train_batch_size=128",
+        "grpo.num_iterations=1",
+        "grpo.max_steps=60",
+        "train.anchor=0",
         "evaluate.every=10",
     ],
+    "64 x G16, each generation used twice, 80 steps": ["train.anchor=0", "evaluate.every=10"],
     "32 x G8, 120 steps": [
         "grpo.per_device_train_batch_size=32",
         "grpo.num_generations=8",
+        "grpo.num_iterations=1",
         "grpo.max_steps=120",
+        "train.anchor=0",
         "evaluate.every=30",
+    ],
+    "the second with train.anchor=1 (default)": ["evaluate.every=10"],
+    "the second with Dr. GRPO": [
+        "grpo.loss_type=dr_grpo",
+        "grpo.scale_rewards=none",
+        "train.anchor=0",
+        "evaluate.every=10",
     ],
 }
 """The compared settings by name, each with what it sets beside the built-in model's own settings."""
@@ -60,6 +75,8 @@ def main() -> None:
     gain.add_argument("--only", action="append", help="part of the name of a setting; repeatable")
     times = commands.add_parser("step-time")
     times.add_argument("--steps", type=int, default=8)
+    shares = commands.add_parser("generation")
+    shares.add_argument("--batches", type=int, default=10)
     commands.add_parser("posterior")
     arguments = parser.parse_args()
     if arguments.command == "gain":
@@ -71,6 +88,8 @@ def main() -> None:
             arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     elif arguments.command == "step-time":
         print(step_times(arguments.steps))
+    elif arguments.command == "generation":
+        print(generation_shares(arguments.batches))
     else:
         print(simulated())
 
@@ -196,6 +215,95 @@ def step_times(steps: int) -> str:
                 for name, loop in loops.items():
                     results[name].append(next(loop))
     return times_table({name: rows[1:] for name, rows in results.items()})  # the first step warms up
+
+
+def generation_shares(batches: int) -> str:
+    """Return a table of the seconds and forward passes of both turns of a training step, and the two bounds."""
+    import tempfile
+    from contextlib import redirect_stdout
+    from dataclasses import replace
+
+    from r3core import get_task
+    from r3core.config import model_of, resolve
+    from r3core.pipeline import Pipeline
+
+    task = get_task("countdown")
+    with tempfile.TemporaryDirectory() as name, redirect_stdout(sys.stderr):
+        config = resolve(task, overrides=[f"output_dir={name}", "mine.limit=256", "mine.probe=0"])
+        group, rows = config.grpo["num_generations"], config.grpo["per_device_train_batch_size"]
+        with Pipeline.open(task, config) as stages:
+            failures = stages.mine()
+            generator: Any = stages.engine.open(model_of(config, task))
+            protocol = replace(stages.protocol, config=config.as_trained())
+            forwards = Forwards(generator.model)
+            together = 0
+            for number in range(batches + 1):
+                if number == 1:
+                    forwards.clear()  # the first batch warms up
+                    together = 0
+                chosen = [
+                    failures[(number * (rows // group) + index) % len(failures)] for index in range(rows // group)
+                ]
+                episodes = [failure.episode() for failure in chosen for _ in range(group)]
+                forwards.turn = "reflections"
+                episodes = protocol.reflect(episodes, generator, seed=number)
+                forwards.turn = "retries"
+                episodes = protocol.retry(episodes, generator, seed=number)
+                together += max(_tokens(e.reflection) + _tokens(e.retries.get("reflect")) for e in episodes)
+    return forwards.table(together)
+
+
+def _tokens(turn: Any) -> int:
+    return turn.tokens if turn else 0
+
+
+class Forwards:
+    """Seconds and number of a model's forward passes, by turn and by whether they compute prompts."""
+
+    def __init__(self, model: Any) -> None:
+        from time import perf_counter
+
+        self.turn = ""
+        self.seconds: Counter[tuple[str, bool]] = Counter()
+        self.passes: Counter[tuple[str, bool]] = Counter()
+        started_at = 0.0
+
+        def before(_: Any, args: Any, kwargs: Any) -> None:
+            nonlocal started_at
+            started_at = perf_counter()
+
+        def after(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            key = (self.turn, ids.shape[1] > 1)
+            self.seconds[key] += perf_counter() - started_at
+            self.passes[key] += 1
+
+        model.register_forward_pre_hook(before, with_kwargs=True)
+        model.register_forward_hook(after, with_kwargs=True)
+
+    def clear(self) -> None:
+        """Forget what was measured so far."""
+        self.seconds.clear()
+        self.passes.clear()
+
+    def table(self, together: int) -> str:
+        """Return the measured figures; `together` is the number of decoding passes if retries began at once."""
+        lines = [
+            "| turn | prompts, share of the forward seconds | decoding, share | decoding passes |",
+            "| --- " * 4 + "|",
+        ]
+        whole = sum(self.seconds.values())
+        for turn in ("reflections", "retries"):
+            prompts, decoding = (self.seconds[turn, of] / whole for of in (True, False))
+            lines.append(f"| {turn} | {prompts:.0%} | {decoding:.0%} | {self.passes[turn, False]} |")
+        passes = self.passes["reflections", False] + self.passes["retries", False]
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"decoding passes if each retry began when its reflection ends: at least {together} of {passes}",
+            ]
+        )
 
 
 def reflection_trainer(stages: Any, failures: Any, model: str) -> Any:

@@ -49,8 +49,6 @@ from r3core.presets import PRESETS
 from r3core.sections import Section
 from r3core.training.grpo_options import OWNED
 
-_GREEDY = " ".join(f"--set sampling.{turn}.temperature=0" for turn in ("attempt", "reflection", "retry"))
-_SEED_0 = "r3 run --task countdown --seed 0 --set evaluate.cross=false --set"
 RECORDS = {
     "countdown-0": "r3 run --task countdown --seed 0",
     "countdown-1": "r3 run --task countdown --seed 1",
@@ -58,14 +56,8 @@ RECORDS = {
     "apigen-0": "r3 run --task apigen --seed 0",
     "apigen-1": "r3 run --task apigen --seed 1",
     "apigen-2": "r3 run --task apigen --seed 2",
-    # for the sections of docs/results.md on controls of the training and on greedy decoding
-    "countdown-shuffled": f"{_SEED_0} train.shuffle_rewards=true",
-    "countdown-noleak": f"{_SEED_0} train.reward_leaks=false",
-    "countdown-greedy-0": f"r3 eval --model RUN-0/model --seed 0 {_GREEDY}",
-    "countdown-greedy-1": f"r3 eval --model RUN-1/model --seed 0 {_GREEDY}",
-    "countdown-greedy-2": f"r3 eval --model RUN-2/model --seed 0 {_GREEDY}",
 }
-"""The records that the pages need, and the command of each; RUN-0 is the run directory of countdown-0, and so on."""
+"""The records that the pages need, and the command of each."""
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by docs/generate.py from the code: change it there. -->"

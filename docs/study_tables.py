@@ -29,6 +29,8 @@ MEASURES = {
 """The measures of the tables, with their names."""
 
 
+_FIRST = ("reflection", "default")
+"""The settings of a sweep that the others are compared with."""
 _DEFAULTS = {"objective": "reflection", "anchor": "0.0", "shuffle_rewards": "false", "reward_leaks": "true"}
 """Settings of training that a label leaves out."""
 
@@ -49,11 +51,11 @@ def record(folders: Sequence[str]) -> dict[str, Any]:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """Return the finished runs in the folder of a sweep, its cell `reflection` first, or the run directory itself."""
+    """Return the finished runs in the folder of a sweep, those that others are compared with first, or the run itself."""
     if (folder / "result.json").exists():
         return [folder]
     runs = [path.parent for path in folder.glob("*/seed-*/result.json")]
-    return sorted(runs, key=lambda run: (run.parent.name != "reflection", run.parent.name, run.name))
+    return sorted(runs, key=lambda run: (run.parent.name not in _FIRST, run.parent.name, run.name))
 
 
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def _label(group: Mapping[str, Any]) -> str:
     """Return what a setting changes, for example `objective=retry, anchor=1.0`."""
     changed = {key.removeprefix("train."): value for key, value in group["settings"].items()}
     shown = [f"{key}={value}" for key, value in changed.items() if value not in ("default", _DEFAULTS.get(key))]
-    return ", ".join(shown) or "objective=reflection"
+    return ", ".join(shown) or ("objective=reflection" if "objective" in changed else "default")
 
 
 def _share(value: Mapping[str, Any]) -> str:

@@ -41,5 +41,5 @@ PRESETS: dict[str, dict[str, Setting]] = {
 }
 """Preset -> dotted configuration key -> value. A task may add options of its own, see `Task.presets`."""
 
-BUILT_IN: dict[str, Any] = {"evaluate.decoding": "both"}
+BUILT_IN: dict[str, Any] = {"evaluate.decoding": "both", "evaluate.resamples": 4}
 """Dotted configuration keys of a run with the built-in model of a task, below the settings of the task itself."""

@@ -149,10 +149,11 @@ class Evaluate(Section):
     """Also retry without a reflection, with a generic one, with one of another problem, with a neutral text of the
     same length, and by plain resampling; each costs one retry per failure."""
     resamples: int = Field(default=1, gt=0)
-    """Fresh attempts at each failure, with `controls`; resampling at equal tokens needs several, in general 2 to 4."""
+    """Fresh attempts at each failure, for the control `resample` when it is sampled; resampling at equal tokens needs
+    several, in general 2 to 4; 4 with the built-in model of a task."""
     decoding: Literal["sampled", "greedy", "both"] = "sampled"
     """Decode with the parameters under `sampling`, greedily, or with `both`, which adds greedy first and second tries;
-    with the built-in model of a task, the default is `both`."""
+    `both` with the built-in model of a task."""
     cross: bool = False
     """Also combine reflections of one model with retries of the other, for base and trained model."""
     also: tuple[OtherTask, ...] = ()
@@ -162,19 +163,11 @@ class Evaluate(Section):
     every_limit: int | None = Field(default=100, gt=0)
     """Maximum number of validation problems of an evaluation during training; null takes all of them."""
 
-    @field_validator("resamples")
-    @classmethod
-    def _only_with_controls(cls, value: int, info: ValidationInfo) -> int:
-        if value > 1 and not info.data.get("controls", False):
-            raise ValueError("more than 1 requires the controls: set evaluate.controls=true")
-        return value
-
     @field_validator("decoding")
     @classmethod
     def _one_greedy_sample(cls, value: str, info: ValidationInfo) -> str:
-        several = [key for key in ("samples", "resamples") if info.data.get(key, 1) > 1]
-        if value == "greedy" and several:
-            raise ValueError(f"greedy answers to a prompt are all equal: set evaluate.{several[0]}=1")
+        if value == "greedy" and info.data.get("samples", 1) > 1:
+            raise ValueError("greedy answers to a prompt are all equal: set evaluate.samples=1")
         return value
 
 

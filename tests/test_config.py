@@ -158,11 +158,9 @@ def test_an_error_names_key_value_and_what_is_allowed(override: str, said: str) 
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["samples", "resamples"])
-def test_greedy_decoding_has_one_sample(key: str) -> None:
-    overrides = ["evaluate.controls=true", f"evaluate.{key}=2", "evaluate.decoding=greedy"]
-    with pytest.raises(ConfigError, match=rf"`evaluate.decoding` cannot be 'greedy': .* set evaluate.{key}=1"):
-        resolve(Toy(), overrides=overrides)
+def test_greedy_decoding_has_one_sample() -> None:
+    with pytest.raises(ConfigError, match=r"`evaluate.decoding` cannot be 'greedy': .* set evaluate.samples=1"):
+        resolve(Toy(), overrides=["evaluate.samples=2", "evaluate.decoding=greedy"])
 
 
 def test_a_built_in_model_is_evaluated_greedily_too() -> None:
@@ -172,11 +170,10 @@ def test_a_built_in_model_is_evaluated_greedily_too() -> None:
     assert "decoding" not in resolve(Toy()).record()["evaluate"]
 
 
-def test_further_resamples_require_the_controls() -> None:
-    with pytest.raises(ConfigError, match=r"`evaluate.resamples` cannot be 4: .* set evaluate.controls=true"):
-        resolve(Toy(), overrides=["evaluate.resamples=4", "evaluate.controls=false"])
-    several = resolve(Toy(), overrides=["evaluate.resamples=4"])
-    assert several.record()["evaluate"]["resamples"] == 4
+def test_a_built_in_model_is_resampled_at_equal_tokens() -> None:
+    assert resolve(ToyWithModel()).evaluate.resamples == 4
+    assert resolve(ToyWithModel(), overrides=["evaluate.controls=false", "evaluate.decoding=greedy"])
+    assert resolve(ToyWithModel(), flags={"model": "some/model"}).evaluate.resamples == 1
     assert "resamples" not in resolve(Toy()).record()["evaluate"]
 
 

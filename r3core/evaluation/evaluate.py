@@ -128,7 +128,8 @@ def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequ
         episodes = protocol.retry(episodes, generator, seed=seed(arm), arm=arm)
     for index in range(2, config.protocol.rounds + 1):
         episodes = protocol.another_round(episodes, generator, seed=seed(f"round {index}"))
-    for index in range(2, config.evaluate.resamples + 1 if "resample" in arms else 0):
+    sampled = "resample" in arms and config.evaluate.decoding != "greedy"
+    for index in range(2, config.evaluate.resamples + 1 if sampled else 0):
         again = protocol.retry(episodes, generator, seed=seed(f"resample {index}"), arm="resample")
         episodes = [_with_resample(episode, other) for episode, other in zip(episodes, again, strict=True)]
     return episodes

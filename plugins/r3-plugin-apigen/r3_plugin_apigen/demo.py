@@ -26,7 +26,7 @@ DEMO = Demo(
         "grpo.num_generations": 16,
         "grpo.beta": 0.0,
         "grpo.gradient_checkpointing": False,
-        "evaluate.limit": 1000,
+        "evaluate.limit": 500,
         "evaluate.controls": True,
         "evaluate.cross": True,
     },
