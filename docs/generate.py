@@ -42,10 +42,11 @@ from r3_plugin_countdown.task import Countdown
 from r3_plugin_openai.server import ServerOptions
 from r3_plugin_ray.engine import RayOptions
 from r3core.cli.main import app
-from r3core.config import Config, Section
+from r3core.config import Config
 from r3core.explain.rules import RULES
 from r3core.plugins.options import type_text
 from r3core.presets import PRESETS
+from r3core.sections import Section
 from r3core.training.grpo_options import OWNED
 
 RECORDS = {

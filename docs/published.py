@@ -17,9 +17,9 @@ from tables import table as _table
 
 from r3core.config import NOT_SETTINGS, Config
 from r3core.episode import Arm
+from r3core.evaluation.result import Result, Scores
+from r3core.evaluation.tables import error_categories
 from r3core.report import print_table
-from r3core.result import Result, Scores
-from r3core.result_table import error_categories
 from r3core.stats import Difference, Rate
 
 RUNS = Path(__file__).resolve().parent / "runs"

@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 
 from r3core.episode import Answer, Arm, Episode, Reflection, Text
 from r3core.errors import RunError, UsageError, did_you_mean
+from r3core.evaluation.outcomes import solved
 from r3core.failures import Failure
 from r3core.forecast import group_size
 from r3core.groups import TRAINED, Group, groups_of, trained_rows
 from r3core.recorded import Key, change, config_of
-from r3core.result import solved
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Frozen
 

@@ -13,9 +13,10 @@ from itertools import islice
 from time import monotonic
 from typing import Any, Literal, NamedTuple
 
-from r3core.config import Config, Evaluate, Mine
+from r3core.config import Config
 from r3core.errors import TaskError
 from r3core.plugins.diagnostics import as_task_error
+from r3core.sections import Evaluate, Mine
 from r3core.task import Example, Frozen, Split, Task
 
 MAX_READ = 1_000_000

@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import JsonValue
 
 from r3core.check.certificate import Certificate, cached_certificate
-from r3core.config import Limits
 from r3core.console import visible
 from r3core.dataset import load_examples
 from r3core.errors import R3Error, one_line
@@ -19,6 +18,7 @@ from r3core.plugins.discovery import discover
 from r3core.plugins.options import Option, options_of, set_options
 from r3core.presets import BUILT_IN
 from r3core.prompts import attempt
+from r3core.sections import Limits
 from r3core.task import Example, Frozen, Message, Split, Task, Tool
 
 _SPLITS: tuple[Split, ...] = ("test", "validation", "train")

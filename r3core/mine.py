@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from r3core.config import Config, Mine
+from r3core.config import Config
 from r3core.dataset import Selection, problems_to_mine
 from r3core.environment import environment
 from r3core.episode import Episode
@@ -19,6 +19,7 @@ from r3core.progress import percent
 from r3core.protocol import Protocol, seed_of
 from r3core.reward import judged
 from r3core.runs import Run
+from r3core.sections import Mine
 from r3core.task import Example
 from r3core.truncation import limit_of, warn_if_truncated
 from r3core.verification.judge import verifier_hash

@@ -17,10 +17,13 @@ from r3core.check.certificate import Certificate
 from r3core.config import Config, local_model, model_of
 from r3core.dataset import problems_to_evaluate
 from r3core.distributed import rank, world_size
-from r3core.drift import measure_drift
 from r3core.engine import Engine
 from r3core.errors import ConfigError, RunError, UsageError
-from r3core.evaluate import evaluate
+from r3core.evaluation.drift import measure_drift
+from r3core.evaluation.evaluate import evaluate
+from r3core.evaluation.result import Result
+from r3core.evaluation.transfer import check_others, evaluate_others, with_others
+from r3core.evaluation.validation import describe_facts
 from r3core.executor import LocalExecutor, executor_of
 from r3core.failures import Failure, read_failures
 from r3core.files import atomic_write
@@ -34,13 +37,10 @@ from r3core.plugins.engines import checked_engine, engine_of
 from r3core.preflight import check_template, print_notes, template_date
 from r3core.progress import watched
 from r3core.protocol import Protocol
-from r3core.result import Result
 from r3core.runs import ReadOnlyRun, Run, RunRecord, value_of
 from r3core.task import Task
 from r3core.training.checkpoints import changed_share
 from r3core.training.launch import launch_training, needs_launcher, started_by_run
-from r3core.transfer import check_others, evaluate_others, with_others
-from r3core.validation import describe_facts
 from r3core.verification.judge import Judge
 
 ORIGIN = "r3.json"

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from math import ceil
+from typing import TYPE_CHECKING, Literal
 
 from r3core.episode import CALLS, THINKING, TOKENS, WHOLE, Text
 from r3core.errors import TaskError
 from r3core.plugins.diagnostics import as_task_error
 from r3core.task import Example, Message, Prompt, Task, Verdict, Wording
 
+if TYPE_CHECKING:
+    from r3core.generation.generator import Generator
+
 Feedback = Literal["binary", "reason"]
 History = Literal["template", "answer", "verbatim"]
 """What later prompts show of a turn: what the chat template shows, the answer alone, or the tokens as generated."""
+PLACEBO = (
+    "The lake lies between low hills. In the morning its water is grey and still, and the boats are tied to the pier. "
+    "Towards noon the wind rises, and small waves run along the shore. Birds sit on the old posts. In the evening the "
+    "boats come back, and the lamps of the village are lit. "
+)
+"""A text about nothing that a task could be about, without numbers, names or advice."""
 
 
 def attempt(task: Task, example: Example) -> Prompt:
@@ -60,6 +70,22 @@ def retry(
         return first.then(_assistant(attempted, wording, history), _user(f"{failed} {wording.retry}"))
     reflected = reflect(first, attempted, failed, wording, history)
     return reflected.then(_assistant(reflection, wording, history), _user(wording.retry))
+
+
+def placebo(reflection: Text, generator: Generator) -> str:
+    """Return the neutral text, cut or repeated to the length of a reflection's answer.
+
+    The length is counted in tokens where the generator has the model's tokenizer. A server has it elsewhere: then the
+    number of characters is the same.
+    """
+    tokenizer = getattr(generator, "tokenizer", None)
+    if tokenizer is None or reflection.token_ids is None:
+        length = len(reflection.text)
+        return (PLACEBO * ceil(length / len(PLACEBO)))[:length]
+    length = len(reflection.token_ids) - reflection.answer_start
+    ids = tokenizer(PLACEBO, add_special_tokens=False)["input_ids"]
+    shown = (ids * ceil(length / len(ids)))[:length]
+    return str(tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _fault(prompt: object) -> str | None:

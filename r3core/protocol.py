@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from r3core import prompts
 from r3core.activity import ENGINE, waiting_for
-from r3core.config import Config, Turn
+from r3core.config import Config
 from r3core.episode import Answer, Arm, Episode, Reflection, Round, Text
 from r3core.errors import RunError
 from r3core.generation.generator import Completion, Generator, Sampling
-from r3core.placebo import placebo
 from r3core.prompts import Feedback
+from r3core.sections import Turn
 from r3core.task import Example, Prompt, Task, Verdict, Wording
 from r3core.verification.batch import Batch
 from r3core.verification.judge import Judge
@@ -222,7 +222,7 @@ class Protocol:
         reflection = episode.reflection
         if not episode.failed or reflection is None or reflection.unanswered:
             return None
-        return self.retry_request(episode, placebo(reflection, generator))
+        return self.retry_request(episode, prompts.placebo(reflection, generator))
 
     def _answers(
         self,

@@ -6,17 +6,25 @@ import json
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from r3core.cells import format_p, format_rate
 from r3core.check.certificate import Certificate
 from r3core.config import Config
 from r3core.console import visible
-from r3core.controls import arm_differences, notes_on_controls, sides_of
-from r3core.decoding import is_greedy
+from r3core.evaluation.decoding import is_greedy
+from r3core.evaluation.result import Result, Scores, truncated
+from r3core.evaluation.tables import (
+    HEADINGS,
+    arm_differences,
+    error_categories,
+    format_p,
+    format_rate,
+    notes_on_controls,
+    other_tasks,
+    rows,
+    sides_of,
+)
 from r3core.forecast import Forecast, group_size
 from r3core.objective import PLURAL
 from r3core.rescore import Rescored, Verifier
-from r3core.result import Result, Scores, truncated
-from r3core.result_table import HEADINGS, error_categories, other_tasks, rows
 from r3core.runs import RunRecord
 from r3core.stats import Rate, Share
 from r3core.training.launch import world_of

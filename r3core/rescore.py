@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, ValidationError
 
-from r3core.config import Limits
 from r3core.episode import Answer, Episode, Reflection, Text
 from r3core.errors import RunError, TaskError, UsageError
+from r3core.evaluation.outcomes import every_answer
+from r3core.evaluation.result import Scores, scores
 from r3core.failures import Failure, read_failures, write_failures
 from r3core.plugins.discovery import get_task
 from r3core.progress import progress
 from r3core.protocol import malformed_calls, response, with_leak
-from r3core.result import Scores, scores
-from r3core.rounds import every_answer
 from r3core.runs import RunRecord, each_value
+from r3core.sections import Limits
 from r3core.task import Example, Frozen, Task, Verdict
 from r3core.verification.judge import Judge, verifier_hash
 

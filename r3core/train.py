@@ -19,17 +19,26 @@ from trl.trainer.grpo_config import GRPOConfig
 from r3core.activity import ENGINE, waiting_for
 from r3core.distributed import lost_process_errors, main_process_first, rank, wait_for_all
 from r3core.errors import UsageError
+from r3core.evaluation.validation import explain_validation, problems_to_validate
+from r3core.evaluation.validator import Validator, is_valid_at
 from r3core.failures import Failure
 from r3core.progress import progress, watched
 from r3core.protocol import Protocol
 from r3core.runs import Run
 from r3core.training.callback import StepCallback, ValidationCallback
-from r3core.training.checkpoints import best_folder, delete_best, last_checkpoint, save_best, save_model
+from r3core.training.checkpoints import (
+    best_folder,
+    delete_best,
+    last_checkpoint,
+    restore,
+    save_best,
+    save_model,
+    world_of,
+)
 from r3core.training.grpo_options import check_training, checkpoint_steps
 from r3core.training.launch import current_world
 from r3core.training.memory import training_memory_errors
 from r3core.training.trainer import ReflectionTrainer
-from r3core.validation import Validator, explain_validation, is_valid_at, problems_to_validate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +81,7 @@ def train(
             run, protocol, failures, model=model, tokenizer=tokenizer, args=args, saved_dtype=saved_dtype
         )
     with main_process_first():
-        checkpoint = last_checkpoint(run.path / "checkpoints", world=trainer.world)
+        checkpoint = last_checkpoint(run.path / "checkpoints", world=world_of(trainer.accelerator))
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     if checkpoint:
         trainer.usage.load(checkpoint)
@@ -97,7 +106,7 @@ def train(
         if done < args.max_steps and not (validator and validator.stopped) and not trainer.budget_is_spent:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         else:  # stopped between the last step and saving; transformers would train one more step
-            trainer.restore(checkpoint)
+            restore(trainer, checkpoint)
         _save(trainer, validator)
         wait_for_all()  # closing vLLM's engine closes the connection between processes too
     skipped = len(failures) - len(trainer.failures)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from r3core import Example, Verdict
-from r3core.arms import against, cost, equal_tokens
 from r3core.episode import Answer, Episode, Reflection
+from r3core.evaluation.arms import against, cost, equal_tokens
 from r3core.stats import paired
 
 VERDICTS = {"p": Verdict.passed(), "f": Verdict.failed("no"), "e": Verdict.error("broken")}

@@ -22,7 +22,7 @@ from r3core.check.fixtures import add_fixtures
 from r3core.check.probes import Frame
 from r3core.check.references import check_fixtures, check_references
 from r3core.check.run_probes import check_probes
-from r3core.config import Limits
+from r3core.sections import Limits
 from r3core.verification.judge import Judge
 
 pytestmark = pytest.mark.processes

@@ -18,7 +18,7 @@ from r3core.check.certificate import (
     print_certificate,
     state_of,
 )
-from r3core.config import Limits
+from r3core.sections import Limits
 from r3core.stats import wilson
 
 LIMITS = Limits()

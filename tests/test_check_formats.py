@@ -15,7 +15,7 @@ from r3core.check.certificate import Finding
 from r3core.check.context import Checking
 from r3core.check.formats import NAMES, Answer, check_formats, formats_of
 from r3core.check.probes import Frame
-from r3core.config import Limits
+from r3core.sections import Limits
 from r3core.verification.judge import Judge
 
 BARE = Frame("", "")

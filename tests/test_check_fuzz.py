@@ -9,7 +9,7 @@ import pytest
 from r3core import Example, Split, Task, Verdict
 from r3core.check.fuzz import Failing, search
 from r3core.check.probes import Frame
-from r3core.config import Limits
+from r3core.sections import Limits
 from r3core.task import Limit
 from r3core.verification.judge import Judge
 

@@ -11,7 +11,7 @@ import verifiers
 from r3core import Task, TaskError
 from r3core.check import check_task
 from r3core.check.certificate import Certificate
-from r3core.config import Limits
+from r3core.sections import Limits
 
 pytestmark = pytest.mark.slow
 

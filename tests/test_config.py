@@ -7,10 +7,11 @@ import pytest
 
 from r3core import ConfigError, Demo, Example, Split, Task, TaskError, Wording
 from r3core.cli.arguments import Arguments
-from r3core.config import Config, Phrases, chosen_task, configure, known_keys, model_of, read_settings, resolve
+from r3core.config import Config, chosen_task, configure, known_keys, model_of, read_settings, resolve
 from r3core.plugins.options import set_options
 from r3core.presets import PRESETS
 from r3core.recorded import config_of
+from r3core.sections import Phrases
 from r3core.training.grpo_options import OWNED, check_grpo, check_training, checkpoint_steps, explain_batch
 
 

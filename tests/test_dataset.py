@@ -11,8 +11,9 @@ import pytest
 from toy import Toy
 
 from r3core import Example, Split, TaskError
-from r3core.config import Evaluate, Mine, resolve
+from r3core.config import resolve
 from r3core.dataset import Selection, problems_to_evaluate, problems_to_mine, select_examples
+from r3core.sections import Evaluate, Mine
 
 
 class Rows(Toy):

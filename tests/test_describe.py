@@ -10,9 +10,9 @@ import toy
 from command import R3
 
 from r3core.check.certificate import cache_certificate
-from r3core.config import Limits
 from r3core.describe import describe
 from r3core.plugins.discovery import find_task
+from r3core.sections import Limits
 
 TASK = '''
 from pathlib import Path

@@ -10,8 +10,8 @@ from tiny import tiny_model, tiny_tokenizer
 from toy import Toy
 
 from r3core.config import resolve
-from r3core.drift import Drift, drift_of, measure_drift
-from r3core.evaluate import evaluate
+from r3core.evaluation.drift import Drift, drift_of, measure_drift
+from r3core.evaluation.evaluate import evaluate
 from r3core.executor import LocalExecutor
 from r3core.generation.logprobs import logprobs_of
 from r3core.generation.transformers import TransformersGenerator

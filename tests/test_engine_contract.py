@@ -11,11 +11,11 @@ import password
 import pytest
 
 from r3core import Example, Prompt, RunError
-from r3core.config import Turn, Turns
 from r3core.generation import chat
 from r3core.generation.generator import Completion, Generator, Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
+from r3core.sections import Turn, Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

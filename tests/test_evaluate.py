@@ -8,15 +8,16 @@ import pytest
 from toy import Toy
 
 from r3core import Example, Prompt, Verdict
-from r3core.arms import fix_rate
 from r3core.config import resolve
 from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
-from r3core.evaluate import evaluate
+from r3core.evaluation.arms import fix_rate
+from r3core.evaluation.evaluate import evaluate
+from r3core.evaluation.outcomes import solved
+from r3core.evaluation.result import Paired, Result, compare, scores, secondary, with_holm
 from r3core.executor import LocalExecutor
 from r3core.generation.generator import Completion, Sampling
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.protocol import Protocol
-from r3core.result import Paired, Result, compare, scores, secondary, solved, with_holm
 from r3core.runs import Run
 from r3core.stats import Difference, clustered, holm, paired, wilson
 from r3core.verification.judge import Judge

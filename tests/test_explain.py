@@ -17,10 +17,10 @@ from toy import Toy
 
 from r3core import Example, Prompt, Task, Verdict
 from r3core.check import check_task
-from r3core.config import Config, Limits, resolve
-from r3core.drift import Drift, Shift
+from r3core.config import Config, resolve
 from r3core.episode import Answer, Reflection
-from r3core.evaluate import evaluate
+from r3core.evaluation.drift import Drift, Shift
+from r3core.evaluation.evaluate import evaluate
 from r3core.executor import LocalExecutor
 from r3core.explain import diagnoses_of, explain
 from r3core.explain.figures import Figures, figures_of
@@ -30,6 +30,7 @@ from r3core.generation.scripted import ScriptedGenerator
 from r3core.mine import mine
 from r3core.protocol import Protocol
 from r3core.runs import Run, RunRecord
+from r3core.sections import Limits
 from r3core.stats import wilson
 from r3core.verification.judge import Judge
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from r3core import Example, RunError, Split, Task, TaskError, Verdict, get_task
-from r3core.config import Limits
+from r3core.sections import Limits
 from r3core.task import Limit
 from r3core.verification.judge import Judge, judge, verifier_hash
 from r3core.verification.pool import portable

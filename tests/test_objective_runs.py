@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import password
 import pytest
 import torch
+from kills import assert_same_training, killed
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from r3core.config import Config
@@ -69,17 +66,11 @@ def test_killed_training_resumes_with_the_results_of_an_undisturbed_run(objectiv
     options = password.KILLED | {"train": {"objective": objective}, "temperature": 1.0}
     config = password.config(**options)
     undisturbed = trained(tmp_path / "undisturbed", config, model=password.beginner())
-    folder, path = tmp_path / "base", tmp_path / "run"
-    password.beginner().save_pretrained(folder)
-    command = [sys.executable, password.__file__, str(path), "4", str(folder), json.dumps(options)]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    run = trained(path, config, model=password.beginner())
+    killed(tmp_path / "run", 4, **options)
+    run = trained(tmp_path / "run", config, model=password.beginner())
     assert len(run.read("sessions")) == 2
     assert outcome_of(run) == outcome_of(undisturbed)
-    assert run.read("train-episodes") == undisturbed.read("train-episodes")
-    one, other = (AutoModelForCausalLM.from_pretrained(each.path / "model").state_dict() for each in (run, undisturbed))
-    assert all(weights.equal(other[name]) for name, weights in one.items())
+    assert_same_training(run, undisturbed)
 
 
 def generated(row: Trained) -> int:

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 from r3core.cli.main import app
 from r3core.config import Config
 from r3core.errors import UsageError
+from r3core.evaluation.result import Result, compare, scores
 from r3core.forecast import Forecast
 from r3core.page import sample, version, write_csv, write_page, write_png
 from r3core.page.collect import averaged, collect, compared_with_forecast, names_of, seconds, settings, tokens
 from r3core.page.render import render
 from r3core.recorded import open_record
 from r3core.report import claim
-from r3core.result import Result, compare, scores
 from r3core.serve import LivePage
 from r3core.stats import Share, wilson
 

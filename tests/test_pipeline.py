@@ -22,11 +22,12 @@ from toy import Even
 from r3core import Example, RunError, Split, UsageError, get_task, report
 from r3core.check import certificate_of
 from r3core.cli.main import main
-from r3core.config import Config, Limits, resolve
+from r3core.config import Config, resolve
+from r3core.evaluation.result import Result
 from r3core.failures import read_failures
 from r3core.pipeline import Pipeline
-from r3core.result import Result
 from r3core.runs import RunRecord
+from r3core.sections import Limits
 from r3core.training.checkpoints import changed_share
 from r3core.verification.pool import workers_of
 

@@ -9,7 +9,7 @@ from tiny import tiny_tokenizer
 
 from r3core.episode import Reflection
 from r3core.generation.scripted import ScriptedGenerator
-from r3core.placebo import PLACEBO, placebo
+from r3core.prompts import PLACEBO, placebo
 
 
 class WithTokenizer(ScriptedGenerator):

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from r3core.pooled import (
-    detectable,
-    detectable_with_seeds,
-    pooled_contrast,
-    pooled_difference,
-    pooled_rate,
-)
+from r3core.compare.pooled import detectable, detectable_with_seeds, pooled_contrast, pooled_difference, pooled_rate
 from r3core.stats import Difference, Rate, paired, problems_needed, wilson
 
 Table = NDArray[np.bool_]  # (seeds, problems)

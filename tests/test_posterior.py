@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +9,7 @@ from typing import Any
 import numpy as np
 import password
 import pytest
-from transformers import AutoModelForCausalLM
+from kills import assert_same_training, killed
 
 from r3core.runs import Run
 from r3core.stats import signal as mixed_share
@@ -187,15 +183,10 @@ def trained(path: Path, **options: Any) -> Run:
 def test_a_killed_training_draws_the_failures_of_an_undisturbed_one(options: dict[str, Any], tmp_path: Path) -> None:
     given = POSTERIOR | options
     undisturbed = trained(tmp_path / "undisturbed", **given)
-    password.beginner().save_pretrained(tmp_path / "base")
-    command = [sys.executable, password.__file__, str(tmp_path / "run"), "6", str(tmp_path / "base"), json.dumps(given)]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    killed(tmp_path / "run", 6, **given)
     run = trained(tmp_path / "run", **given)
     assert len(run.read("sessions")) == 2
-    assert run.read("train-episodes") == undisturbed.read("train-episodes")
-    one, other = (AutoModelForCausalLM.from_pretrained(each.path / "model").state_dict() for each in (run, undisturbed))
-    assert all(weights.equal(other[name]) for name, weights in one.items())
+    assert_same_training(run, undisturbed)
     shuffled = trained(tmp_path / "random", **(given | {"train": {}}))
     ids = [[row["id"] for row in each.read("train-episodes")] for each in (undisturbed, shuffled)]
     assert ids[0] != ids[1]

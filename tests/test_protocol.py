@@ -15,7 +15,7 @@ from r3core.generation.generator import Completion, Ended, Sampling
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.generation.thinking import Marks
 from r3core.generation.transformers import TransformersGenerator
-from r3core.placebo import PLACEBO
+from r3core.prompts import PLACEBO
 from r3core.protocol import Protocol, seed_of
 from r3core.reward import reward_of
 from r3core.verification.judge import Judge

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from records import episode, write_run
 
-from r3core.arms import Cost, EqualTokens
-from r3core.config import Config, Evaluate
-from r3core.controls import arm_differences
+from r3core.config import Config
 from r3core.dataset import Selection
 from r3core.episode import Arm, Episode
+from r3core.evaluation.arms import Cost, EqualTokens
+from r3core.evaluation.result import Paired, Result, Scores, secondary, with_holm
+from r3core.evaluation.tables import HEADINGS, arm_differences, error_categories, rows
 from r3core.forecast import Forecast
 from r3core.report import as_json, model_card, notes, print_forecast, print_table, shares_of_a_step
-from r3core.result import Paired, Result, Scores, secondary, with_holm
-from r3core.result_table import HEADINGS, error_categories, rows
 from r3core.runs import Run
+from r3core.sections import Evaluate
 from r3core.stats import Difference, Share, wilson
 
 CONFIG = Config.model_validate({"task": "toy", "grpo": {"num_generations": 8}})

@@ -15,7 +15,10 @@ from r3core.config import Config, resolve
 from r3core.conversations import Wanted, find
 from r3core.episode import Episode, Reflection, Round
 from r3core.estimate.evaluation import most_per_problem
-from r3core.evaluate import evaluate
+from r3core.evaluation.evaluate import evaluate
+from r3core.evaluation.outcomes import repeated, solved_within
+from r3core.evaluation.result import Result, scores
+from r3core.evaluation.tables import rows
 from r3core.executor import LocalExecutor
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.page.collect import collect, tokens
@@ -24,9 +27,6 @@ from r3core.protocol import Protocol
 from r3core.recorded import open_record
 from r3core.report import notes
 from r3core.rescore import rescore
-from r3core.result import Result, scores
-from r3core.result_table import rows
-from r3core.rounds import repeated, solved_within
 from r3core.runs import Run
 from r3core.transcript import print_conversations
 from r3core.verification.judge import Judge

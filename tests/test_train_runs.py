@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import password
 import pytest
 import torch
+from kills import assert_same_training, assert_same_weights, killed
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from r3core import Example, RunError, Task
-from r3core.config import Config, Limits
+from r3core.config import Config
 from r3core.generation.transformers import TransformersGenerator
 from r3core.runs import Run, RunRecord
+from r3core.sections import Limits
 from r3core.train import train
 from r3core.training.checkpoints import last_checkpoint
 from r3core.training.precision import rounding_warning, training_dtype
@@ -173,21 +172,12 @@ def outcome_of(run: Run) -> list[tuple[Any, ...]]:
     return [tuple(row.get(name) for name in names) for row in run.read("train")]
 
 
-def assert_same_model(one: Run, other: Run) -> None:
-    models = [AutoModelForCausalLM.from_pretrained(run.path / "model").state_dict() for run in (one, other)]
-    for name, weights in models[0].items():
-        assert weights.equal(models[1][name]), f"{name} differs"
-
-
 @pytest.mark.parametrize("step", [4, 9], ids=["in the first epoch", "in the second"])
 def test_killed_training_resumes_with_the_results_of_an_undisturbed_run(
     step: int, tmp_path: Path, undisturbed: Run
 ) -> None:
-    path, folder = tmp_path / "run", tmp_path / "base"
-    password.beginner().save_pretrained(folder)
-    command = [sys.executable, password.__file__, str(path), str(step), str(folder)]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    path = tmp_path / "run"
+    killed(path, step)
     checkpoints = path / "checkpoints"
     assert (checkpoints / f"checkpoint-{step - 1}" / "complete").exists()
     torn = checkpoints / f"checkpoint-{step}"
@@ -200,8 +190,7 @@ def test_killed_training_resumes_with_the_results_of_an_undisturbed_run(
     assert len(run.read("sessions")) == 2
     assert any(loss != 0 for _, loss, *_ in outcome_of(run)), "nothing was learned: the test shows nothing"
     assert outcome_of(run) == outcome_of(undisturbed)
-    assert run.read("train-episodes") == undisturbed.read("train-episodes")
-    assert_same_model(run, undisturbed)
+    assert_same_training(run, undisturbed)
 
 
 REUSED = [
@@ -221,20 +210,16 @@ REUSED = [
 def test_training_killed_within_a_generation_resumes_where_one_begins(options: dict[str, Any], tmp_path: Path) -> None:
     config = password.config(**(password.KILLED | options))
     undisturbed = trained(tmp_path / "undisturbed", config, model=password.beginner())
-    folder, path = tmp_path / "base", tmp_path / "run"
-    password.beginner().save_pretrained(folder)
-    command = [sys.executable, password.__file__, str(path), "6", str(folder), json.dumps(options)]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    path = tmp_path / "run"
+    printed = killed(path, 6, **options)
     assert sorted(one.name for one in (path / "checkpoints").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert [row["step"] for row in RunRecord(path).read("train")] == [1, 2, 3, 4, 5]
-    assert "note: a checkpoint every 2 steps, as a generation serves several steps" in process.stderr
+    assert "note: a checkpoint every 2 steps, as a generation serves several steps" in printed
 
     run = trained(path, config, model=password.beginner())
     assert [row["step"] for row in run.read("train")] == list(range(1, 11))
     assert outcome_of(run) == outcome_of(undisturbed)
-    assert run.read("train-episodes") == undisturbed.read("train-episodes")
-    assert_same_model(run, undisturbed)
+    assert_same_training(run, undisturbed)
 
 
 def test_the_options_that_trl_resolves_are_recorded(undisturbed: Run) -> None:
@@ -335,7 +320,7 @@ def test_a_run_killed_after_its_last_step_trains_no_further(tmp_path: Path, undi
     run = trained(path, config, model=password.beginner())
     assert run.read("train") == []
     assert run.read("train-episodes") == []
-    assert_same_model(run, undisturbed)
+    assert_same_weights(run.path / "model", undisturbed.path / "model")
 
 
 def test_only_a_complete_checkpoint_is_resumed_from(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from records import episode, write_run
 
 from r3core.config import Config, configure
 from r3core.errors import ConfigError, R3Error
+from r3core.evaluation.result import Result, compare, scores, secondary
+from r3core.evaluation.tables import other_tasks
+from r3core.evaluation.transfer import config_on, with_others
 from r3core.other_tasks import OtherTask, file_name
 from r3core.page import write_csv, write_page
 from r3core.pipeline import Pipeline, result_of
@@ -23,11 +26,8 @@ from r3core.plugins.discovery import get_task
 from r3core.recorded import config_of
 from r3core.report import model_card, print_table
 from r3core.rescore import rescore
-from r3core.result import Result, compare, scores, secondary
-from r3core.result_table import other_tasks
 from r3core.runs import RunRecord
 from r3core.settings import nested
-from r3core.transfer import config_on, with_others
 
 EVEN, TOY = f"{toy.__file__}:Even", f"{toy.__file__}:Toy"
 TINY: dict[str, Any] = {

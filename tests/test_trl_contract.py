@@ -26,8 +26,9 @@ import r3core.training
 from r3core.presets import PRESETS
 from r3core.train import MISLEADING_WARNINGS, grpo_config
 from r3core.training import grpo_options
+from r3core.training.private_names import PRIVATE_NAMES
 from r3core.training.sampler import EpochSampler
-from r3core.training.trainer import _ONLY_IN_TRL, PRIVATE_NAMES, ReflectionTrainer
+from r3core.training.trainer import _ONLY_IN_TRL, ReflectionTrainer
 
 PROMPT = [{"role": "user", "content": "Left?"}]
 PEFT = ("lora.py", "interpolation.py")

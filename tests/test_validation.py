@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +10,14 @@ import password
 import pytest
 import torch
 from command import R3, runner
+from kills import assert_same_weights, killed, weights
 from peft import PeftModel
 from programs import settings
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from r3core import ConfigError, Example, RunError
 from r3core.config import Config
-from r3core.generation.scripted import ScriptedGenerator
-from r3core.mine import check_splits
-from r3core.protocol import Protocol
-from r3core.runs import Run
-from r3core.stats import wilson
-from r3core.train import train
-from r3core.validation import (
+from r3core.evaluation.validation import (
     Validation,
     best_of,
     check_validation,
@@ -38,6 +28,12 @@ from r3core.validation import (
     since_best,
     steps_of,
 )
+from r3core.generation.scripted import ScriptedGenerator
+from r3core.mine import check_splits
+from r3core.protocol import Protocol
+from r3core.runs import Run
+from r3core.stats import wilson
+from r3core.train import train
 
 EVERY: dict[str, Any] = {"every": 4, "every_limit": 16}
 
@@ -53,17 +49,6 @@ def trained(path: Path, config: Config) -> tuple[Run, dict[str, Any]]:
         tokenizer = password.tokenizer()
         facts = train(run, protocol, password.failures(), model=password.beginner(), tokenizer=tokenizer)
     return run, facts
-
-
-def weights(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    return state
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    assert [name for name in first if not first[name].equal(second[name])] == []
 
 
 def row(step: int, passed: int, total: int = 10) -> Validation:
@@ -301,15 +286,8 @@ KILLS = {
 def test_training_killed_at_any_moment_saves_the_same_step(
     rows: str, step: int, tmp_path: Path, undisturbed: tuple[Run, dict[str, Any]]
 ) -> None:
-    path, folder = tmp_path / "run", tmp_path / "base"
-    password.beginner().save_pretrained(folder)
-    options = BEST | {"rows": rows, "save_total_limit": 2}
-    command = [sys.executable, password.__file__, str(path), str(step), str(folder), json.dumps(options)]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
-
-    config = validated(save_total_limit=2)
-    run, facts = trained(path, config)
+    killed(tmp_path / "run", step, **(BEST | {"rows": rows, "save_total_limit": 2}))
+    run, facts = trained(tmp_path / "run", validated(save_total_limit=2))
     expected, expected_facts = undisturbed
     assert len(run.read("sessions")) == 2
     assert evaluations_of(run) == evaluations_of(expected)

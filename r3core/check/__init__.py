@@ -25,9 +25,9 @@ from r3core.check.probes import frame_of
 from r3core.check.references import check_fixtures, check_references
 from r3core.check.run_probes import check_probes
 from r3core.check.stability import check_every_text
-from r3core.config import Limits
 from r3core.environment import environment
 from r3core.errors import RunError, TaskError, did_you_mean
+from r3core.sections import Limits
 from r3core.task import Task
 from r3core.verification.judge import Judge, verifier_hash
 

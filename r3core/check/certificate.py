@@ -21,7 +21,7 @@ from r3core.task import Frozen, Task
 from r3core.verification.judge import verifier_hash
 
 if TYPE_CHECKING:
-    from r3core.config import Limits
+    from r3core.sections import Limits
 
 Group = Literal["data", "references", "formats", "fixtures", "probes", "every text"]
 GROUPS: tuple[Group, ...] = get_args(Group)

@@ -64,10 +64,10 @@ def _template_notes(task: Task, config: Config) -> list[str]:
     """
     from r3core.config import model_of
     from r3core.errors import TaskError
+    from r3core.evaluation.transfer import check_others
     from r3core.generation.models import Unloadable
     from r3core.plugins.engines import engine_of
     from r3core.preflight import check_template
-    from r3core.transfer import check_others
 
     if not engine_of(config).local:
         return ["that of the server, which is not checked"]
@@ -87,8 +87,8 @@ def _validation_notes(task: Task, config: Config, processes: int) -> list[str]:
     Problems are not downloaded for it.
     """
     from r3core.errors import TaskError
+    from r3core.evaluation.validation import check_validation_split, explain_validation
     from r3core.preflight import no_downloads
-    from r3core.validation import check_validation_split, explain_validation
 
     lines = explain_validation(config, processes)
     try:

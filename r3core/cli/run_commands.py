@@ -33,8 +33,8 @@ from r3core.errors import R3Error
 
 if TYPE_CHECKING:
     from r3core.config import Config
+    from r3core.evaluation.result import Result
     from r3core.pipeline import Pipeline
-    from r3core.result import Result
     from r3core.runs import RunRecord
 
 
@@ -94,9 +94,9 @@ def train(arguments: Arguments) -> None:
     The verifier must pass `r3 check`. For several processes: --processes, or `accelerate launch -m r3core train`.
     """
     from r3core.distributed import main_process_first, rank
+    from r3core.evaluation.validation import describe_facts
     from r3core.report import shares_of_a_step
     from r3core.training import launch
-    from r3core.validation import describe_facts
 
     task, config = arguments.resolve()
     check_training(task, config)
@@ -215,9 +215,9 @@ def _optional(what: str) -> Iterator[None]:
 
 
 def _print_result(run: RunRecord, config: Config, result: Result, *, as_json: bool) -> None:
+    from r3core.evaluation.validation import describe_facts
     from r3core.report import as_json as as_object
     from r3core.report import print_table, shares_of_a_step
-    from r3core.validation import describe_facts
 
     if as_json:
         typer.echo(json.dumps(as_object(result, run), indent=2))

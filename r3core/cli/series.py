@@ -12,7 +12,7 @@ from r3core.errors import R3Error
 
 if TYPE_CHECKING:
     from r3core.config import Config
-    from r3core.result import Result
+    from r3core.evaluation.result import Result
     from r3core.task import Task
 
 MINING = "mining"
@@ -81,8 +81,8 @@ def run_one(task: Task, config: Config, *, title: str, to: TextIO) -> dict[str, 
 
 def _print_short(result: Result, config: Config, to: TextIO) -> None:
     """Print the first rows of a run's table, and the names of what stands out in it."""
+    from r3core.evaluation.tables import HEADINGS, rows
     from r3core.explain import diagnose
-    from r3core.result_table import HEADINGS, rows
     from r3core.runs import RunRecord
 
     lines = [HEADINGS, *(row for row in rows(result) if row[0] in _ROWS)]

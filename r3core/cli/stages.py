@@ -10,8 +10,8 @@ from r3core.console import quiet_libraries
 
 if TYPE_CHECKING:
     from r3core.config import Config
+    from r3core.evaluation.result import Result
     from r3core.pipeline import Pipeline
-    from r3core.result import Result
     from r3core.task import Task
 
 
@@ -41,12 +41,12 @@ def open_pipeline(
 def check_training(task: Task, config: Config) -> None:
     """Raise ConfigError if training cannot start with this configuration, before hours of mining."""
     from r3core.config import local_model
+    from r3core.evaluation.validation import check_validation
     from r3core.mine import check_splits
     from r3core.runs import RunRecord
     from r3core.training import grpo_options
     from r3core.training.launch import world_of
     from r3core.training.lora import check_adapter
-    from r3core.validation import check_validation
 
     quiet_libraries()
     local_model(config, task, done="trained")
@@ -60,10 +60,10 @@ def check_training(task: Task, config: Config) -> None:
 
 def check_machine(task: Task, config: Config) -> None:
     """Raise an error if training cannot run on this machine, or lacks problems; a dry run can plan for another one."""
+    from r3core.evaluation.validation import check_validation_split
     from r3core.runs import RunRecord
     from r3core.training import launch
     from r3core.training.grpo_options import check_vllm
-    from r3core.validation import check_validation_split
 
     if RunRecord(config.directory).done("train") is None:
         check_vllm(config.grpo_options())

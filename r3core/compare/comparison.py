@@ -8,7 +8,7 @@ from statistics import fmean
 from string import ascii_uppercase
 
 from r3core.compare.evaluated import CROSS, MEASURES, Evaluated, Outcomes, Tokens, differing, read_runs, settings_text
-from r3core.pooled import (
+from r3core.compare.pooled import (
     Detectable,
     Pooled,
     detectable,

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 from r3core.config import Config
 from r3core.console import visible
-from r3core.decoding import GREEDY
 from r3core.episode import CONTROLS, Answer, Episode
 from r3core.errors import UsageError
+from r3core.evaluation.decoding import GREEDY
+from r3core.evaluation.outcomes import every_answer, reflections_of, solved
 from r3core.files import digest
 from r3core.groups import Trained, trained_rows
 from r3core.recorded import config_of, open_record, status_of
-from r3core.result import solved
-from r3core.rounds import every_answer, reflections_of
 from r3core.runs import RunRecord, each_value
 from r3core.task import Frozen
 

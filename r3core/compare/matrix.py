@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from r3core.arms import difference, fix_rate, passed, rate
 from r3core.compare.comparison import letters
 from r3core.config import Config, local_model
 from r3core.console import visible
 from r3core.episode import Episode
 from r3core.errors import UsageError
-from r3core.evaluate import reflected, retried, tally
+from r3core.evaluation.arms import difference, fix_rate, rate
+from r3core.evaluation.evaluate import reflected, retried, tally
+from r3core.evaluation.outcomes import passed
 from r3core.executor import Executor, Function, LocalExecutor, episodes_of, executor_of
 from r3core.files import digest
 from r3core.plugins.discovery import get_task

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TextIO
 
-from r3core.cells import format_difference, format_rate
 from r3core.compare.matrix import BASE, Matrix
 from r3core.compare.tables import print_lines
 from r3core.console import visible
+from r3core.evaluation.tables import format_difference, format_rate
 
 
 def print_matrix(matrix: Matrix, to: TextIO) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from r3core.compare.comparison import Comparison, Contrast, Group, Line
 from r3core.compare.evaluated import CROSS, GREEDY_TRIES, Tokens
+from r3core.compare.pooled import Pooled
 from r3core.console import visible
-from r3core.controls import CONTROLS_TEXT
 from r3core.episode import CONTROLS
-from r3core.pooled import Pooled
+from r3core.evaluation.tables import CONTROLS_TEXT
 
 if TYPE_CHECKING:
     from rich.console import Console

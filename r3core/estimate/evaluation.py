@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from r3core.config import Config
-from r3core.decoding import controls_of, greedy_beside
+from r3core.evaluation.decoding import controls_of, greedy_beside
 
 
 class Most(NamedTuple):

@@ -8,14 +8,15 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from r3core.config import Config
-from r3core.drift import NAME as DRIFT
-from r3core.drift import Drift
 from r3core.episode import CONTROLS, Arm, Episode
+from r3core.evaluation.drift import NAME as DRIFT
+from r3core.evaluation.drift import Drift
+from r3core.evaluation.outcomes import solved
+from r3core.evaluation.result import Paired, Result, Scores, compare, scores
 from r3core.explain.slim import without_texts
 from r3core.forecast import Forecast, group_size
 from r3core.groups import trained_rows
 from r3core.objective import Turn
-from r3core.result import Paired, Result, Scores, compare, scores, solved
 from r3core.runs import RunRecord, each_value, value_of
 from r3core.stats import Difference, Rate, clustered, wilson
 from r3core.task import Frozen

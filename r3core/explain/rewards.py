@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from r3core.evaluation.result import truncated
 from r3core.explain import measures
 from r3core.explain.figures import Group
 from r3core.explain.findings import Seen, diagnosis, raised, rate_figures, share_text
 from r3core.explain.rules import RULES, Diagnosis
 from r3core.forecast import group_size
 from r3core.objective import PLURAL, Turn
-from r3core.result import truncated
 from r3core.stats import Rate, wilson
 from r3core.truncation import limit_of
 

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from r3core.controls import CONTROLS_TEXT
+from r3core.evaluation.result import Scores
+from r3core.evaluation.tables import CONTROLS_TEXT
+from r3core.evaluation.validation import Validation
 from r3core.page import collect, encoding
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
-from r3core.result import Scores
 from r3core.runs import values_of
 from r3core.stats import Rate
-from r3core.validation import Validation
 
 _RATE = alt.Scale(domain=[0, 100])
 _STEPS = alt.Axis(tickMinStep=1, format="d")

@@ -13,13 +13,13 @@ from typing import Any
 
 from r3core.check.certificate import Certificate
 from r3core.config import Config, configure
-from r3core.controls import sides_of
-from r3core.decoding import GREEDY
 from r3core.errors import ConfigError
+from r3core.evaluation.decoding import GREEDY
+from r3core.evaluation.result import Result, Scores
+from r3core.evaluation.tables import sides_of
 from r3core.forecast import Forecast, group_size
 from r3core.page import sample
 from r3core.recorded import Change, Key, Status, config_of, open_record, status_of, task_of
-from r3core.result import Result, Scores
 from r3core.runs import RunRecord, value_of
 from r3core.settings import leaves
 from r3core.stats import Rate, Share

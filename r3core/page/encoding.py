@@ -11,8 +11,8 @@ from typing import Any
 
 import altair as alt
 
+from r3core.evaluation.result import Scores
 from r3core.page.collect import Collected
-from r3core.result import Scores
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#f0e442")
 BASE, TRAINED = COLOURS[:2]

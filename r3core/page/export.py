@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r3core.controls import arm_differences
+from r3core.evaluation.tables import HEADINGS, arm_differences, other_tasks, rows
 from r3core.files import atomic_write
 from r3core.page import charts, collect
 from r3core.page.collect import Collected
-from r3core.result_table import HEADINGS, other_tasks, rows
 
 _SCALE = 3
 """Pixels of a PNG per unit of the chart: about 300 dots per inch at the size of a column."""

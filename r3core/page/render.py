@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from r3core import __version__, explain
-from r3core.controls import CONTROLS_TEXT, arm_differences
 from r3core.episode import Episode
 from r3core.errors import UsageError
+from r3core.evaluation.tables import CONTROLS_TEXT, HEADINGS, arm_differences, other_tasks, rows
+from r3core.evaluation.validation import describe_facts
 from r3core.files import atomic_write, digest
 from r3core.page import charts, collect, sample, sentences
 from r3core.page.collect import Collected
 from r3core.page.sample import shown
 from r3core.recorded import CHANGES
 from r3core.report import notes
-from r3core.result_table import HEADINGS, other_tasks, rows
 from r3core.task import Verdict
-from r3core.validation import describe_facts
 
 PAGE = "report.html"
 """The page's file in a run directory."""

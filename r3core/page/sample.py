@@ -14,12 +14,11 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from r3core.console import visible
 from r3core.episode import Answer, Episode, Reflection, Text
+from r3core.evaluation.outcomes import reflections_of, solved
 from r3core.failures import Failure
 from r3core.files import digest
 from r3core.groups import Group, groups_of, trained_rows
 from r3core.recorded import Change, Key, change, messages_of
-from r3core.result import solved
-from r3core.rounds import reflections_of
 from r3core.runs import RunRecord, each_value
 from r3core.task import Example, Message, Task
 

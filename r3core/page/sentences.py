@@ -7,14 +7,13 @@ from typing import Any
 
 from r3core import report
 from r3core.config import Config
-from r3core.controls import CONTROLS_TEXT
+from r3core.evaluation.tables import CONTROLS_TEXT
 from r3core.forecast import group_size
 from r3core.objective import PLURAL
 from r3core.page import sample
 from r3core.page.collect import Collected, files_of
 from r3core.page.sample import shown
-from r3core.placebo import PLACEBO
-from r3core.prompts import failure
+from r3core.prompts import PLACEBO, failure
 from r3core.task import Verdict, Wording
 
 

@@ -11,12 +11,12 @@ from transformers import TrainerCallback
 
 from r3core.activity import PROCESS, waiting_for
 from r3core.distributed import wait_for_all
-from r3core.training.checkpoints import mark_complete
+from r3core.training.checkpoints import mark_complete, world_of
 from r3core.training.trackers import report_episodes
 from r3core.training.trainer import ReflectionTrainer
 
 if TYPE_CHECKING:
-    from r3core.validation import Validator
+    from r3core.evaluation.validator import Validator
 
 
 class StepCallback(TrainerCallback):
@@ -91,7 +91,7 @@ class StepCallback(TrainerCallback):
         if state.is_world_process_zero:
             checkpoint = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
             self.trainer.usage.save(checkpoint)
-            mark_complete(checkpoint, self.trainer.world)
+            mark_complete(checkpoint, world_of(self.trainer.accelerator))
 
 
 class ValidationCallback(TrainerCallback):

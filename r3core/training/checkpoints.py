@@ -20,6 +20,8 @@ from r3core.training.lora import merge_adapter
 if TYPE_CHECKING:
     import torch
 
+    from r3core.training.trainer import ReflectionTrainer
+
 ONE_PROCESS = "1 process"
 _COMPLETE = "complete"
 """The file that marks a checkpoint as complete; it holds a description of the processes that wrote it.
@@ -29,8 +31,14 @@ weights and optimizer states. Only after all of them is this file written.
 """
 
 
+def world_of(accelerator: Any) -> str:
+    """Return how many processes train, and by which backend, for example `2 processes (FSDP)`."""
+    count, kind = accelerator.num_processes, accelerator.distributed_type.value
+    return ONE_PROCESS if count == 1 else f"{count} processes ({kind})"
+
+
 def mark_complete(checkpoint: Path, world: str) -> None:
-    """Mark a checkpoint as complete; `world` describes the processes that wrote it, as `2 processes (FSDP)`."""
+    """Mark a checkpoint as complete; `world` describes the processes that wrote it (`world_of`)."""
     atomic_write(checkpoint / _COMPLETE, world)
 
 
@@ -58,6 +66,18 @@ def last_checkpoint(folder: Path, *, world: str = ONE_PROCESS) -> Path | None:
 def complete_step(folder: Path) -> int:
     """Return the step of the latest complete checkpoint, 0 without one."""
     return max((_step(mark.parent) for mark in folder.glob(f"checkpoint-*/{_COMPLETE}")), default=0)
+
+
+def restore(trainer: ReflectionTrainer, checkpoint: Path | None) -> None:
+    """Load the weights of a checkpoint into a trainer, without training."""
+    if trainer.accelerator.num_processes == 1:
+        trainer._load_from_checkpoint(str(checkpoint))
+    else:  # a process can load its shards only once the model is sharded
+        trainer._prepare_for_training(  # type: ignore[no-untyped-call]
+            trainer.args.max_steps,
+            trainer.get_train_dataloader(),  # type: ignore[no-untyped-call]
+            str(checkpoint),
+        )
 
 
 def best_folder(folder: Path, step: int) -> Path:

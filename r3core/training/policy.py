@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any
 
 from accelerate.utils import gather_object
-from torch.distributed.fsdp import FSDPModule
 from trl.models.utils import unwrap_model_for_generation
 
 from r3core.activity import PROCESS, waiting_for
@@ -21,6 +20,7 @@ from r3core.generation.transformers import TransformersGenerator
 from r3core.generation.vllm import VllmGenerator, import_vllm, options_of
 from r3core.plugins.engines import find_engine
 from r3core.task import Prompt
+from r3core.training.fsdp import unsharded
 
 
 class Policy:
@@ -150,7 +150,7 @@ class Policy:
                 gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
             ) as model,
-            _unsharded(model, trainer.accelerator),
+            unsharded(model, trainer.accelerator),
         ):
             yield TransformersGenerator(model, trainer.processing_class, batch_size=self.batch_size)
 
@@ -159,31 +159,6 @@ def context_in_training(model: Any, args: Any) -> int | None:
     """Return the maximum length of a sequence in training, in tokens; None for no limit."""
     limits = [context_of(model.config), args.vllm_max_model_length if args.use_vllm else None]
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-@contextmanager
-def _unsharded(model: Any, accelerator: Any) -> Iterator[None]:
-    """Gather the weights that FSDP2 shards, for the duration of the block.
-
-    With sharded weights every forward pass is a collective operation: each process would have to generate as many
-    tokens as every other. With whole ones (each parameter a plain tensor of its full shape) a process can stop when its
-    own rows have ended.
-    """
-    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for module in modules:
-        module.set_reshard_after_forward(False, recurse=False)  # else the first forward pass shards it again
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.set_reshard_after_forward(bool(accelerator.state.fsdp_plugin.reshard_after_forward), recurse=False)
-            module.reshard()
-        # The root and the output layer stay whole between forward and backward pass, which needs them first: so does
-        # accelerate set them up, whatever `reshard_after_forward` is.
-        for module in (model, model.get_output_embeddings()) if modules else ():
-            if isinstance(module, FSDPModule):
-                module.set_reshard_after_forward(False, recurse=False)
 
 
 @contextmanager

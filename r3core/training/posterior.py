@@ -20,6 +20,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from r3core.config import Config
+    from r3core.failures import Failure
+
 DECAY = 0.98
 """The weight of a verdict is multiplied by this in each generation after it: half of it is left after 34."""
 
@@ -95,3 +98,11 @@ class Verdicts:
                 failed[place] += DECAY**age * (judged - passes)
         a, b = beta_moments(list(latest.values()))
         return expected_mixed(a + passed, b + failed, group * self.verdicts)
+
+
+def verdicts_of(config: Config, failures: Sequence[Failure]) -> Verdicts | None:
+    """Return what is known of the pass rate of each failure, at first nothing; None for a random order of failures."""
+    if config.train.order == "random":
+        return None
+    per_reward = config.train.retries if config.objective.first == "reflection" else 1
+    return Verdicts([failure.id for failure in failures], verdicts=per_reward)

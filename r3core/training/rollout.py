@@ -1,8 +1,8 @@
 """What one generation of training samples: for each failure of the batch, G samples of the turns of the objective.
 
-A sample begins with the objective's first turn, which TRL's trainer samples. The turns after it are generated here,
-with the current policy, and all of them are judged by the protocol. Notation as in trainer.py: B samples are those of
-this process, and k is `train.retries`.
+A sample begins with the objective's first turn, which TRL's trainer requests. It and the turns after it are generated
+here, with the current policy, and all of them are judged by the protocol. Notation as in trainer.py: B samples are
+those of this process, and k is `train.retries`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accelerate.utils import gather_object
 
-from r3core.activity import PROCESS, waiting_for
+from r3core.activity import ENGINE, PROCESS, waiting_for
 from r3core.episode import Episode
 from r3core.generation.chat import Take, completion, converse, encode, fault_of_length
 from r3core.generation.generator import Completion, Continued, Ended, Sampling, overlong
@@ -106,7 +106,7 @@ class _Written:
 class Rollout:
     """The B samples of this process in one generation; `failures` has the index of each sample's failure.
 
-    First `prompts`, then `complete` with what was sampled after them.
+    First `prompts`, then `first_turns` or a sampling of TRL's own, then `complete` with what was sampled.
     """
 
     def __init__(self, trainer: ReflectionTrainer, failures: Sequence[int]) -> None:
@@ -134,6 +134,21 @@ class Rollout:
         ]
         return [encode(self.trainer.processing_class, request) for request in requests]
 
+    def first_turns(self, prompts: list[list[int]]) -> tuple[list[list[int]], list[Any] | None]:
+        """Return the token ids of B first turns with their log-probabilities, which are None without vLLM."""
+        trainer, args = self.trainer, self.trainer.args
+        sampling = Sampling(
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k or 0,
+            max_tokens=args.max_completion_length or 256,
+            seed=self._seed("reflect" if self.objective.first == "reflection" else "first"),
+        )
+        served = bool(trainer.use_vllm)
+        with waiting_for(ENGINE, f"{len(prompts):,} samples of the {self.objective.first}"):
+            results = trainer.policy.continue_ids(prompts, sampling, group=trainer.num_generations, logprobs=served)
+        return [result.ids for result in results], [result.logprobs for result in results] if served else None
+
     def complete(
         self, prompts: Sequence[list[int]], sampled: Sequence[list[int]], logprobs: Sequence[list[float]] | None
     ) -> None:
@@ -157,6 +172,15 @@ class Rollout:
         {"attempt": self._attempted, "reflection": self._reflected, "retry": self._retried_after_shared}[first](
             completions
         )
+
+    def of_all_processes(self) -> tuple[list[int], list[list[Episode]]]:
+        """Return the failures and the samples of all processes, P * G of them in the order of the ranks.
+
+        Groups may span processes, so each process computes the rewards of all.
+        """
+        with waiting_for(PROCESS, "the verdicts of the other ranks"):
+            gathered = gather_object(list(zip(self.failures, self.samples, strict=True)))
+        return [index for index, _ in gathered], [sample for _, sample in gathered]
 
     def repeats(self, segment: Segment) -> int:
         """Return the number of rows that one sample has of a segment."""

@@ -9,34 +9,29 @@ as a batch of its own, and the trainer joins them.
 Notation for shapes: P failures with G samples each are generated at a time; B = P * G / processes rows are those of
 this process. Rows of one group are adjacent, and a group may span processes.
 
-TRL is imported in `train.py` and in this package alone. Besides its public interface, these modules rely on the private
-names in PRIVATE_NAMES; tests/test_trl_contract.py has a test for each of them.
+`rollout.py` samples the turns of a generation, and `episode_rows.py` describes them. The private names of TRL that are
+overridden here are listed in `private_names.py`.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
+from accelerate.utils import DistributedType
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from r3core.activity import ENGINE, PROCESS, STEP, waiting_for
+from r3core.activity import STEP, waiting_for
 from r3core.distributed import rank, world_size
-from r3core.episode import Episode, Reflection
+from r3core.episode import Episode
 from r3core.failures import Failure
 from r3core.generation.cache import apply_time_step_limit
-from r3core.generation.generator import Sampling
-from r3core.generation.probe import facts
 from r3core.generation.template import original, using
 from r3core.objective import Objective, Segment
 from r3core.protocol import Protocol, seed_of
@@ -44,11 +39,12 @@ from r3core.reward import batch_metrics, rewards_by_turn
 from r3core.runs import Run
 from r3core.task import Message
 from r3core.training.anchor import Anchor
-from r3core.training.checkpoints import ONE_PROCESS
+from r3core.training.episode_rows import count_truncated, read_by_retry, rows_of
+from r3core.training.fsdp import set_up_fsdp_on_cpus
 from r3core.training.grpo_options import steps_of_generations
 from r3core.training.lora import lora_config
 from r3core.training.policy import Policy, attributes_set, context_in_training, vllm_started_for
-from r3core.training.posterior import Verdicts
+from r3core.training.posterior import verdicts_of
 from r3core.training.precision import has_master_weights, rounding_warning
 from r3core.training.prompt_dataset import failures_that_fit, mining_charge, prompt_dataset
 from r3core.training.rollout import Rollout, Row
@@ -62,33 +58,6 @@ from r3core.truncation import TruncationCounter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
-    "trl.trainer.grpo_trainer.GRPOTrainer": (
-        "_generate",  # overridden: masks tokens that are not trained
-        "_generate_single_turn",  # overridden: samples the first turn of the objective
-        "_generate_and_score_completions",  # overridden: scores each segment of the objective, and joins them
-        "_get_per_token_logps_and_entropies",  # overridden: counts sequences, and leaves out most of the padding
-        "_tokenize_prompts",  # overridden: encodes the prompts of the objective's turns
-        "_get_train_sampler",  # overridden: the order of failures in each epoch
-        "_metrics",  # metrics of the current step, which TRL averages and logs
-        "_last_loaded_step",  # the step whose weights vLLM has
-    ),
-    "trl.generation.vllm_generation.VLLMGeneration": ("_iter_named_params",),  # whole weights, under vLLM's names
-    "transformers.Trainer": (
-        "_load_from_checkpoint",  # loads weights without training, in one process
-        "_prepare_for_training",  # ... in several, where weights are sharded first
-    ),
-    "transformers.PreTrainedModel": (
-        "_keep_in_fp32_modules",  # weights that stay in 32 bits in a model of 16
-        "_keep_in_fp32_modules_strict",
-    ),
-    "accelerate.PartialState": ("_shared_state",),  # the distributed type, shared by every instance
-}
-"""Private names of other libraries that training relies on, by the class that defines them.
-
-Public but undocumented: `LLM` in `trl.generation.vllm_generation`, which is replaced while TRL starts vLLM, and
-the path from `vllm.LLM` to its model runner; both are used in policy.py.
-"""
 _ONLY_IN_TRL = ("min_p", "generation_kwargs", "use_transformers_continuous_batching")
 """Sampling options that r3's own generators do not have; so has `repetition_penalty`, whose neutral value is 1."""
 
@@ -121,7 +90,7 @@ class ReflectionTrainer(GRPOTrainer):
         context = context_in_training(model, args)
         self.failures = failures_that_fit(protocol, failures, tokenizer, context=context, args=args)
         self.objective = protocol.config.objective
-        self.verdicts = self._verdicts()
+        self.verdicts = verdicts_of(protocol.config, self.failures)
         """What is known of the pass rate of each failure; None for a random order."""
         self.usage = Usage(mining_charge(run, self.objective, failures))
         self.saved_dtype = saved_dtype or model.dtype
@@ -150,18 +119,10 @@ class ReflectionTrainer(GRPOTrainer):
         self.beta = args.beta
         self.policy = Policy(self, protocol.config.batch_size)
         self.anchor = Anchor(self) if anchored else None
-        stochastic = "stochastic_round" in (
-            args.optim_args or ""
-        )  # moves 16-bit weights by the right amount on average
+        # stochastic rounding moves 16-bit weights by the right amount on average
+        stochastic = "stochastic_round" in (args.optim_args or "")
         if rank() == 0 and not stochastic and not has_master_weights(protocol.config):
             print(rounding_warning(model, args.learning_rate), end="", file=sys.stderr)
-
-    def _verdicts(self) -> Verdicts | None:
-        config = self.protocol.config
-        if config.train.order == "random":
-            return None
-        per_reward = config.train.retries if self.objective.first == "reflection" else 1
-        return Verdicts([failure.id for failure in self.failures], verdicts=per_reward)
 
     def resume_order(self, step: int) -> None:
         """Read the verdicts of the steps up to that of a checkpoint, on which later draws of failures depend."""
@@ -172,13 +133,7 @@ class ReflectionTrainer(GRPOTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Set up FSDP on CPUs too, where accelerate 1.15 ignores it and trains unsharded copies without a warning."""
         super().create_accelerator_and_postprocess()
-        state = self.accelerator.state
-        if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            state.fsdp_plugin = FullyShardedDataParallelPlugin()
-            if state.mixed_precision != "no":
-                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
-            # also in the state that every PartialState shares: barriers and gathers look there
-            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        if set_up_fsdp_on_cpus(self.accelerator):
             self.is_fsdp_enabled = True
 
     def save_model(self, *arguments: Any, **options: Any) -> None:
@@ -321,34 +276,12 @@ class ReflectionTrainer(GRPOTrainer):
             if self.use_vllm:
                 self.policy.sync()
             return super()._generate_single_turn(prompt_ids, *rest)  # type: ignore[no-untyped-call]
-        sampling = Sampling(
-            temperature=self.args.temperature,
-            top_p=self.args.top_p,
-            top_k=self.args.top_k or 0,
-            max_tokens=self.args.max_completion_length or 256,
-            seed=self.seed_for(
-                "reflect" if self.objective.first == "reflection" else "first", self.accelerator.process_index
-            ),
-        )
-        served = bool(self.use_vllm)
-        with waiting_for(ENGINE, f"{len(prompt_ids):,} samples of the {self.objective.first}"):
-            results = self.policy.continue_ids(prompt_ids, sampling, group=self.num_generations, logprobs=served)
-        return [result.ids for result in results], [result.logprobs for result in results] if served else None
+        return self.rollout.first_turns(prompt_ids)
 
-    def reward_retries(
-        self, completion_ids: list[list[int]], failure: list[int], log_metric: Any, **_: Any
-    ) -> list[float | None]:
-        """Return the rewards of this process's rows of a segment: None for one that could not be judged.
-
-        `failure` has the index of each row's failure.
-        """
+    def reward_retries(self, completion_ids: list[list[int]], log_metric: Any, **_: Any) -> list[float | None]:
+        """Return the rewards of this process's rows of a segment: None for one that could not be judged."""
         if self.segment is self.objective.segments[0]:
-            # Groups may span processes, so each process computes the rewards of all P * G samples, in order of rank.
-            with waiting_for(PROCESS, "the verdicts of the other ranks"):
-                gathered: list[tuple[int, list[Episode]]] = gather_object(
-                    list(zip(failure, self.rollout.samples, strict=True))
-                )
-            self.failure, samples = [index for index, _ in gathered], [sample for _, sample in gathered]
+            self.failure, samples = self.rollout.of_all_processes()
             self.rewards = rewards_by_turn(
                 self.protocol.config, samples, self.failure, seed=self.seed_for("shuffle", 0)
             )
@@ -366,55 +299,20 @@ class ReflectionTrainer(GRPOTrainer):
 
     def _record(self, samples: list[list[Episode]], rewards: list[float | None], *, log_metric: Any) -> None:
         """Log the metrics of a generation, and append its rows to `train-episodes`."""
-        for name, value in batch_metrics(rewards, self.failure, samples, first=self.objective.first).items():
+        first = self.objective.first
+        for name, value in batch_metrics(rewards, self.failure, samples, first=first).items():
             log_metric(name, value)
-        reflections = [sample[0].reflection for sample in samples if sample[0].reflection]
         if "reflection" in self.objective.turns:
-            log_metric("reflections/read_by_retry", self._read_by_retry(reflections))
-        self.usage.count_failures(self.failures[index].id for index in self.failure)
-        attempted = self.objective.first == "attempt"
+            share = read_by_retry(self.protocol.config, self.processing_class, samples)
+            log_metric("reflections/read_by_retry", share)
+        ids = [self.failures[index].id for index in self.failure]
+        self.usage.count_failures(ids)
         if self.accelerator.is_main_process:
-            if attempted:
-                cut = sum(sample[0].attempt.stopped == "length" for sample in samples)
-                self.truncation.add("attempt", cut, total=len(samples))
-            cut_off = sum(reflection.stopped == "length" for reflection in reflections)
-            self.truncation.add("reflection", cut_off, total=len(reflections))
-            answers = [e.retries["reflect"] for sample in samples for e in sample if "reflect" in e.retries]
-            self.truncation.add("retry", sum(a.stopped == "length" for a in answers), total=len(answers))
-        self.recorded = [
-            {
-                "step": self.state.global_step + 1,
-                "id": self.failures[index].id,
-                **({"attempt": sample[0].attempt} if attempted else {}),
-                "reflection": sample[0].reflection,
-                "retries": [episode.retries["reflect"] for episode in sample if "reflect" in episode.retries],
-                "reward": reward,
-            }
-            for index, sample, reward in zip(self.failure, samples, rewards, strict=True)
-        ]
+            count_truncated(self.truncation, samples, first=first)
+        self.recorded = rows_of(ids, samples, rewards, step=self.state.global_step + 1, first=first)
         self.run.append("train-episodes", self.recorded)
         if self.verdicts is not None:
             self.verdicts.add(self.recorded)
-
-    def _read_by_retry(self, reflections: Sequence[Reflection]) -> float:
-        """Return the share of the trained tokens that the retries have read; 1 for a model without thinking."""
-        config = self.protocol.config
-        only_answer = config.train.tokens == "answer-of-reflection"
-        shown = config.history == "template" and facts(self.processing_class).retry_reads_thought
-        all_read = shown or config.history == "verbatim"
-        read = trained = 0
-        for reflection in reflections:
-            answer = reflection.tokens - reflection.answer_start
-            trained += answer if only_answer else reflection.tokens
-            if not reflection.unanswered:  # no retry has read that
-                read += reflection.tokens if all_read and not only_answer else answer
-        return read / max(1, trained)
-
-    @property
-    def world(self) -> str:
-        """How many processes train, and by which backend, for example `2 processes (FSDP)`."""
-        count, kind = self.accelerator.num_processes, self.accelerator.distributed_type.value
-        return ONE_PROCESS if count == 1 else f"{count} processes ({kind})"
 
     @property
     def budget_is_spent(self) -> bool:
@@ -422,17 +320,6 @@ class ReflectionTrainer(GRPOTrainer):
         budget = self.protocol.config.train.budget_tokens
         period = steps_of_generations(vars(self.args))
         return budget is not None and self.usage.spent >= budget and self.state.global_step % period == 0
-
-    def restore(self, checkpoint: Path | None) -> None:
-        """Load the weights of a checkpoint, without training."""
-        if self.accelerator.num_processes == 1:
-            self._load_from_checkpoint(str(checkpoint))
-        else:  # a process can load its shards only once the model is sharded
-            self._prepare_for_training(  # type: ignore[no-untyped-call]
-                self.args.max_steps,
-                self.get_train_dataloader(),  # type: ignore[no-untyped-call]
-                str(checkpoint),
-            )
 
     def seed_for(self, purpose: str, process: int) -> int:
         """Return a seed that is different for each generation, purpose and process."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from r3core.config import Limits
 from r3core.errors import RunError, TaskError
+from r3core.sections import Limits
 from r3core.task import Example, Limit, Outcome, Task, Verdict
 from r3core.verification import worker
 from r3core.verification.batch import Batch

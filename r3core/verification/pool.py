@@ -17,10 +17,10 @@ from typing import Any
 
 from pebble import ProcessFuture, ProcessPool
 
-from r3core.config import Limits
 from r3core.distributed import local_world_size
 from r3core.errors import TaskError
 from r3core.plugins.discovery import FILE_MODULE
+from r3core.sections import Limits
 from r3core.task import Example, Limit, Split, Task
 from r3core.verification import worker
 

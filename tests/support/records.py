@@ -14,9 +14,9 @@ from r3core.config import configure
 from r3core.dataset import Selection
 from r3core.environment import environment
 from r3core.episode import CONTROLS, Answer, Arm, Episode, Reflection
+from r3core.evaluation.result import Result, compare, greedy_scores, scores
 from r3core.failures import Failure, write_failures
 from r3core.files import atomic_write
-from r3core.result import Result, compare, greedy_scores, scores
 from r3core.settings import nested
 from r3core.task import Example, Verdict
 

@@ -14,11 +14,11 @@ import password
 import tiny
 from toy import Even
 
-from r3core.config import Turn
 from r3core.generation.chat import encode
 from r3core.generation.models import load_model
 from r3core.protocol import Protocol
 from r3core.runs import Run
+from r3core.sections import Turn
 from r3core.train import train
 from r3core.verification.judge import Judge
 

@@ -20,7 +20,7 @@ from r3_plugin_ray.engine import RayEngine, RayOptions
 from r3_plugin_ray.executor import RayExecutor, room_for
 from r3core import ConfigError, RunError, Task, UsageError, get_task
 from r3core.config import Config, resolve
-from r3core.evaluate import reflected
+from r3core.evaluation.evaluate import reflected
 from r3core.executor import LocalExecutor
 from r3core.mine import attempted
 from r3core.pipeline import Pipeline

@@ -11,6 +11,7 @@ from math import ceil
 from statistics import fmean
 
 from r3core.episode import Answer, Arm, Episode
+from r3core.evaluation.outcomes import passed
 from r3core.stats import Difference, Rate, Share, clustered, mean_reward, paired, paired_shares, pass_at_k
 from r3core.task import Frozen
 
@@ -35,13 +36,6 @@ class EqualTokens(Frozen):
     """pass@k: failures of which at least one of k fresh attempts passes; None with fewer resamples than k."""
     difference: Difference | None = None
     """The fix rate after a reflection minus pass@k, on the same failures; None with fewer resamples than k."""
-
-
-def passed(answer: Answer | None) -> bool | None:
-    """Return whether an answer passes; None without an answer, and when it could not be judged."""
-    if answer is None or answer.verdict.outcome == "error":
-        return None
-    return answer.verdict.outcome == "pass"
 
 
 def rate(outcomes: Iterable[tuple[Episode, bool | None]]) -> Rate:

@@ -7,12 +7,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from r3core.arms import Cost, EqualTokens, against, cost, difference, equal_tokens, fix_rate, passed, rate
 from r3core.dataset import Selection
 from r3core.episode import Answer, Arm, Episode
+from r3core.evaluation.arms import Cost, EqualTokens, against, cost, difference, equal_tokens, fix_rate, rate
+from r3core.evaluation.outcomes import (
+    attempts_of,
+    every_answer,
+    first_try,
+    passed,
+    reflections_of,
+    repeated,
+    solved,
+    solved_within,
+)
+from r3core.evaluation.pass_at import pass_at, pass_at_differences
 from r3core.objective import Turn
-from r3core.repeated import pass_at, pass_at_differences
-from r3core.rounds import attempts_of, every_answer, reflections_of, repeated, solved_within
 from r3core.stats import Difference, Rate, Share, holm, wilson
 from r3core.task import Frozen
 
@@ -210,13 +219,6 @@ def scores(episodes: Sequence[Episode], controls: Sequence[Arm] = ()) -> Scores:
     )
 
 
-def solved(episode: Episode) -> bool | None:
-    """Return whether either of the two attempts passed; None when that could not be judged."""
-    if episode.failed:
-        return passed(episode.retries.get("reflect"))
-    return passed(episode.attempt)
-
-
 def compare(before: Sequence[Episode], after: Sequence[Episode]) -> Paired:
     """Return the paired differences, over the problems that could be judged on both sides."""
     return Paired(
@@ -231,7 +233,3 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> Paired:
 def _error_categories(answers: Iterable[Answer]) -> dict[str, int]:
     verdicts = [answer.verdict for answer in answers if answer.verdict.outcome == "fail"]
     return dict(Counter(verdict.kind for verdict in verdicts if verdict.kind).most_common())
-
-
-def first_try(episode: Episode) -> bool | None:
-    return passed(episode.attempt)

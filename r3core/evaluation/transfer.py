@@ -7,11 +7,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from r3core import prompts
-from r3core.config import Config, Phrases
+from r3core.config import Config
 from r3core.console import visible
 from r3core.dataset import Selection, load_examples, problems_to_evaluate
 from r3core.errors import R3Error, TaskError
-from r3core.evaluate import evaluated, tally
+from r3core.evaluation.evaluate import evaluated, tally
+from r3core.evaluation.outcomes import solved
+from r3core.evaluation.result import Result, compare, scores, truncated, with_holm
 from r3core.executor import Executor, LocalExecutor, episodes_of
 from r3core.generation.chat import encode
 from r3core.generation.models import tokenizer_of
@@ -19,7 +21,7 @@ from r3core.other_tasks import KEY, OtherTask, file_name
 from r3core.plugins.engines import engine_of
 from r3core.preflight import check_template, no_downloads
 from r3core.protocol import Protocol
-from r3core.result import Result, compare, scores, solved, truncated, with_holm
+from r3core.sections import Phrases
 from r3core.task import Example, Task
 from r3core.truncation import warn_if_truncated
 from r3core.verification.judge import Judge

@@ -1,10 +1,29 @@
-"""Several rounds of reflection and retry in one conversation: success within k attempts, and repeated answers."""
+"""The outcomes of one episode: whether its tries pass, which k attempts solve it, and answers that are repeated."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from r3core.episode import Answer, Episode, Reflection
+
+
+def passed(answer: Answer | None) -> bool | None:
+    """Return whether an answer passes; None without an answer, and when it could not be judged."""
+    if answer is None or answer.verdict.outcome == "error":
+        return None
+    return answer.verdict.outcome == "pass"
+
+
+def first_try(episode: Episode) -> bool | None:
+    """Return whether the attempt passed; None when that could not be judged."""
+    return passed(episode.attempt)
+
+
+def solved(episode: Episode) -> bool | None:
+    """Return whether either of the two attempts passed; None when that could not be judged."""
+    if episode.failed:
+        return passed(episode.retries.get("reflect"))
+    return passed(episode.attempt)
 
 
 def attempts_of(episodes: Iterable[Episode]) -> range:

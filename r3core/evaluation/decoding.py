@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from r3core.config import Config, Turns
+from r3core.config import Config
 from r3core.episode import CONTROLS, Arm
+from r3core.sections import Turns
 
 GREEDY = "greedy"
 """Ending of the names of files and measures that belong to greedy decoding."""

@@ -8,16 +8,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from r3core.arms import difference, fix_rate, passed
 from r3core.config import Config
 from r3core.dataset import Selection
-from r3core.decoding import GREEDY, controls_of, decoded, greedy_beside
 from r3core.episode import Arm, Episode
+from r3core.evaluation.arms import difference, fix_rate
+from r3core.evaluation.decoding import GREEDY, controls_of, decoded, greedy_beside
+from r3core.evaluation.outcomes import first_try, passed, solved
+from r3core.evaluation.result import NAMES, Result, Scores, compare, greedy_scores, scores, truncated, with_holm
 from r3core.executor import Executor, Tally, episodes_of
 from r3core.generation.generator import Generator
 from r3core.progress import percent
 from r3core.protocol import Protocol, seed_of
-from r3core.result import NAMES, Result, Scores, compare, first_try, greedy_scores, scores, solved, truncated, with_holm
 from r3core.runs import Run
 from r3core.stats import Difference
 from r3core.task import Example

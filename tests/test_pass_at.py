@@ -7,12 +7,14 @@ import io
 import pytest
 from records import episode, result
 
-from r3core.config import Config, Evaluate
+from r3core.config import Config
 from r3core.episode import Episode
-from r3core.repeated import pass_at, pass_at_differences
+from r3core.evaluation.outcomes import solved
+from r3core.evaluation.pass_at import pass_at, pass_at_differences
+from r3core.evaluation.result import Result, secondary, with_holm
+from r3core.evaluation.tables import rows
 from r3core.report import notes, print_table
-from r3core.result import Result, secondary, solved, with_holm
-from r3core.result_table import rows
+from r3core.sections import Evaluate
 from r3core.stats import mean_reward, pass_at_k
 
 
