@@ -28,7 +28,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -264,7 +264,7 @@ class Forwards:
         from time import perf_counter
 
         self.turn = ""
-        self.seconds: Counter[tuple[str, bool]] = Counter()
+        self.seconds: defaultdict[tuple[str, bool], float] = defaultdict(float)
         self.passes: Counter[tuple[str, bool]] = Counter()
         started_at = 0.0
 
