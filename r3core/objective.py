@@ -133,3 +133,8 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     }
 )
 """The objectives of r3core by name."""
+
+
+def attempts_of_anchor(rows: int) -> int:
+    """Return how many mined attempts `train.anchor` adds to a training pass over a number of rows."""
+    return max(1, rows // 4)

@@ -39,6 +39,7 @@ from r3core.estimate.memory import (
 from r3core.estimate.shape import Shape, read_config, shape_of
 from r3core.generation.models import load
 from r3core.plugins.discovery import get_task
+from r3core.training.anchor import Attempts, divergence
 from r3core.training.lora import check_adapter, lora_config
 from r3core.training.precision import training_dtype
 
@@ -239,13 +240,14 @@ def test_activations_are_what_torch_saves_within_a_twentieth(dtype: str, amp: bo
     assert activations(counted, chosen) == pytest.approx(real, rel=0.05)
 
 
-def peak(work: Callable[[LlamaForCausalLM], None], dtype: str, *, checkpointing: bool = False) -> int:
+def peak(work: Callable[[LlamaForCausalLM], None], dtype: str, *, checkpointing: bool = False, **changes: int) -> int:
     """Return the bytes at the peak of what `work` does with a model of moderate size, by torch's own tracker.
 
     No number is computed: the tensors are fake, and those alone count that were made after the model.
     """
+    described = LlamaConfig(**MODERATE | changes, use_cache=False)
     with FakeTensorMode():
-        model = LlamaForCausalLM._from_config(LlamaConfig(**MODERATE, use_cache=False), dtype=getattr(torch, dtype))
+        model = LlamaForCausalLM._from_config(described, dtype=getattr(torch, dtype))
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for parameter in model.parameters():
@@ -275,6 +277,27 @@ def test_the_peak_of_a_training_pass_is_as_estimated_within_a_tenth(dtype: str, 
     terms = memory_of(counted, chosen).training
     more = sum(terms.values()) - terms["weights"] - terms["gradients"] - terms["optimizer states"]
     assert more == pytest.approx(peak(pass_through, dtype, checkpointing=checkpointing), rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("dtype", "amp"), [("float32", False), ("float32", True), ("bfloat16", True)])
+def test_the_peak_of_the_anchor_is_as_estimated_within_a_tenth(dtype: str, amp: bool, checkpointing: bool) -> None:
+    wide, rows, attempt, prompt = {"vocab_size": 40_000}, 8, 40, 152
+
+    def pass_through(model: LlamaForCausalLM) -> None:
+        ids = torch.ones(rows, prompt + attempt, dtype=torch.long)
+        places = torch.arange(rows * (attempt + 1))
+        attempts = Attempts(ids, torch.ones_like(ids), places % rows, places // rows, kept=attempt + 1)
+        target = torch.zeros(len(places), 40_000)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            divergence(target, attempts.log_probabilities(model.train())).backward()
+
+    counted = shape(dtype=dtype, **wide)
+    chosen = plan(counted, rows=0, prompt=prompt, attempt=attempt, anchored=rows, amp=amp, checkpointing=checkpointing)
+    terms = memory_of(counted, chosen).training
+    assert "the anchor's distributions" in terms
+    more = sum(terms.values()) - terms["weights"] - terms["gradients"] - terms["optimizer states"]
+    assert more == pytest.approx(peak(pass_through, dtype, checkpointing=checkpointing, **wide), rel=0.1)
 
 
 @pytest.mark.parametrize(("dtype", "amp"), [("bfloat16", False), ("float32", False), ("float32", True)])

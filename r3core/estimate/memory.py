@@ -6,6 +6,7 @@ from math import ceil
 
 from r3core.config import Config
 from r3core.estimate.shape import Shape
+from r3core.objective import attempts_of_anchor
 from r3core.plugins.engines import find_engine
 from r3core.task import Frozen
 from r3core.training.grpo_options import with_defaults
@@ -36,6 +37,7 @@ class Plan(Frozen):
     dtype_bytes: int  # bytes per weight in mining and evaluation, and of the base of a LoRA adapter in training
     full_bytes: int  # bytes per weight when all weights are trained: those of `train.dtype`
     beta: float  # weight of the KL term or of the anchor; 0 needs no reference model
+    anchored: int  # attempts whose distributions the anchor compares in a pass
     rows_per_sample: int  # rows that the objective trains for one sample
     scored: int  # tokens of the longest trained turn
     trains_retry: bool  # the longest of them ends with the retry, not with the reflection
@@ -94,6 +96,7 @@ def plan_of(config: Config, shape: Shape, *, processes: int = 1, sharded: bool =
         dtype_bytes=_BYTES.get(config.dtype, shape.dtype_bytes),
         full_bytes=_BYTES[config.train.dtype],
         beta=options["beta"] or config.train.anchor,
+        anchored=attempts_of_anchor(rows * objective.rows(retries=config.train.retries)) if config.train.anchor else 0,
         rows_per_sample=objective.rows(retries=config.train.retries),
         scored=max(getattr(in_training, turn).max_tokens for turn in objective.turns),
         trains_retry="retry" in objective.turns,
@@ -165,6 +168,7 @@ def _pass(shape: Shape, plan: Plan) -> dict[str, int]:
     needed = {"gradients": gradients(shape, plan), "activations": activations(shape, plan)}
     moments = [
         {"log-probabilities": log_probabilities(shape, plan)},
+        {"the anchor's distributions": anchor_distributions(shape, plan)},
         {"a layer's backward pass": backward(shape, plan)},
     ]
     if copy := autocast_copy(shape, plan):
@@ -261,11 +265,12 @@ def activations(shape: Shape, plan: Plan) -> int:
     """Return what a forward pass saves for the backward pass, for rows x (prompt + attempt + reflection) tokens.
 
     With checkpointing (arXiv 1604.06174) that is the input of each layer, without it all that each layer saves; the
-    final norm comes on top.
+    final norm comes on top. The attempts of the anchor pass through the model too before the backward pass.
     """
     stream = _stream(shape, plan)
     layer = stream * shape.hidden if plan.checkpointing else _saved_by_layer(shape, plan)
-    return _tokens(plan) * (shape.layers * layer + (4 + stream) * shape.hidden)
+    tokens = _tokens(plan) + plan.anchored * plan.before
+    return tokens * (shape.layers * layer + (4 + stream) * shape.hidden)
 
 
 def backward(shape: Shape, plan: Plan) -> int:
@@ -306,6 +311,14 @@ def log_probabilities(shape: Shape, plan: Plan) -> int:
     head = 0 if shape.lora else shape.head * (4 + (size if size != 4 else 0))
     gathered = shape.head * size if plan.sharded else 0
     return tile + head + gathered + tokens * shape.hidden * (4 + _stream(shape, plan))
+
+
+def anchor_distributions(shape: Shape, plan: Plan) -> int:
+    """Return 20 bytes for each token of an attempt and its end, and of the vocabulary.
+
+    Those are the base's log-probabilities, the policy's logits and log-probabilities, and their gradients.
+    """
+    return 20 * plan.anchored * (plan.attempt + 1) * shape.vocabulary
 
 
 def generation(shape: Shape, plan: Plan, *, rows: int) -> dict[str, int]:

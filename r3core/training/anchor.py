@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -22,13 +22,12 @@ from r3core.errors import RunError
 from r3core.failures import mined_attempts
 from r3core.generation.chat import encode
 from r3core.generation.control_tokens import control_tokens
+from r3core.objective import attempts_of_anchor
 from r3core.protocol import Protocol
 from r3core.training.segments import padding_id
 
 if TYPE_CHECKING:
     from r3core.training.trainer import ReflectionTrainer
-
-_SHARE = 4  # one attempt for this number of rows in a pass
 
 
 class Anchor:
@@ -44,34 +43,58 @@ class Anchor:
     def penalty(self, model: Any, rows: int) -> torch.Tensor:
         """Return the weighted penalty of a pass over a number of rows, a scalar."""
         trainer = self.trainer
-        ids, attention, positions = self._batch(max(1, rows // _SHARE))
+        attempts = self._sample(attempts_of_anchor(rows))
         with torch.no_grad(), _base(trainer) as base:
-            target = base(input_ids=ids, attention_mask=attention, use_cache=False).logits
-            target = target[positions].float().log_softmax(-1)  # (n, vocabulary)
-        logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits
-        policy = logits[positions].float().log_softmax(-1)
-        trainer.usage.count_forward(2 * len(ids))
-        divergence = torch.nn.functional.kl_div(policy, target, log_target=True, reduction="sum") / len(policy)
-        gathered = trainer.accelerator.gather(divergence.detach())
+            target = attempts.log_probabilities(base)
+        policy = attempts.log_probabilities(model)
+        trainer.usage.count_forward(2 * len(attempts.ids))
+        found = divergence(target, policy)
+        gathered = trainer.accelerator.gather(found.detach())
         trainer._metrics["train"]["anchor/kl"].append(gathered.mean().item())
-        return self.weight * divergence / trainer.current_gradient_accumulation_steps
+        return self.weight * found / trainer.current_gradient_accumulation_steps
 
-    def _batch(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token ids, their mask, and which positions predict a token of an attempt or its end: (C, tokens)."""
+    def _sample(self, count: int) -> Attempts:
+        """Return a random sample of the mined attempts, on the device of training."""
         seed = self.trainer.seed_for(f"anchor {self.passes}", self.trainer.accelerator.process_index)
         self.passes += 1
         chosen = random.Random(seed).choices(self.attempts, k=count)
         longest = max(len(prompt) + len(ids) for prompt, ids in chosen)
         ids = torch.full((count, longest), padding_id(self.trainer.processing_class))
         attention = torch.zeros((count, longest), dtype=torch.long)
-        positions = torch.zeros((count, longest), dtype=torch.bool)
         for row, (prompt, attempt) in enumerate(chosen):
             end = len(prompt) + len(attempt)
             ids[row, :end] = torch.tensor(prompt + attempt)
             attention[row, :end] = 1
-            positions[row, len(prompt) - 1 : end] = True
+        first = min(len(prompt) for prompt, _ in chosen) - 1
+        places = [
+            (row, column - first)
+            for row, (prompt, attempt) in enumerate(chosen)
+            for column in range(len(prompt) - 1, len(prompt) + len(attempt))
+        ]
         device = self.trainer.accelerator.device
-        return ids.to(device), attention.to(device), positions.to(device)
+        at = torch.tensor(places, device=device)
+        return Attempts(ids.to(device), attention.to(device), at[:, 0], at[:, 1], kept=longest - first)
+
+
+class Attempts(NamedTuple):
+    """C attempts after their prompts, with n positions that predict a token of an attempt or its end."""
+
+    ids: torch.Tensor  # (C, tokens), padded on the right
+    attention: torch.Tensor  # (C, tokens)
+    rows: torch.Tensor  # (n,)
+    columns: torch.Tensor  # (n,), counted within the last `kept`
+    kept: int  # number of columns at the end whose logits are computed
+
+    def log_probabilities(self, model: Any) -> torch.Tensor:
+        """Return a model's log-probabilities of the next token at the n positions: (n, vocabulary)."""
+        output = model(input_ids=self.ids, attention_mask=self.attention, use_cache=False, logits_to_keep=self.kept)
+        logits: torch.Tensor = output.logits[self.rows, self.columns]
+        return logits.float().log_softmax(-1)
+
+
+def divergence(target: torch.Tensor, policy: torch.Tensor) -> torch.Tensor:
+    """Return the mean KL(target || policy) of n distributions, given as log-probabilities (n, vocabulary)."""
+    return torch.nn.functional.kl_div(policy, target, log_target=True, reduction="sum") / len(policy)
 
 
 @contextmanager
