@@ -255,6 +255,16 @@ def configure(task: Task, settings: Mapping[str, Any]) -> Config:
     return config
 
 
+def objective_notes(config: Config) -> list[str]:
+    """Return what is to know about settings that work against each other."""
+    if not config.train.anchor or "attempt" not in config.objective.turns:
+        return []
+    return [
+        f"train.objective={config.train.objective} trains first attempts, and train.anchor={config.train.anchor:g} "
+        "holds them near the base model's: for the objective alone, set train.anchor=0"
+    ]
+
+
 def _check_objective(config: Config) -> None:
     """Raise ConfigError when there is no such objective, or a setting has no meaning with it."""
     objective, train = config.objective, config.train

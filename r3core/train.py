@@ -17,6 +17,7 @@ import trl
 from trl.trainer.grpo_config import GRPOConfig
 
 from r3core.activity import ENGINE, waiting_for
+from r3core.config import objective_notes
 from r3core.distributed import lost_process_errors, main_process_first, rank, wait_for_all
 from r3core.errors import UsageError
 from r3core.evaluation.validation import explain_validation, problems_to_validate
@@ -71,10 +72,11 @@ def train(
     args = grpo_config(protocol, run.path / "checkpoints", on_cpu=not torch.cuda.is_available())
     run.record_resolved(resolved_options(args))
     save_steps = protocol.config.grpo.get("save_steps", 1)
-    if rank() == 0 and args.save_strategy != "no" and args.save_steps != save_steps >= 1:
-        print(
-            f"note: a checkpoint every {args.save_steps:g} steps, as a generation serves several steps", file=sys.stderr
-        )
+    notes = objective_notes(protocol.config)
+    if args.save_strategy != "no" and args.save_steps != save_steps >= 1:
+        notes.append(f"a checkpoint every {args.save_steps:g} steps, as a generation serves several steps")
+    for note in notes if rank() == 0 else []:
+        print(f"note: {note}", file=sys.stderr)
     engine = "starting vLLM" if args.use_vllm else "setting up the trainer"
     with training_memory_errors(protocol.config, args), watched("train"), waiting_for(ENGINE, engine):
         trainer = ReflectionTrainer(

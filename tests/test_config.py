@@ -7,7 +7,7 @@ import pytest
 
 from r3core import ConfigError, Demo, Example, Split, Task, TaskError, Wording
 from r3core.cli.arguments import Arguments
-from r3core.config import Config, chosen_task, configure, known_keys, model_of, read_settings, resolve
+from r3core.config import Config, chosen_task, configure, known_keys, model_of, objective_notes, read_settings, resolve
 from r3core.plugins.options import set_options
 from r3core.presets import PRESETS
 from r3core.recorded import config_of
@@ -161,6 +161,17 @@ def test_an_error_names_key_value_and_what_is_allowed(override: str, said: str) 
 def test_greedy_decoding_has_one_sample() -> None:
     with pytest.raises(ConfigError, match=r"`evaluate.decoding` cannot be 'greedy': .* set evaluate.samples=1"):
         resolve(Toy(), overrides=["evaluate.samples=2", "evaluate.decoding=greedy"])
+
+
+@pytest.mark.parametrize(
+    ("objective", "anchor", "noted"),
+    [("attempt", 1, True), ("erl", 0.5, True), ("attempt", 0, False), ("reflection", 1, False), ("retry", 1, False)],
+)
+def test_an_anchor_on_attempts_that_are_trained_is_noted(objective: str, anchor: float, noted: bool) -> None:
+    found = objective_notes(
+        resolve(Toy(), overrides=[f"train.objective={objective}", f"train.anchor={anchor}", "train.reward_leaks=true"])
+    )
+    assert [f"train.anchor={anchor:g} holds them near the base" in note for note in found] == [True] * noted
 
 
 def test_a_built_in_model_is_evaluated_greedily_too() -> None:

@@ -17,7 +17,7 @@ def print_plan(task: Task, config: Config) -> None:
     """Print the resolved configuration, and what each stage of the run will do."""
     import yaml
 
-    from r3core.config import PLACEMENT
+    from r3core.config import PLACEMENT, objective_notes
     from r3core.estimate.evaluation import explain_evaluation
     from r3core.training.grpo_options import explain_batch, explain_checkpoints
     from r3core.training.launch import world_of
@@ -31,7 +31,8 @@ def print_plan(task: Task, config: Config) -> None:
     mined = config.mine.failures if config.mine.failures else mining
     typer.echo(f"check: {_describe_certificate(task, config)}\nmine: {mined}")
     options, processes = config.grpo_options(), world_of(config).processes
-    for line in [*explain_batch(options, processes), *explain_checkpoints(options, processes)]:
+    batch, checkpoints = explain_batch(options, processes), explain_checkpoints(options, processes)
+    for line in [*batch, *checkpoints, *objective_notes(config)]:
         typer.echo(f"train: {line}")
     for line in _validation_notes(task, config, processes):
         typer.echo(f"validation: {line}")

@@ -123,6 +123,7 @@ def _tokenized(trainer: ReflectionTrainer) -> Sequence[tuple[list[int], list[int
     if not found:
         raise RunError(
             "`train.anchor` requires the tokens of the mined attempts, and this run has none of them",
-            "mine with a local engine in this run, or name a run directory under mine.failures, not a dataset alone",
+            "mine with a local engine in this run, or name a run directory under mine.failures, not a dataset alone; "
+            "without an anchor: train.anchor=0",
         )
     return found
