@@ -135,6 +135,13 @@ def test_runs_with_other_prompts_have_columns_of_their_own(tmp_path: Path) -> No
     assert len(set(prints)) == 4
 
 
+def test_runs_that_differ_in_the_retries_of_their_controls_share_a_column(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    others = [episode(f"n{number}", "fail pass", attempt=f"{number}") for number in range(3)]
+    runs = [source(tmp_path / f"r{n}", tmp_path / "model", failed=failed) for n, failed in enumerate((FAILED, others))]
+    assert len({one.fingerprint for one in read_sources(runs)}) == 1
+
+
 def test_options_that_do_not_belong_together_are_refused(r3: R3) -> None:
     both = r3("compare", "--matrix", "a", "b", "--latex", "x.tex")
     assert (both.code, both.out) == (2, "")

@@ -225,7 +225,7 @@ def _read(folder: Path, *, name: str) -> Source:
         [
             config.evaluate.decoding,
             json.dumps(protocol, sort_keys=True),
-            *(episode.model_dump_json() for episode in failed),
+            *(episode.model_dump_json(include={"example", "sample", "attempt"}) for episode in failed),
         ]
     )
     fingerprint = digest(content, length=16)
