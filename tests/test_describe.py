@@ -84,7 +84,7 @@ def test_a_task_is_described(spec: str, r3: R3) -> None:
         f"certificate: none of this version yet; `r3 check {spec}` makes it",
         "    waived: negated, retracted (text around it is not read)\n",
         f"built-in model: /models/own; `r3 run --task {spec}` trains it with these settings:\n"
-        '    evaluate.decoding="both"\n    grpo.max_steps=3\n',
+        '    evaluate.decoding="both"\n    evaluate.resamples=4\n    grpo.max_steps=3\n',
         "    it was trained for size=3\npreset paper: size=9\n",
     ):
         assert part in shown.out

@@ -287,7 +287,7 @@ def test_the_peak_of_the_anchor_is_as_estimated_within_a_tenth(dtype: str, amp: 
     def pass_through(model: LlamaForCausalLM) -> None:
         ids = torch.ones(rows, prompt + attempt, dtype=torch.long)
         places = torch.arange(rows * (attempt + 1))
-        attempts = Attempts(ids, torch.ones_like(ids), places % rows, places // rows, kept=attempt + 1)
+        attempts = Attempts(ids, torch.ones_like(ids), places % rows, places // rows, scored=attempt + 1)
         target = torch.zeros(len(places), 40_000)
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             divergence(target, attempts.log_probabilities(model.train())).backward()

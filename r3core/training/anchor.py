@@ -73,7 +73,7 @@ class Anchor:
         ]
         device = self.trainer.accelerator.device
         at = torch.tensor(places, device=device)
-        return Attempts(ids.to(device), attention.to(device), at[:, 0], at[:, 1], kept=longest - first)
+        return Attempts(ids.to(device), attention.to(device), at[:, 0], at[:, 1], scored=longest - first)
 
 
 class Attempts(NamedTuple):
@@ -82,12 +82,12 @@ class Attempts(NamedTuple):
     ids: torch.Tensor  # (C, tokens), padded on the right
     attention: torch.Tensor  # (C, tokens)
     rows: torch.Tensor  # (n,)
-    columns: torch.Tensor  # (n,), counted within the last `kept`
-    kept: int  # number of columns at the end whose logits are computed
+    columns: torch.Tensor  # (n,), counted within the last `scored`
+    scored: int  # number of columns at the end whose logits are computed
 
     def log_probabilities(self, model: Any) -> torch.Tensor:
         """Return a model's log-probabilities of the next token at the n positions: (n, vocabulary)."""
-        output = model(input_ids=self.ids, attention_mask=self.attention, use_cache=False, logits_to_keep=self.kept)
+        output = model(input_ids=self.ids, attention_mask=self.attention, use_cache=False, logits_to_keep=self.scored)
         logits: torch.Tensor = output.logits[self.rows, self.columns]
         return logits.float().log_softmax(-1)
 
