@@ -51,7 +51,7 @@ SETTINGS: dict[str, list[str]] = {
         "train.anchor=0",
         "evaluate.every=30",
     ],
-    "the second with train.anchor=1 (default)": ["evaluate.every=10"],
+    "the second with train.anchor=10 (default)": ["evaluate.every=10"],
     "the second with Dr. GRPO": [
         "grpo.loss_type=dr_grpo",
         "grpo.scale_rewards=none",

@@ -20,7 +20,7 @@ from r3core.verification.judge import verifier_hash
 
 RUNS = Path(__file__).resolve().parent / "runs"
 _PLATFORM = re.compile(r"(?P<system>\w+)-.*?(?P<machine>x86_64|aarch64|arm64)(?:.*-with-(?P<libc>.+))?")
-_FIRST_STEPS = 2
+_FIRST_GENERATIONS = 2
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def record(folder: Path) -> dict[str, Any]:
         "shares_of_a_step": {part: round(share, 4) for part, share in shares_of_a_step(run).items()},
         "mined": run.done("mine"),
         "forecast": run.read_json("forecast"),
-        "first_rewards": [row["reward"] for row in steps[:_FIRST_STEPS]],
+        "first_rewards": [row["reward"] for row in steps if "reward" in row][:_FIRST_GENERATIONS],
         "problems": digest_of_problems(run),
         "verifier": {"version": task.version, "hash": verifier_hash(task)},
         "model_sha256": digest_of_weights(task),

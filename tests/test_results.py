@@ -74,9 +74,9 @@ def resolved(name: str, *overrides: str, **flags: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def rerun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Mine, evaluate the base and train two steps as countdown-0 did, and return the record of it."""
+    """Mine, evaluate the base and train on two generations as countdown-0 did, and return the record of it."""
     folder = tmp_path_factory.mktemp("runs") / "countdown-0"
-    config = resolved("countdown-0", "grpo.max_steps=2", "mine.probe=0", output_dir=folder)
+    config = resolved("countdown-0", "grpo.max_steps=4", "mine.probe=0", output_dir=folder)
     with Pipeline.open(get_task("countdown"), config) as stages:
         stages.mine()
         stages.compare(None)

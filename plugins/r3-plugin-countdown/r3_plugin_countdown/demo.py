@@ -17,7 +17,7 @@ DEMO = Demo(
         "sampling.retry.max_tokens": 40,
         "batch_size": 256,
         "mine.limit": 768,
-        "train.anchor": 1.0,
+        "train.anchor": 10.0,
         "grpo.temperature": 1.0,
         "grpo.learning_rate": 2e-4,
         "grpo.lr_scheduler_type": "constant_with_warmup",
