@@ -129,7 +129,7 @@ def _label(group: Mapping[str, Any]) -> str:
     """Return what a setting changes, for example `objective=retry, anchor=1.0`."""
     changed = {key.removeprefix("train."): value for key, value in group["settings"].items()}
     shown = [f"{key}={value}" for key, value in changed.items() if value not in ("default", _DEFAULTS.get(key))]
-    return ", ".join(shown) or ("objective=reflection" if "objective" in changed else "default")
+    return ", ".join(shown) or "objective=reflection"
 
 
 def _share(value: Mapping[str, Any]) -> str:
