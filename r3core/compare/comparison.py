@@ -76,7 +76,7 @@ class Contrast(Frozen):
     measure: str
     difference: Pooled
     p_adjusted: float
-    """Holm's adjusted p-value over all contrasts."""
+    """The p-value adjusted by Holm's method: over the second tries of all groups, or over all other contrasts."""
     detectable: Detectable | None = None
     """What this comparison could have found; only where no contrast is significant."""
 
@@ -189,7 +189,7 @@ def _contrasts(grouped: Sequence[Sequence[Evaluated]], names: Sequence[str]) -> 
         if all(outcomes[measure] for outcomes in (*first, *(run.compared for run in group)))
     ]
     differences = [pooled_contrast(_of(first, measure), _of(other, measure)) for _, measure, other in found]
-    adjusted = holm([difference.p if difference.p is not None else 1.0 for difference in differences])
+    adjusted = _adjusted([measure for _, measure, _ in found], differences)
     none = all(p >= SIGNIFICANT for p in adjusted)
     return [
         Contrast(
@@ -202,6 +202,18 @@ def _contrasts(grouped: Sequence[Sequence[Evaluated]], names: Sequence[str]) -> 
         )
         for (name, measure, other), difference, p in zip(found, differences, adjusted, strict=True)
     ]
+
+
+def _adjusted(measures: Sequence[str], differences: Sequence[Pooled]) -> list[float]:
+    """Return adjusted p-values in two families: the primary measure of every group, and everything else."""
+    found = [difference.p if difference.p is not None else 1.0 for difference in differences]
+    families = [
+        [index for index, one in enumerate(measures) if (one == COMPARED[0]) == first] for first in (True, False)
+    ]
+    for family in families:
+        for index, p in zip(family, holm([found[index] for index in family]), strict=True):
+            found[index] = p
+    return found
 
 
 def _of(group: Sequence[Outcomes], measure: str) -> list[Judged]:

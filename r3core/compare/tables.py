@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from r3core.compare.comparison import Comparison, Contrast, Group, Line
+from r3core.compare.comparison import COMPARED, Comparison, Contrast, Group, Line
 from r3core.compare.evaluated import CROSS, GREEDY_TRIES, Tokens
 from r3core.compare.pooled import Pooled
 from r3core.console import visible
@@ -200,12 +200,16 @@ def _tokens(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _test(comparison: Comparison) -> str:
-    against, count = comparison.contrasts[0].against, len(comparison.contrasts)
+    against = comparison.contrasts[0].against
     single = all(len(group.runs) == 1 for group in comparison.groups)
     test = "paired test over problems" if single else "test over problems and training seeds"
-    adjusted = f"; Holm's correction for {count} comparisons" if count > 1 else ""
+    first = sum(one.measure == COMPARED[0] for one in comparison.contrasts)
+    rest = len(comparison.contrasts) - first
+    counts = [str(first) if first > 1 else "", f"the other {rest}" if rest > 1 else ""]
+    adjusted = f"; Holm's correction for {' and for '.join(filter(None, counts))}" if any(counts) else ""
     return (
-        f"each group is compared with {against} on the same problems ({test}){adjusted}; second try is the primary one"
+        f"each group is compared with {against} on the same problems ({test}): second try, the primary measure, and "
+        f"others{adjusted}"
     )
 
 
