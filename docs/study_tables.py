@@ -31,7 +31,14 @@ MEASURES = {
 
 _FIRST = ("reflection", "default")
 """The settings of a sweep that the others are compared with."""
-_DEFAULTS = {"objective": "reflection", "anchor": "0.0", "shuffle_rewards": "false", "reward_leaks": "true"}
+_DEFAULTS = {
+    "objective": "reflection",
+    "anchor": "0.0",
+    "shuffle_rewards": "false",
+    "reward_leaks": "true",
+    "grpo.learning_rate": "0.0002",
+    "grpo.max_steps": "80",
+}
 """Settings of training that a label leaves out."""
 
 

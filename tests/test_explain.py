@@ -450,7 +450,10 @@ def test_a_lost_greedy_first_try_names_the_tokens_that_shifted(tmp_path: Path) -
     run, config = a_worse_greedy_first_try(tmp_path / "run")
     (found,) = explain(RunRecord(run), config).diagnoses
     assert "over 256 attempts of the base, log p has shifted most for `/` -0.48, `+` +0.51;" in found.finding
-    assert found.advice.startswith("train.interpolate=0.5, ")
+    assert found.advice.startswith("train.anchor=1, ")
+    assert "; or train.interpolate=0.5, " in found.advice
+    anchored = config.model_copy(update={"train": config.train.model_copy(update={"anchor": 1.0})})
+    assert explain(RunRecord(run), anchored).diagnoses[0].advice.startswith("train.interpolate=0.5, ")
     (run / "drift.json").unlink()
     (without,) = explain(RunRecord(run), config).diagnoses
     assert without.finding.startswith("the greedy first try falls (-30.0 points")

@@ -68,6 +68,9 @@ def first_try_lost(seen: Seen) -> Diagnosis | None:
     )
 
 
+_ANCHOR = "train.anchor=1, which holds first attempts near the base model's; or "
+
+
 def greedy_first_try_lost(seen: Seen) -> Diagnosis | None:
     paired, drift = seen.figures.greedy, seen.figures.drift
     if not _finished(seen) or paired is None or seen.config.train.interpolate < _LEAST_SHARE:
@@ -82,11 +85,13 @@ def greedy_first_try_lost(seen: Seen) -> Diagnosis | None:
             f": averaged by token over {drift.attempts:,} attempts of the base, log p has shifted most for {tokens}; "
             "such a drift of token probabilities turns greedy answers wherever two tokens are close"
         )
+    train = seen.config.train
+    anchor = "" if train.anchor or "attempt" in seen.config.objective.turns else _ANCHOR
     return diagnosis(
         "greedy-first-try-lost",
         f"the greedy first try falls ({_points(first)}){why}",
-        f"train.interpolate={seen.config.train.interpolate / 2:g}, which saves a smaller share of the update; fewer "
-        "steps (grpo.max_steps), or " + setting(seen.config, "learning_rate", factor=0.5),
+        f"{anchor}train.interpolate={train.interpolate / 2:g}, which saves a smaller share of the update, at the cost "
+        "of sampled tries",
         {"difference": first.difference, "low": first.low, "high": first.high}
         | {f"shift_{place}": one.shift for place, one in enumerate(drift.shifts[:_TOKENS] if drift else (), start=1)},
     )
