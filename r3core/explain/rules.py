@@ -167,8 +167,8 @@ RULES: dict[str, Rule] = {
     "greedy-first-try-lost": Rule(
         0.03,
         "the greedy first try falls by more than {limit:.0%}, and the interval excludes 0",
-        "without its anchor, three seeds of the demonstration lose 4 to 22 points; in an earlier one, four constants on the "
-        "operators' logits explained it",
+        "without its anchor, three seeds of the demonstration lose 4 to 22 points; four constants on the operators' "
+        "logits explained an earlier case",
     ),
     "gain-at-first-try": Rule(
         0.75,
