@@ -260,6 +260,23 @@ def test_the_forecast_is_compared_with_the_first_steps(tmp_path: Path) -> None:
     assert rows["reflections cut off at the token limit"][1] == "1.0% (steps 1 to 2, about 2 groups)"
 
 
+@pytest.mark.parametrize(
+    ("settings", "ending"),
+    [
+        ({}, "."),
+        (
+            {"train.anchor": 10, "train.interpolate": 0.5},
+            ", anchor 10 (KL to the base model on mined first attempts), 0.5 of the update saved.",
+        ),
+    ],
+)
+def test_the_page_states_what_holds_the_model_near_the_base(
+    settings: dict[str, Any], ending: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path, mined=[episode("m1", "fail")], groups=group("m1", [1, 0]), steps=2, settings=settings)
+    assert f"KL coefficient (beta) 0{ending}" in page_of(run)
+
+
 def test_settings_that_differ_from_the_defaults_are_listed(tmp_path: Path) -> None:
     run = write_run(tmp_path, base=[episode("n7")], settings={"grpo.beta": 0.1, "seed": 3})
     changed = settings(collect(run, name="run"))

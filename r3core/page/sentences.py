@@ -69,8 +69,8 @@ def method(run: Collected) -> str:
         parts.append(
             f"Training: {_objective(run.config, reward)} "
             f"{steps:,} steps, groups of {group} {PLURAL[config.objective.first]} on one failure, "
-            f"learning rate "
-            f"{options.get('learning_rate', 1e-6):g}, KL coefficient (beta) {options.get('beta', 0.0):g}."
+            f"learning rate {options.get('learning_rate', 1e-6):g}, KL coefficient (beta) {options.get('beta', 0.0):g}"
+            f"{_held(config)}."
         )
     if run.result is not None:
         parts.append(
@@ -88,6 +88,13 @@ def _objective(config: Config, reward: str) -> str:
     return (
         f"GRPO with the objective {objective.name}: {objective.formula}; r1 and r2 are the verdicts of the two tries."
     )
+
+
+def _held(config: Config) -> str:
+    """Return what holds the saved model near the base, beside the KL term."""
+    train = config.train
+    anchor = f", anchor {train.anchor:g} (KL to the base model on mined first attempts)" if train.anchor else ""
+    return anchor + (f", {train.interpolate:g} of the update saved" if train.interpolate < 1 else "")
 
 
 def _setup(run: Collected) -> str:
