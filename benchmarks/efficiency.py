@@ -52,12 +52,6 @@ SETTINGS: dict[str, list[str]] = {
         "evaluate.every=30",
     ],
     "the second with train.anchor=10 (default)": ["evaluate.every=10"],
-    "the second with Dr. GRPO": [
-        "grpo.loss_type=dr_grpo",
-        "grpo.scale_rewards=none",
-        "train.anchor=0",
-        "evaluate.every=10",
-    ],
 }
 """The compared settings by name, each with what it sets beside the built-in model's own settings."""
 GAINS = (10.0, 20.0)
