@@ -470,13 +470,13 @@ def test_every_diagnosis_has_a_run_with_its_fault() -> None:
 def test_nothing_stands_out_in_the_demonstration() -> None:
     figures, config = demonstration()
     assert figures.stages == {"mine": True, "train": True, "evaluate": True}
-    assert len(figures.groups) == 480
+    assert len(figures.groups) == 160
     assert figures.trained
     assert figures.trained.against
     assert diagnoses_of(figures, config) == []
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 3, 5, 10, 20, 40, 59])
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 6, 10, 20, 40, 60, 79])
 def test_nothing_stands_out_in_the_demonstration_when_it_is_killed(step: int) -> None:
     figures, config = demonstration()
     unfinished = figures.model_copy(
@@ -493,7 +493,9 @@ def test_nothing_stands_out_in_the_demonstration_when_it_is_killed(step: int) ->
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        *((f"countdown-{seed}", []) for seed in range(3)),
+        ("countdown-0", []),
+        ("countdown-1", ["greedy-first-try-lost"]),  # -4.6 [-7.5, -1.6] points
+        ("countdown-2", []),
         ("apigen-0", []),
         ("apigen-1", []),  # -2.9 [-5.8, -0.0] points
         ("apigen-2", ["first-try-lost"]),

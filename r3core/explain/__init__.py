@@ -9,6 +9,7 @@ from r3core.config import Config
 from r3core.explain import evaluation, rewards, training, verifier
 from r3core.explain.figures import Figures, figures_of
 from r3core.explain.findings import Seen
+from r3core.explain.measures import steps_made
 from r3core.explain.rules import CONSEQUENCES, FOLLOWS, MAX_FINDINGS, RULES, Diagnosis
 from r3core.runs import RunRecord
 from r3core.task import Frozen
@@ -110,7 +111,7 @@ def _examined(figures: Figures) -> Sequence[str]:
         parts.append(f"{figures.attempts_truncated.total:,} attempts in mining")
     if figures.groups:
         reflections = sum(group.reflections for group in figures.groups)
-        parts.append(f"{reflections:,} reflections of {len({group.step for group in figures.groups}):,} training steps")
+        parts.append(f"{reflections:,} reflections of {steps_made(figures):,} training steps")
     elif figures.forecast:
         parts.append(f"the forecast from {figures.forecast.probed:,} failures")
     for name, side in (("base", figures.base), ("trained", figures.trained)):
