@@ -189,9 +189,8 @@ def greedy(task: str) -> str:
     runs = {seed: record.result.greedy for seed, record in _seeds(task).items()}
     rows, pairs = [], []
     for seed, found in runs.items():
-        assert found is not None, "published runs were decoded both ways"
-        assert found.trained is not None
-        assert found.paired is not None
+        if found is None or found.trained is None or found.paired is None:
+            raise MissingRecord(f"{task}-{seed}: it has no greedy tries of two models")
         cells = [str(seed)]
         for which in ("first", "second"):
             of = (getattr(found.base, which), getattr(found.trained, which))
