@@ -483,7 +483,6 @@ def test_a_task_from_a_file_is_judged_by_its_code_at_load_time(tmp_path: Path, m
     task = get_task(f"{tmp_path}/filed.py:Filed", word="no")
     assert portable(task)
     with Judge(task) as one:
-        assert [verdict.outcome for verdict in one.judge(pairs("no!", "no"))] == ["pass", "fail"]
         (tmp_path / "filed.py").write_text("raise ValueError")
         assert [verdict.outcome for verdict in one.judge(pairs("no!", "no"))] == ["pass", "fail"]
         assert one.judge([(example, "no?") for example in task.load("test")]) == [Verdict.passed()]

@@ -240,13 +240,15 @@ def _import_file(location: str) -> ModuleType:
         raise TaskError(f"there is no file `{location}`")
     path = path.resolve()
     # The name is derived from the content: loading a file again returns the same classes, and new ones once it changed.
-    name = f"{FILE_MODULE}{path.stem}_{digest(str(path).encode() + path.read_bytes(), length=12)}"
+    code = path.read_bytes()
+    name = f"{FILE_MODULE}{path.stem}_{digest(str(path).encode() + code, length=12)}"
     if name in sys.modules:
         return sys.modules[name]
     _look_in(path.parent)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
+    spec.loader_state = code  # for the workers: the file may be changed before they start
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

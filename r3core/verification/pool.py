@@ -162,8 +162,9 @@ def loader(task: Task) -> Callable[[], Task]:
     module = type(task).__module__
     source = None
     if module.startswith(FILE_MODULE):
-        path = str(sys.modules[module].__file__)
-        source = (path, worker.sources[module] if module in worker.sources else Path(path).read_bytes())
+        spec = sys.modules[module].__spec__
+        assert spec is not None
+        source = (str(spec.origin), spec.loader_state)
     try:
         return partial(worker.load_pickled, pickle.dumps(task), module, source)
     except Exception as error:  # pickling calls code of the task's own values

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import importlib.util
 import io
+import linecache
 import multiprocessing
 import os
 import pickle
@@ -91,8 +92,6 @@ class _Output(io.TextIOBase):
         return len(text)
 
 
-sources: dict[str, bytes] = {}
-"""Module -> content of its source file, for modules that were sent to this process together with a task."""
 _settings: Settings | None = None
 _pid = 0
 _task: Task | None = None
@@ -279,7 +278,9 @@ def load_pickled(pickled: bytes, module: str, source: tuple[str, bytes] | None) 
         spec = importlib.util.spec_from_file_location(module, path)
         assert spec is not None
         created = sys.modules[module] = importlib.util.module_from_spec(spec)
-        sources[module] = code
+        spec.loader_state = code
+        # Pydantic reads docstrings of fields from the source of the class: not from a file that was changed meanwhile.
+        linecache.cache[path] = len(code), None, importlib.util.decode_source(code).splitlines(keepends=True), path
         exec(compile(code, path, "exec"), vars(created))  # the task's own code, as it was when the run started
     task: Task = pickle.loads(pickled)
     return task
