@@ -164,6 +164,34 @@ def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
         )
 
 
+def continues_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether completions in training may continue from a cache of their prompts, through which gradients flow.
+
+    Layers with a recurrent state change it in place, checkpointing of activations turns the cache off, and dropout would
+    be the same for all completions of a prompt.
+    """
+    import torch
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    others = kinds - {DynamicLayer, DynamicSlidingWindowLayer}
+    dropout = _has_dropout(model) or any(isinstance(one, torch.nn.Dropout) and one.p for one in model.modules())
+    if model.is_gradient_checkpointing or dropout or not kinds or others:
+        return False
+    ids, pad = _check_text(tokenizer), tokenizer.pad_token_id or 0
+    was_training = model.training
+    model.train()
+    try:
+        with torch.no_grad():
+            distance = _distance_in_training(model, ids, pad=pad, cached=True)
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError):
+        return False
+    finally:
+        model.train(was_training)
+    return distance <= _tolerance(model)
+
+
 def _distance_with_cache(model: PreTrainedModel, ids: list[int], *, pad: int) -> float:
     """Return the mean distance between the probabilities with a cache and in one pass; every row is a prefix of `ids`.
 
@@ -188,9 +216,13 @@ def _distance_with_cache(model: PreTrainedModel, ids: list[int], *, pad: int) ->
     return float(torch.cat(distances).mean())
 
 
-def _distance_in_training(model: PreTrainedModel, ids: list[int], *, pad: int) -> float:
-    """Return the mean distance between the probabilities in a batch as TRL pads it and for a single sequence."""
+def _distance_in_training(model: PreTrainedModel, ids: list[int], *, pad: int, cached: bool = False) -> float:
+    """Return the mean distance between the probabilities in a batch as TRL pads it and for a single sequence.
+
+    With `cached` the prompts, all but their last tokens, go through the model first.
+    """
     import torch
+    from transformers import DynamicCache
 
     sequence = torch.tensor(ids, device=model.device)
     expected = model(input_ids=sequence.unsqueeze(0), use_cache=False).logits[0].float().softmax(-1)  # (T, V)
@@ -199,8 +231,13 @@ def _distance_in_training(model: PreTrainedModel, ids: list[int], *, pad: int) -
     completions = [ids[length : length + _STEPS - row] for row, length in enumerate(_PROMPT_LENGTHS)]
     flipped, real = _left_padded([completion[::-1] for completion in completions], pad, device=model.device)
     batch, mask = torch.cat([prompts, flipped.flip(1)], dim=1), torch.cat([mask, real.flip(1)], dim=1)
-    # the logits of a completion begin at the last token of its prompt
-    logits = model(input_ids=batch, attention_mask=mask, use_cache=False).logits[:, prompts.shape[1] - 1 :]
+    first = prompts.shape[1] - 1  # the logits of a completion begin at the last token of its prompt
+    if cached:
+        cache = DynamicCache(config=model.config)
+        model(input_ids=batch[:, :first], attention_mask=mask[:, :first], past_key_values=cache, use_cache=True)
+        logits = model(input_ids=batch[:, first:], attention_mask=mask, past_key_values=cache).logits
+    else:
+        logits = model(input_ids=batch, attention_mask=mask, use_cache=False).logits[:, first:]
     distances = [
         _total_variation(logits[row, : len(completion)].float().softmax(-1), expected[length - 1 :][: len(completion)])
         for row, (length, completion) in enumerate(zip(_PROMPT_LENGTHS, completions, strict=True))

@@ -31,7 +31,7 @@ from r3core.activity import STEP, waiting_for
 from r3core.distributed import rank, world_size
 from r3core.episode import Episode
 from r3core.failures import Failure
-from r3core.generation.cache import apply_time_step_limit
+from r3core.generation.cache import apply_time_step_limit, continues_prompts
 from r3core.generation.template import original, using
 from r3core.objective import Objective, Segment
 from r3core.protocol import Protocol, seed_of
@@ -117,6 +117,9 @@ class ReflectionTrainer(GRPOTrainer):
         if self.ref_model is not None:  # loaded by TRL
             apply_time_step_limit(self.ref_model)
         self.beta = args.beta
+        self.alone = self.accelerator.distributed_type == DistributedType.NO
+        self.shares_prompts = self.alone and continues_prompts(model, tokenizer)
+        """Whether the prompt of a group goes through the model once."""
         self.policy = Policy(self, protocol.config.batch_size)
         self.anchor = Anchor(self) if anchored else None
         # stochastic rounding moves 16-bit weights by the right amount on average
@@ -173,12 +176,11 @@ class ReflectionTrainer(GRPOTrainer):
         batch_size: int | None = None,
         **options: Any,
     ) -> Outputs:
-        """Count the sequences, and compute without most of the padding.
+        """Count the sequences, and compute without most of the padding and with the prompt of a group once.
 
         Several processes make as many forward passes as TRL: sharded weights are gathered in each of them.
         """
         self.usage.count_forward(len(input_ids))
-        alone = self.accelerator.distributed_type == DistributedType.NO
         return trimmed_pass(
             super()._get_per_token_logps_and_entropies,
             model,
@@ -186,7 +188,8 @@ class ReflectionTrainer(GRPOTrainer):
             attention_mask,
             logits_to_keep,
             batch_size=batch_size,
-            pieces=None if alone else 1,
+            pieces=None if self.alone else 1,
+            share_prompts=self.shares_prompts,
             **options,
         )
 
