@@ -14,10 +14,11 @@ import pytest
 import tiny
 
 from r3core import UsageError
-from r3core.generation.cache import apply_time_step_limit, check_cache, check_padding
+from r3core.generation.cache import apply_time_step_limit, check_cache, check_padding, continues_prompts
 from r3core.generation.generator import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
+from r3core.training.trimmed import trimmed_pass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -265,6 +266,71 @@ def test_these_models_can_be_generated_from_and_trained(family: str) -> None:
     check_cache(model, TOKENIZER, name="tiny")
     if family not in ABSOLUTE:
         check_padding(model, TOKENIZER, name="tiny")
+
+
+def shared_and_not(model: PreTrainedModel) -> list[tuple[Any, list[Any]]]:
+    """Return log-probabilities and gradients of 8 completions of 2 prompts, shared and not."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    ids, mask = torch.randint(1, 250, (8, 38), generator=random), torch.zeros(8, 38, dtype=torch.long)
+    for row, completion in enumerate((3, 11, 9, 1, 2, 12, 4, 0)):
+        ids[row, :26] = ids[row // 4, :26]
+        mask[row, (21, 0)[row // 4] : 26 + completion] = 1
+    found = []
+    for share in (True, False):
+        model.zero_grad()
+        logps, _, _ = trimmed_pass(of_next_tokens, model, ids, mask, 12, batch_size=None, pieces=3, share_prompts=share)
+        logps = logps * mask[:, 26:]
+        (logps.exp() * mask[:, 26:] * torch.linspace(-1, 1, 8).unsqueeze(1)).sum().backward()
+        found.append((logps.detach(), [one.grad for one in model.parameters() if one.grad is not None]))
+    return found
+
+
+def of_next_tokens(model: Any, ids: Any, mask: Any, completion: int, **_: Any) -> Any:
+    """Return log-probabilities of the last tokens of each row, as TRL does, with the call that it makes."""
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :-completion] = -100
+    output = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+    return output.log_probs[:, -completion:], None, None
+
+
+CONTINUED = ["llama", "qwen2", "qwen3", "bloom", "deepseek_v3", "mistral", "gemma2", "gemma3_text", "gemma3n_text"]
+CONTINUED += ["gemma4_text", "gpt_oss", "llama4_text", "gemma3", "llama4"]
+"""Families whose prompts are computed once in training."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [one for one in CONTINUED if "llama4" not in one])  # TRL 1.16 does not train Llama 4
+def test_completions_that_continue_a_shared_prompt_have_the_same_gradients(family: str) -> None:
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = model_of(family)
+    add_fused_lm_head(model)
+    (ours, of_ours), (theirs, of_theirs) = shared_and_not(model.train())
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert of_theirs
+    torch.testing.assert_close(of_ours, of_theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES | REFUSED)
+def test_prompts_are_shared_where_a_cache_continues_them_in_training(family: str) -> None:
+    model = model_of(family)
+    assert continues_prompts(model, TOKENIZER) == (family in CONTINUED)
+    assert not model.training
+
+
+def test_dropout_and_checkpointing_of_activations_share_no_prompts() -> None:
+    from torch import nn
+
+    model = model_of("llama")
+    model.gradient_checkpointing_enable()
+    assert not continues_prompts(model, TOKENIZER)
+    model.gradient_checkpointing_disable()
+    assert continues_prompts(model, TOKENIZER)
+    model.add_module("dropout", nn.Dropout(0.1))  # as an adapter has it
+    assert not continues_prompts(model, TOKENIZER)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,7 +16,7 @@ from r3core.runs import Run
 from r3core.train import grpo_config
 from r3core.training import trimmed
 from r3core.training.trainer import ReflectionTrainer
-from r3core.training.trimmed import is_compiled, pieces_for, windows_of
+from r3core.training.trimmed import SharedPrompts, is_compiled, pieces_for, windows_of
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -127,6 +127,35 @@ def test_log_probabilities_and_gradients_are_trls(
         torch.testing.assert_close(ours[place] * mask, theirs[place] * mask, rtol=1e-5, atol=1e-5)
     assert gradients[0]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_the_prompt_of_a_group_goes_through_the_model_once(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, model_of("llama"))
+    ids, mask, right = batch_of([(5, 3), (5, 11), (5, 9), (5, 1), (9, 2), (9, 7), (9, 4), (9, 12)])
+    for row in range(8):
+        ids[row, :-right] = ids[row - row % 4, :-right]
+    positions: list[int] = []
+    hook: Any = lambda module, positional, named: positions.append(named["input_ids"].numel())  # noqa: E731
+    handle = trainer.model.register_forward_pre_hook(hook, with_kwargs=True)
+    theirs, ours = both(trainer, (ids, mask, right), compute_entropy=True)
+    handle.remove()
+    assert positions[0] == 8 * (9 + 12), "TRL's own pass"
+    assert positions[1:] == [2 * (9 - 1), 8 * (1 + 12)]
+    kept = mask[:, -right:]
+    for place in (0, 1):
+        torch.testing.assert_close(ours[place] * kept, theirs[place] * kept, rtol=1e-5, atol=1e-5)
+
+
+def test_few_common_prompts_are_not_shared() -> None:
+    ids, mask = torch.tensor([[0, 3, 4], [0, 3, 4], [2, 3, 4], [3, 3, 4]]), torch.ones(4, 3, dtype=torch.long)
+    assert SharedPrompts.of(None, ids, mask) is None
+    ids[3] = ids[2]
+    shared = SharedPrompts.of(None, ids, mask)
+    assert shared is not None
+    assert shared.ids[shared.prompt].tolist() == ids.tolist()
+    assert SharedPrompts.of(None, ids[:, :1], mask[:, :1]) is None, "a prompt of one token leaves nothing to share"
+    mask[1, 0] = 0  # padding whose token is that of a prompt
+    assert SharedPrompts.of(None, ids, mask) is None
 
 
 class Counting(torch.nn.Module):

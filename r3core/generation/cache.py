@@ -167,17 +167,16 @@ def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
 def continues_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether completions in training may continue from a cache of their prompts, through which gradients flow.
 
-    Layers with a recurrent state change it in place, checkpointing of activations turns the cache off, and dropout would
-    be the same for all completions of a prompt.
+    Layers with a recurrent state change it in place, checkpointing of activations turns the cache off, and dropout
+    would be the same for all completions of a prompt.
     """
     import torch
     from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    others = kinds - {DynamicLayer, DynamicSlidingWindowLayer}
+    kinds = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers}
+    attention = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}  # the last reads another layer's
     dropout = _has_dropout(model) or any(isinstance(one, torch.nn.Dropout) and one.p for one in model.modules())
-    if model.is_gradient_checkpointing or dropout or not kinds or others:
+    if model.is_gradient_checkpointing or dropout or not kinds or kinds - attention:
         return False
     ids, pad = _check_text(tokenizer), tokenizer.pad_token_id or 0
     was_training = model.training

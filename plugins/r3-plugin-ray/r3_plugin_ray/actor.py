@@ -11,11 +11,11 @@ from r3core.config import Config
 from r3core.episode import Episode
 from r3core.errors import R3Error, RunError, UsageError
 from r3core.executor import Function
+from r3core.plugins.discovery import FILE_MODULE
 from r3core.plugins.engines import engine_of
 from r3core.protocol import Protocol
 from r3core.task import Task
 from r3core.verification.judge import Judge, verifier_hash
-from r3core.verification.worker import sources
 
 RESUME = "the episodes that arrived are in the run directory; run the same command to resume"
 """A hint of every failure of the cluster."""
@@ -93,7 +93,7 @@ def _loaded(job: Job) -> Task:
             f"the task cannot be loaded on node `{node}`: {reason}",
             "install r3core and the task's package on every node, all of the same versions",
         ) from None
-    installed = type(task).__module__ not in sources  # other modules were sent with the job
+    installed = not type(task).__module__.startswith(FILE_MODULE)  # modules of files were sent with the job
     if installed and verifier_hash(task) != job.verifier:
         raise RunError(
             f"node `{node}` has another version of task `{task.name}`: the hash of its verifier differs",
