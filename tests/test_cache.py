@@ -14,7 +14,14 @@ import pytest
 import tiny
 
 from r3core import UsageError
-from r3core.generation.cache import apply_time_step_limit, check_cache, check_padding, continues_prompts
+from r3core.generation.cache import (
+    CachedRows,
+    apply_time_step_limit,
+    check_cache,
+    check_padding,
+    common_prefixes,
+    continues_prompts,
+)
 from r3core.generation.generator import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator
@@ -258,6 +265,37 @@ def test_a_batch_generates_what_each_prompt_does_alone(family: str, monkeypatch:
         for step, alone, token in zip(steps, whole, one.ids, strict=False):
             of_token = [float(row[token]) for row in step if int(row.argmax()) == token]
             assert min(abs(logprob - float(alone[token])) for logprob in of_token) < 1e-4
+
+
+FULL_ATTENTION = ["llama", "qwen2", "qwen3", "bloom", "gpt2", "deepseek_v3"]
+"""Families that only attend, to all tokens before."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_prompts_begin_with_is_read_once_where_attention_is_all(family: str) -> None:
+    import torch
+
+    model = model_of(family)
+    random = torch.Generator().manual_seed(2)
+    common, other = (torch.randint(1, 250, (n,), generator=random).tolist() for n in (20, 9))
+    rows = [[*common, 3, 5, 7], [*other, 4], [*common, 9], common + list(range(30, 40)), [*other, 8, 8], [*other, 4, 6]]
+    cached = CachedRows(model, rows, pad=0)
+    assert cached.ids.shape[1] == (10 if family in FULL_ATTENTION else 30)
+    for _ in range(3):
+        with torch.no_grad():
+            logits = cached.next_logits().log_softmax(-1)
+        for row, found in zip(rows, logits, strict=True):
+            torch.testing.assert_close(found, passed(model, row)[-1], rtol=1e-4, atol=1e-4)
+        tokens = logits.argmax(-1)
+        rows = [[*row, token] for row, token in zip(rows, tokens.tolist(), strict=True)]
+        cached.append(tokens)
+
+
+def test_a_common_beginning_is_at_least_half_of_a_prompt_and_never_all_of_it() -> None:
+    assert common_prefixes([[1, 2], [1, 2]]) == ([[1]], [0, 0])
+    assert common_prefixes([[1, 2, 3, 4, 5], [1, 2, 9, 9, 9]]) == ([[1, 2, 3, 4], [1, 2, 9, 9]], [0, 1])
+    assert common_prefixes([[1, 2, 3, 4, 5], [1, 2, 3, 9, 9], [1]]) == ([[], [1, 2, 3]], [1, 1, 0])
+    assert common_prefixes([]) == ([], [])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

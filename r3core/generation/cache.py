@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import takewhile
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ class CachedRows:
         ids        [[5, 6, 7], [0, 0, 8]]   (B, T); after the first step only the new tokens, (B, 1)
         mask       [[1, 1, 1], [0, 0, 1]]   (B, T): one column more after each step, 1 for real tokens
         positions  [[0, 1, 2], [0, 0, 0]]   like ids: the first real token has position 0
+
+    What several prompts begin with goes through the model once, if attention is all that the cache serves.
     """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, pad: int) -> None:
@@ -61,6 +64,27 @@ class CachedRows:
         self.ids, self.mask = _left_padded(prompts, pad, device=model.device)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self._steps = 0
+        kinds = {type(layer).__name__ for layer in self.cache.layers}
+        prefixes, prefix_of = common_prefixes(prompts)
+        if kinds == {"DynamicLayer"} and 2 * len(prefixes) <= len(prompts):  # elsewhere padding may not be inside a row
+            self._read_once(prefixes, prefix_of, prompts, pad)
+
+    def _read_once(
+        self, prefixes: Sequence[Sequence[int]], prefix_of: Sequence[int], prompts: Sequence[Sequence[int]], pad: int
+    ) -> None:
+        """Run the prefixes of the prompts through the model; what is left of each prompt is padded on the left too."""
+        import torch
+
+        device = self.model.device
+        self.ids, self.mask = _left_padded(prefixes, pad, device=device)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.next_logits()
+        rows = torch.tensor(prefix_of, device=device)
+        self.select(rows)
+        rests = [prompt[len(prefixes[place]) :] for prompt, place in zip(prompts, prefix_of, strict=True)]
+        self.ids, rest = _left_padded(rests, pad, device=device)
+        self.mask = torch.cat([self.mask, rest], dim=1)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -rest.shape[1] :]
 
     def next_logits(self) -> torch.Tensor:
         """Run the tokens that are not in the cache yet through the model, and return the next token's logits (B, V)."""
@@ -91,6 +115,28 @@ class CachedRows:
         self.ids = tokens.unsqueeze(1)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         self.positions = self.positions[:, -1:] + 1
+
+
+def common_prefixes(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
+    """Return prefixes of at least half a prompt, and for each prompt the index of its own; none is a whole prompt.
+
+    The retries of a group begin with the same turns.
+
+    >>> common_prefixes([[1, 2, 3, 4], [7, 8], [1, 2, 3, 5, 6]])
+    ([[1, 2, 3], [7]], [0, 1, 0])
+    """
+    prefixes: list[Sequence[int]] = []
+    prefix_of = [0] * len(prompts)
+    for index in sorted(range(len(prompts)), key=lambda index: list(prompts[index])):
+        prompt = prompts[index][:-1]
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(prefixes[-1], prompt, strict=False)) if prefixes else ()
+        common = sum(1 for _ in same)
+        if prefixes and 2 * common >= len(prompts[index]):
+            prefixes[-1] = prompt[:common]
+        else:
+            prefixes.append(prompt)
+        prefix_of[index] = len(prefixes) - 1
+    return prefixes, prefix_of
 
 
 def apply_time_step_limit(model: PreTrainedModel) -> None:
