@@ -17,6 +17,7 @@ from r3core.task import Outcome
 ROOT = Path(__file__).parent.parent
 EXAMPLES: dict[str, dict[str, Any]] = {
     "sentence.py:Sentence": {},
+    "keywords.py:Keywords": {},
     "order.py:Order": {},
     "output.py:Output": {"problems": 200},
     "questions.py:Questions": {"file": "questions.jsonl"},
@@ -94,6 +95,18 @@ PRINTED = "12\n7\n-3"
         ("sentence.py:Sentence", "We saw an apple by the\u200b old bridge.", "it is not one sentence"),
         ("sentence.py:Sentence", "**We saw an apple by the old bridge.**", "it is not one sentence"),
         ("sentence.py:Sentence", "We saw it near the old garden house.", "`apple` is missing"),
+        ("keywords.py:Keywords", "An apple lay there.", "`bridge` is missing"),
+        ("keywords.py:Keywords", "apple, bridge", "it is not one sentence"),
+        ("keywords.py:Keywords", "An apple fell. It was on a bridge.", "it is not one sentence"),
+        ("keywords.py:Keywords", "An apple\nand a bridge.", "it is not one sentence"),
+        ("keywords.py:Keywords", "An \u0430pple fell from the bridge.", "it is not one sentence"),  # Cyrillic
+        ("keywords.py:Keywords", "Apples fell from the bridge.", "`apple` is missing"),
+        (
+            "keywords.py:Keywords",
+            "An apple fell off a bridge" + " and a bridge" * 8 + ".",
+            "it has 30 words, at most 25",
+        ),
+        ("keywords.py:Keywords", "Write one sentence with the words apple and bridge.", "it is about a sentence"),
         ("order.py:Order", '{"customer": "Ada", "items": {"apples": true, "candles": 1}}', "another customer"),
         ("order.py:Order", '{"customer": "Ada", "items": {"apples": 1.0, "candles": 1}}', "another customer"),
         ("order.py:Order", '{"customer": "Ada", "items": {"apples": "1", "candles": 1}}', "another customer"),
