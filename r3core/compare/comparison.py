@@ -23,7 +23,9 @@ from r3core.task import Frozen
 SIGNIFICANT = 0.05
 EQUAL_BUDGET = 0.05
 """Largest relative difference of the tokens generated for training at which two settings cost the same."""
-COMPARED = ("second", "first", "greedy-second", "greedy-first")
+PRIMARY = "second"
+"""The measure that a comparison is for; its p-values are adjusted among themselves."""
+COMPARED = (PRIMARY, "first", "greedy-second", "greedy-first")
 """The measures in which groups are compared, the primary one first."""
 
 
@@ -207,9 +209,7 @@ def _contrasts(grouped: Sequence[Sequence[Evaluated]], names: Sequence[str]) -> 
 def _adjusted(measures: Sequence[str], differences: Sequence[Pooled]) -> list[float]:
     """Return adjusted p-values in two families: the primary measure of every group, and everything else."""
     found = [difference.p if difference.p is not None else 1.0 for difference in differences]
-    families = [
-        [index for index, one in enumerate(measures) if (one == COMPARED[0]) == first] for first in (True, False)
-    ]
+    families = [[index for index, one in enumerate(measures) if (one == PRIMARY) == first] for first in (True, False)]
     for family in families:
         for index, p in zip(family, holm([found[index] for index in family]), strict=True):
             found[index] = p

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from r3core.compare.comparison import COMPARED, Comparison, Contrast, Group, Line
+from r3core.compare.comparison import PRIMARY, Comparison, Contrast, Group, Line
 from r3core.compare.evaluated import CROSS, GREEDY_TRIES, Tokens
 from r3core.compare.pooled import Pooled
 from r3core.console import visible
@@ -203,7 +203,7 @@ def _test(comparison: Comparison) -> str:
     against = comparison.contrasts[0].against
     single = all(len(group.runs) == 1 for group in comparison.groups)
     test = "paired test over problems" if single else "test over problems and training seeds"
-    first = sum(one.measure == COMPARED[0] for one in comparison.contrasts)
+    first = sum(one.measure == PRIMARY for one in comparison.contrasts)
     rest = len(comparison.contrasts) - first
     counts = [str(first) if first > 1 else "", f"the other {rest}" if rest > 1 else ""]
     adjusted = f"; Holm's correction for {' and for '.join(filter(None, counts))}" if any(counts) else ""
