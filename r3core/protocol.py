@@ -10,6 +10,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress, repeat
 from typing import Any, TypeVar
 
 from r3core import prompts
@@ -41,10 +42,10 @@ class Lengths:
     first: str = ""
     """By how much the first of them exceeds it."""
 
-    def count(self, examples: Sequence[Example], completions: Sequence[Completion], *, limit: float) -> None:
+    def count(self, completions: Sequence[tuple[Example, Completion]], *, limit: float) -> None:
         """Add completions; RunError when more than the share `limit` of at least 20 prompts is overlong."""
         self.total += len(completions)
-        for example, completion in zip(examples, completions, strict=True):
+        for example, completion in completions:
             if completion.stopped == "overlong":
                 self.overlong += 1
                 self.first = self.first or f"example {example.id!r}: {completion.fault}"
@@ -108,27 +109,57 @@ class Protocol:
     def retry(
         self, episodes: Sequence[Episode], generator: Generator, *, seed: int, arm: Arm = "reflect"
     ) -> list[Episode]:
-        """Return the episodes with a judged retry after every failure; `arm` is what precedes the retry.
+        """Return the episodes with a judged retry after every failure; `arm` is what precedes the retry."""
+        if arm == "resample":
+            return self.resample(episodes, generator, seed=seed, count=1)
+        return self.retries(episodes, generator, seed=seed, arms=[arm])
 
-        A failure for which the arm has nothing (no other problem's reflection exists) gets no retry. One whose
-        reflection is overlong gets a retry that is overlong too; one cut off in its thinking, a retry that is skipped.
+    def retries(
+        self, episodes: Sequence[Episode], generator: Generator, *, seed: int, arms: Sequence[Arm]
+    ) -> list[Episode]:
+        """Return the episodes with a judged retry after every failure for each arm but `resample`.
+
+        The retries of all arms are generated together, so that an engine can share what their prompts begin with. A
+        failure for which an arm has nothing (no other problem's reflection exists) gets no retry. One whose reflection
+        is overlong gets a retry that is overlong too; one cut off in its thinking, a retry that is skipped.
         """
         requests = [
-            self._placebo_request(e, generator) if arm == "placebo" else self._retry_request(e, arm, other)
-            for e, other in zip(episodes, _others(episodes), strict=True)
+            [self._retry_request(episode, arm, other, generator) for arm in arms]
+            for episode, other in zip(episodes, _others(episodes), strict=True)
         ]
-        pairs = [(e.example, request) for e, request in zip(episodes, requests, strict=True) if request is not None]
-        turn = "attempt" if arm == "resample" else "retry"  # a resampled answer is a new attempt
-        protocol = self if arm == "reflect" else self._tolerant()
-        answers = iter(protocol._answers([e for e, _ in pairs], [r for _, r in pairs], generator, turn, seed=seed))
-        retried = [
-            _skipped_retry(episode) if request is None and arm == "reflect" else next(answers) if request else None
-            for episode, request in zip(episodes, requests, strict=True)
+        asked = [
+            (episode.example, arm, request)
+            for episode, row in zip(episodes, requests, strict=True)
+            for arm, request in zip(arms, row, strict=True)
+            if request is not None
         ]
-        return [
-            episode if answer is None else episode.model_copy(update={"retries": episode.retries | {arm: answer}})
-            for episode, answer in zip(episodes, retried, strict=True)
-        ]
+        examples, of, wanted = zip(*asked, strict=True) if asked else ((), (), ())
+        counted = [arm == "reflect" for arm in of]
+        answers = iter(self._answers(examples, wanted, generator, "retry", seed=seed, counted=counted))
+        found = []
+        for episode, row in zip(episodes, requests, strict=True):
+            new: dict[Arm, Answer] = {}
+            for arm, request in zip(arms, row, strict=True):
+                answer = next(answers) if request else _skipped_retry(episode) if arm == "reflect" else None
+                new |= {arm: answer} if answer else {}
+            found.append(episode.model_copy(update={"retries": episode.retries | new}) if new else episode)
+        return found
+
+    def resample(self, episodes: Sequence[Episode], generator: Generator, *, seed: int, count: int) -> list[Episode]:
+        """Return the episodes with fresh attempts at every failure: the first is the arm `resample`."""
+        again = [episode for episode in episodes if episode.failed for _ in range(count)]
+        requests = [self.attempt_request(episode.example) for episode in again]
+        examples = [episode.example for episode in again]
+        answers = iter(self._tolerant()._answers(examples, requests, generator, "attempt", seed=seed))
+        found = []
+        for episode in episodes:
+            if episode.failed:
+                first, *others = (next(answers) for _ in range(count))
+                update = {"retries": episode.retries | {"resample": first}, "resamples": tuple(others)}
+                found.append(episode.model_copy(update=update))
+            else:
+                found.append(episode)
+        return found
 
     def another_round(self, episodes: Sequence[Episode], generator: Generator, *, seed: int) -> list[Episode]:
         """Return the episodes with one more round where the last retry failed: a reflection on it, and a retry.
@@ -205,24 +236,18 @@ class Protocol:
         first = self.attempt_request(episode.example)
         return prompts.retry(first, episode.attempt, failed, reflection, self.wording, self.config.history)
 
-    def _retry_request(self, episode: Episode, arm: Arm, other: Episode | None) -> Prompt | None:
+    def _retry_request(self, episode: Episode, arm: Arm, other: Episode | None, generator: Generator) -> Prompt | None:
         if not episode.failed:
             return None
-        if arm == "resample":
-            return self.attempt_request(episode.example)
         if arm == "none":
             return self.retry_request(episode, None)
         if arm == "generic":
             return self.retry_request(episode, self.wording.generic)
-        source = episode if arm == "reflect" else other
+        source = other if arm == "shuffled" else episode
         reflection = source.reflection if source else None
-        return self.retry_request(episode, reflection) if reflection and not reflection.unanswered else None
-
-    def _placebo_request(self, episode: Episode, generator: Generator) -> Prompt | None:
-        reflection = episode.reflection
-        if not episode.failed or reflection is None or reflection.unanswered:
+        if reflection is None or reflection.unanswered:
             return None
-        return self.retry_request(episode, prompts.placebo(reflection, generator))
+        return self.retry_request(episode, prompts.placebo(reflection, generator) if arm == "placebo" else reflection)
 
     def _answers(
         self,
@@ -232,12 +257,14 @@ class Protocol:
         turn: str,
         *,
         seed: int,
+        counted: Sequence[bool] | None = None,
     ) -> list[Answer]:
+        """Return a judged answer to each request; an overlong one counts where `counted` is true, or if it is None."""
         sampling = _sampling(getattr(self.config.sampling, turn), seed)
         verdicts = self.judge.verdicts()
         turns = "attempts" if turn == "attempt" else "retries"
         completions = self._generate(
-            examples, requests, generator, sampling, turns=turns, into=verdicts, unjudged=_no_verdict
+            examples, requests, generator, sampling, turns=turns, into=verdicts, unjudged=_no_verdict, counted=counted
         )
         judged = zip(completions, verdicts.result(), strict=True)
         answers = [
@@ -272,6 +299,7 @@ class Protocol:
         turns: str,
         into: Batch[T],
         unjudged: Callable[[Completion], T],
+        counted: Sequence[bool] | None = None,
     ) -> list[Completion]:
         """Return one completion per prompt; each is judged, into `into`, while others are still being generated.
 
@@ -288,7 +316,8 @@ class Protocol:
                 self.submit(examples, new, into=into, unjudged=unjudged)
 
             completions = generator.generate(requests, sampling, ended=ended) if joins else []
-        self.lengths.count(examples, completions, limit=self.config.max_overlong)
+        essential = compress(zip(examples, completions, strict=True), repeat(True) if counted is None else counted)
+        self.lengths.count(list(essential), limit=self.config.max_overlong)
         return completions
 
 

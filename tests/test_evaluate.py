@@ -401,7 +401,7 @@ def test_both_models_get_the_same_problems_and_seeds(opened: Open) -> None:
         examples,
         **by(protocol, base=remembering("base"), trained=remembering("trained")),
     )
-    turns = 3 * 8  # three batches; attempt, reflection, six arms; after them comes the cross table
+    turns = 3 * 4  # three batches; attempts, reflections, retries, resamples; after them comes the cross table
     assert seeds["base"][:turns] == seeds["trained"][:turns]
     assert len(set(seeds["base"])) == len(seeds["base"])
 

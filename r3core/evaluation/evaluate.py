@@ -124,14 +124,13 @@ def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequ
 
     episodes = protocol.attempt(batch, generator, seed=seed("attempt"), samples=config.evaluate.samples)
     episodes = protocol.reflect(episodes, generator, seed=seed("reflection"))
-    for arm in arms:
-        episodes = protocol.retry(episodes, generator, seed=seed(arm), arm=arm)
+    again = [arm for arm in arms if arm != "resample"]
+    episodes = protocol.retries(episodes, generator, seed=seed("retries"), arms=again)
     for index in range(2, config.protocol.rounds + 1):
         episodes = protocol.another_round(episodes, generator, seed=seed(f"round {index}"))
-    sampled = "resample" in arms and config.evaluate.decoding != "greedy"
-    for index in range(2, config.evaluate.resamples + 1 if sampled else 0):
-        again = protocol.retry(episodes, generator, seed=seed(f"resample {index}"), arm="resample")
-        episodes = [_with_resample(episode, other) for episode, other in zip(episodes, again, strict=True)]
+    if "resample" in arms:
+        count = 1 if config.evaluate.decoding == "greedy" else config.evaluate.resamples
+        episodes = protocol.resample(episodes, generator, seed=seed("resample"), count=max(1, count))
     return episodes
 
 
@@ -149,13 +148,6 @@ def evaluated_greedily(
 def _decoding(protocol: Protocol) -> Protocol:
     """Return the protocol with the sampling parameters of the evaluation."""
     return replace(protocol, config=decoded(protocol.config))
-
-
-def _with_resample(episode: Episode, other: Episode) -> Episode:
-    """Return an episode with one more fresh attempt, which `other` has as its control `resample`."""
-    if not episode.failed:
-        return episode
-    return episode.model_copy(update={"resamples": (*episode.resamples, other.retries["resample"])})
 
 
 def _cross(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from r3core.activity import PROCESS, waiting_for
 from r3core.distributed import rank
-from r3core.episode import Arm, Episode
+from r3core.episode import Episode
 from r3core.errors import RunError
 from r3core.evaluation.result import scores, truncated
 from r3core.evaluation.validation import CONTROL, Validation, best_of, since_best, steps_of
@@ -177,10 +177,7 @@ def validated(protocol: Protocol, generator: Generator, examples: Sequence[Examp
 
     episodes = protocol.attempt(examples, generator, seed=seed("attempt"))
     episodes = protocol.reflect(episodes, generator, seed=seed("reflection"))
-    arms: tuple[Arm, ...] = ("reflect", CONTROL)
-    for arm in arms:
-        episodes = protocol.retry(episodes, generator, seed=seed(arm), arm=arm)
-    return episodes
+    return protocol.retries(episodes, generator, seed=seed("retries"), arms=["reflect", CONTROL])
 
 
 @contextmanager

@@ -5,13 +5,14 @@ Shapes in comments: B rows of the batch, T tokens of a row, V tokens of the voca
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from r3core.engine import Engine
-from r3core.generation.cache import CachedRows
+from r3core.generation.cache import CachedRows, common_prefixes
 from r3core.generation.chat import Take, check_lengths, converse, end_ids
 from r3core.generation.generator import Completion, Continued, Ended, Sampling
 from r3core.generation.models import context_of, load
@@ -41,9 +42,9 @@ class TransformersEngine(Engine):
 class TransformersGenerator:
     """Continues conversations with a transformers model.
 
-    Prompts are sorted by length, so that there is little padding; a prompt that occurs several times is computed once
-    per batch. Rows that have ended leave the batch, and their part of the cache is freed, once enough of them have:
-    copying the cache costs more than a few rows that are computed for nothing.
+    Prompts are sorted by length, so that there is little padding; a prompt that occurs several times, and what several
+    begin with, is computed once per batch. Rows that have ended leave the batch, and their part of the cache is freed,
+    once enough of them have: copying the cache costs more than a few rows that are computed for nothing.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 128) -> None:
@@ -107,11 +108,23 @@ class TransformersGenerator:
         return memory_errors(doing, partial(generating_hints, self.batch_size))
 
     def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Yield the indices of prompts that go through the model together: long ones first, equal ones in a row."""
+        """Yield the indices of prompts that go through the model together: long ones first.
+
+        Those with a common beginning are in a row, and so are equal ones.
+        """
         first: dict[tuple[int, ...], int] = {}  # prompt -> its first index
         for index, prompt in enumerate(prompts):
             first.setdefault(tuple(prompt), index)
-        order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), first[tuple(prompts[index])]))
+        _, beginning = common_prefixes(prompts)
+        longest: Counter[int] = Counter()
+        for prompt, place in zip(prompts, beginning, strict=True):
+            longest[place] = max(longest[place], len(prompt))
+
+        def place_of(index: int) -> tuple[int, ...]:
+            place, prompt = beginning[index], prompts[index]
+            return -longest[place], place, -len(prompt), first[tuple(prompt)]
+
+        order = sorted(range(len(prompts)), key=place_of)
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
 
