@@ -24,6 +24,7 @@ MEASURES = {
     "greedy-second": "second try, greedy",
     "fix": "fix rate",
     "resample": "plain resampling",
+    "leaks": "reflections that hold a solution",
     "by_trained": "retries on its reflections by the base / by itself",
 }
 """The measures of the tables, with their names."""
@@ -103,9 +104,11 @@ def reflections(name: str) -> str:
                 *(_share(found[measure]["trained"]) for measure in ("fix", "resample")),
                 _share(cross["base"]),
                 _share(cross["trained"]),
+                _share(found["leaks"]["trained"]) if "leaks" in found else "",
             )
         )
     heads = ("setting", "fix rate", "plain resampling", "base retries on its reflections", "it retries on them")
+    heads += (MEASURES["leaks"],)
     return table(heads, rows)
 
 
