@@ -23,6 +23,10 @@ MEASURES = {
     "second": "second try",
     "greedy-second": "second try, greedy",
     "fix": "fix rate",
+    "none": "no reflection",
+    "generic": "generic sentence",
+    "shuffled": "another's reflection",
+    "placebo": "neutral text",
     "resample": "plain resampling",
     "leaks": "reflections that hold a solution",
     "by_trained": "retries on its reflections by the base / by itself",
@@ -112,6 +116,16 @@ def reflections(name: str) -> str:
     return table(heads, rows)
 
 
+def controls(name: str) -> str:
+    """Return the fix rates of the base model and of each setting after their reflections, and of the controls."""
+    groups = _read(name)["groups"]
+    arms = ("fix", "none", "generic", "shuffled", "placebo", "resample")
+    sides = [("base model", groups[0]["rows"], "base")]
+    sides += [(f"`{_label(group)}`", group["rows"], "trained") for group in groups]
+    rows = [(of, *(_share(found[arm][side]) for arm in arms)) for of, found, side in sides]
+    return table(("setting", "with its reflection", *(MEASURES[arm] for arm in arms[1:])), rows)
+
+
 def contrasts(name: str) -> str:
     """Return the difference of every setting to the first one, with Holm's correction."""
     study = _read(name)
@@ -158,7 +172,7 @@ def _p(p: float) -> str:
 BLOCKS = {
     f"study {name} {part.__name__}": partial(part, name)
     for name in sorted(path.stem for path in STUDY.glob("*.json"))
-    for part in (outcomes, contrasts, reflections)
+    for part in (outcomes, contrasts, reflections, controls)
 }
 """The generated blocks of docs/study.md, by their names."""
 

@@ -130,7 +130,7 @@ def test_log_probabilities_and_gradients_are_trls(
 
 
 def test_the_prompt_of_a_group_goes_through_the_model_once(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, model_of("llama"))
+    trainer = trainer_of(tmp_path, model_of("llama"), gradient_checkpointing=False)
     ids, mask, right = batch_of([(5, 3), (5, 11), (5, 9), (5, 1), (9, 2), (9, 7), (9, 4), (9, 12)])
     for row in range(8):
         ids[row, :-right] = ids[row - row % 4, :-right]
@@ -144,6 +144,10 @@ def test_the_prompt_of_a_group_goes_through_the_model_once(tmp_path: Path) -> No
     kept = mask[:, -right:]
     for place in (0, 1):
         torch.testing.assert_close(ours[place] * kept, theirs[place] * kept, rtol=1e-5, atol=1e-5)
+
+
+def test_checkpointing_of_activations_computes_every_prompt(tmp_path: Path) -> None:
+    assert not trainer_of(tmp_path, model_of("llama"), gradient_checkpointing=True).shares_prompts
 
 
 def test_few_common_prompts_are_not_shared() -> None:

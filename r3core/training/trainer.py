@@ -118,7 +118,8 @@ class ReflectionTrainer(GRPOTrainer):
             apply_time_step_limit(self.ref_model)
         self.beta = args.beta
         self.alone = self.accelerator.distributed_type == DistributedType.NO
-        self.shares_prompts = self.alone and continues_prompts(model, tokenizer)
+        checkpointing = args.gradient_checkpointing  # transformers may enable it later, when training begins
+        self.shares_prompts = self.alone and not checkpointing and continues_prompts(model, tokenizer)
         """Whether the prompt of a group goes through the model once."""
         self.policy = Policy(self, protocol.config.batch_size)
         self.anchor = Anchor(self) if anchored else None
