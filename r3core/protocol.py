@@ -127,13 +127,13 @@ class Protocol:
             [self._retry_request(episode, arm, other, generator) for arm in arms]
             for episode, other in zip(episodes, _others(episodes), strict=True)
         ]
-        asked = [
+        requested = [
             (episode.example, arm, request)
             for episode, row in zip(episodes, requests, strict=True)
             for arm, request in zip(arms, row, strict=True)
             if request is not None
         ]
-        examples, of, wanted = zip(*asked, strict=True) if asked else ((), (), ())
+        examples, of, wanted = zip(*requested, strict=True) if requested else ((), (), ())
         counted = [arm == "reflect" for arm in of]
         answers = iter(self._answers(examples, wanted, generator, "retry", seed=seed, counted=counted))
         found = []
