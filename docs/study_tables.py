@@ -1,6 +1,6 @@
 """The tables of docs/study.md. `python docs/study_tables.py NAME FOLDER ...` records the pooled figures of runs.
 
-FOLDER is that of a sweep, or a run directory. docs/study/NAME.json gets what `r3 compare --json` prints of them,
+FOLDER is that of a sweep, or of `r3 run --seeds`. docs/study/NAME.json gets what `r3 compare --json` prints of them,
 without the rows of single seeds and without paths. docs/generate.py writes the tables from it.
 """
 
@@ -63,10 +63,8 @@ def record(folders: Sequence[str]) -> dict[str, Any]:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """Return the finished runs in the folder of a sweep, those of `_FIRST` in front, or the run directory itself."""
-    if (folder / "result.json").exists():
-        return [folder]
-    runs = [path.parent for path in folder.glob("*/seed-*/result.json")]
+    """Return the finished runs in the folder of a sweep, those of `_FIRST` in front, or in that of several seeds."""
+    runs = [path.parent for pattern in ("seed-*", "*/seed-*") for path in folder.glob(f"{pattern}/result.json")]
     return sorted(runs, key=lambda run: (run.parent.name not in _FIRST, run.parent.name, run.name))
 
 

@@ -11,7 +11,7 @@ from r3core import Example, Message, Prompt, RunError, TaskError
 from r3core.config import Config, resolve
 from r3core.episode import Arm, Episode
 from r3core.generation.chat import encode
-from r3core.generation.generator import Completion, Ended, Sampling
+from r3core.generation.generator import Completion, Ended, Sampling, overlong
 from r3core.generation.scripted import ScriptedGenerator
 from r3core.generation.thinking import Marks
 from r3core.generation.transformers import TransformersGenerator
@@ -127,6 +127,55 @@ def test_each_arm_has_its_own_prompt_of_the_retry(arm: Arm) -> None:
     assert [list(episode.retries) for episode in episodes] == [[], [arm], [], [arm]]
     assert episodes[1].retries[arm].text == "2"
     assert episodes[1].retries[arm].verdict.outcome == "pass"
+
+
+def test_the_retries_of_all_arms_are_generated_together() -> None:
+    protocol = protocol_of()
+    episodes = reflected(protocol, 1, 2, 3, 4, wrong=(2, 4))
+    arms: list[Arm] = ["reflect", "none", "generic", "shuffled", "placebo"]
+    calls: list[int] = []
+
+    class Counting(ScriptedGenerator):
+        def generate(self, conversations: Any, *rest: Any, **options: Any) -> Any:
+            calls.append(len(conversations))
+            return super().generate(conversations, *rest, **options)
+
+    def counting() -> ScriptedGenerator:
+        return Counting(scripted(retry=right, attempt=right).reply)
+
+    together = protocol.retries(episodes, counting(), seed=0, arms=arms)
+    assert calls == [10]
+    for arm in arms:
+        episodes = protocol.retry(episodes, counting(), seed=0, arm=arm)
+    assert together == episodes
+    again = protocol.resample(together, counting(), seed=0, count=3)
+    assert calls[6:] == [6]
+    assert [len(episode.resamples) for episode in again] == [0, 2, 0, 2]
+    assert [list(episode.retries) for episode in again] == [[], [*arms, "resample"]] * 2
+
+
+@pytest.mark.parametrize(("arm", "ends"), [("generic", False), ("reflect", True)])
+def test_only_overlong_retries_of_the_method_end_a_run(arm: Arm, ends: bool) -> None:
+    numbers = tuple(range(100, 125))
+    protocol = protocol_of("max_overlong=0.0")
+    episodes = reflected(protocol, *numbers, wrong=numbers)
+
+    class Short(ScriptedGenerator):
+        def generate(self, conversations: Any, *rest: Any, **options: Any) -> Any:
+            of_arm = [(prompt.messages[3]["content"] == GENERIC) == (arm == "generic") for prompt in conversations]
+            answers = super().generate(conversations, *rest)
+            found = [overlong("too long") if long else answer for long, answer in zip(of_arm, answers, strict=True)]
+            options["ended"](list(enumerate(found)))
+            return found
+
+    generator = Short(scripted(retry=right).reply)
+    if ends:
+        with pytest.raises(RunError, match="25 of 25 conversations"):
+            protocol.retries(episodes, generator, seed=0, arms=["reflect", "generic"])
+    else:
+        found = protocol.retries(episodes, generator, seed=0, arms=["reflect", "generic"])
+        assert all(episode.retries["generic"].stopped == "overlong" for episode in found)
+        assert all(episode.retries["reflect"].verdict.outcome == "pass" for episode in found)
 
 
 def test_the_model_sees_nothing_but_that_it_failed() -> None:
