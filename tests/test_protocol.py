@@ -170,7 +170,7 @@ def test_only_overlong_retries_of_the_method_end_a_run(arm: Arm, ends: bool) -> 
 
     generator = Short(scripted(retry=right).reply)
     if ends:
-        with pytest.raises(RunError, match="25 of 25 conversations"):
+        with pytest.raises(RunError, match="25 of 75 conversations"):
             protocol.retries(episodes, generator, seed=0, arms=["reflect", "generic"])
     else:
         found = protocol.retries(episodes, generator, seed=0, arms=["reflect", "generic"])
