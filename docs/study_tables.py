@@ -34,6 +34,7 @@ MEASURES = {
 """The measures of the tables, with their names."""
 
 
+SIDES = ("base", "trained", "difference")
 _FIRST = ("reflection", "default")
 """The settings of a sweep that the others are compared with."""
 _DEFAULTS = {
@@ -71,14 +72,22 @@ def _runs(folder: Path) -> list[Path]:
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:
     tokens = [run["tokens"] for run in group["runs"]]
     spent = [one["training"] + (one.get("charged") or 0) for one in tokens]
-    rows = {row["measure"]: {side: row[side] for side in ("base", "trained", "difference")} for row in group["rows"]}
+    rows = {row["measure"]: {side: row[side] for side in SIDES} for row in group["rows"]}
+    single = {
+        row["measure"]: [{side: _short(one[side]) for side in SIDES} for one in row["seeds"]] for row in group["rows"]
+    }
     return {
         "name": group["name"],
         "settings": group["settings"],
         "seeds": [run["seed"] for run in group["runs"]],
         "tokens": round(sum(spent) / len(spent)),
         "rows": {measure: rows[measure] for measure in MEASURES if measure in rows},
+        "by_seed": {measure: single[measure] for measure in MEASURES if measure in single},
     }
+
+
+def _short(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if value is None else {key: value[key] for key in ("mean", "low", "high", "p")}
 
 
 def outcomes(name: str) -> str:
@@ -112,6 +121,17 @@ def reflections(name: str) -> str:
     heads = ("setting", "fix rate", "plain resampling", "base retries on its reflections", "it retries on them")
     heads += (MEASURES["leaks"],)
     return table(heads, rows)
+
+
+def seeds(name: str) -> str:
+    """Return the rates of the base model and of the trained one for each seed of the first setting, and their change."""
+    [group, *_] = _read(name)["groups"]
+    rows = []
+    for measure, of in group["by_seed"].items():
+        for seed, one in zip(group["seeds"], of, strict=True):
+            shares = [_share(one[side]) if one[side] else "" for side in ("base", "trained")]
+            rows.append((MEASURES[measure], seed, *shares, _change(one["difference"]) if one["difference"] else ""))
+    return table(("measure", "seed", "base", "trained", "points"), rows)
 
 
 def controls(name: str) -> str:
@@ -170,7 +190,7 @@ def _p(p: float) -> str:
 BLOCKS = {
     f"study {name} {part.__name__}": partial(part, name)
     for name in sorted(path.stem for path in STUDY.glob("*.json"))
-    for part in (outcomes, contrasts, reflections, controls)
+    for part in (outcomes, contrasts, reflections, controls, seeds)
 }
 """The generated blocks of docs/study.md, by their names."""
 

@@ -348,7 +348,7 @@ def test_missing_weights_of_the_best_step_are_an_error(tmp_path: Path) -> None:
 def test_the_adapter_is_that_of_the_best_step(merge: bool, tmp_path: Path) -> None:
     """The adapter of another step is trained on while it is saved, so the base model must not change."""
     lora = {"r": 4, "lora_alpha": 16}
-    options: dict[str, Any] = {"lora": lora, "train": {"keep": "best", "merge": merge}, "learning_rate": 0.1}
+    options: dict[str, Any] = {"lora": lora, "train": {"keep": "best", "merge": merge}, "learning_rate": 0.03}
     run, facts = trained(tmp_path / "run", validated(**options))
     best = best_of(evaluations_of(run))
     assert best is not None
