@@ -124,13 +124,13 @@ def reflections(name: str) -> str:
 
 
 def seeds(name: str) -> str:
-    """Return the rates of the base model and of the trained one for each seed of the first setting, and their change."""
+    """Return the rates of base and trained model for each seed of the first setting, and their change."""
     [group, *_] = _read(name)["groups"]
     rows = []
     for measure, of in group["by_seed"].items():
         for seed, one in zip(group["seeds"], of, strict=True):
             shares = [_share(one[side]) if one[side] else "" for side in ("base", "trained")]
-            rows.append((MEASURES[measure], seed, *shares, _change(one["difference"]) if one["difference"] else ""))
+            rows.append((MEASURES[measure], str(seed), *shares, _change(one["difference"]) if one["difference"] else ""))
     return table(("measure", "seed", "base", "trained", "points"), rows)
 
 
