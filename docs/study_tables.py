@@ -130,7 +130,9 @@ def seeds(name: str) -> str:
     for measure, of in group["by_seed"].items():
         for seed, one in zip(group["seeds"], of, strict=True):
             shares = [_share(one[side]) if one[side] else "" for side in ("base", "trained")]
-            rows.append((MEASURES[measure], str(seed), *shares, _change(one["difference"]) if one["difference"] else ""))
+            rows.append(
+                (MEASURES[measure], str(seed), *shares, _change(one["difference"]) if one["difference"] else "")
+            )
     return table(("measure", "seed", "base", "trained", "points"), rows)
 
 
