@@ -1,7 +1,7 @@
 """The tables of docs/study.md. `python docs/study_tables.py NAME FOLDER ...` records the pooled figures of runs.
 
 FOLDER is that of a sweep, or of `r3 run --seeds`. docs/study/NAME.json gets what `r3 compare --json` prints of them,
-without the rows of single seeds and without paths. docs/generate.py writes the tables from it.
+without paths. docs/generate.py writes the tables from it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ MEASURES = {
     "by_trained": "retries on its reflections by the base / by itself",
 }
 """The measures of the tables, with their names."""
-
-
 SIDES = ("base", "trained", "difference")
 _FIRST = ("reflection", "default")
 """The settings of a sweep that the others are compared with."""
@@ -72,18 +70,21 @@ def _runs(folder: Path) -> list[Path]:
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:
     tokens = [run["tokens"] for run in group["runs"]]
     spent = [one["training"] + (one.get("charged") or 0) for one in tokens]
-    rows = {row["measure"]: {side: row[side] for side in SIDES} for row in group["rows"]}
-    single = {
-        row["measure"]: [{side: _short(one[side]) for side in SIDES} for one in row["seeds"]] for row in group["rows"]
-    }
-    return {
+    rows = {row["measure"]: row for row in group["rows"]}
+    shown = {measure: rows[measure] for measure in MEASURES if measure in rows}
+    recorded = {
         "name": group["name"],
         "settings": group["settings"],
         "seeds": [run["seed"] for run in group["runs"]],
         "tokens": round(sum(spent) / len(spent)),
-        "rows": {measure: rows[measure] for measure in MEASURES if measure in rows},
-        "by_seed": {measure: single[measure] for measure in MEASURES if measure in single},
+        "rows": {measure: {side: row[side] for side in SIDES} for measure, row in shown.items()},
     }
+    if len(tokens) < 3:  # pooled intervals of two seeds span everything
+        recorded["by_seed"] = {
+            measure: [{side: _short(one[side]) for side in SIDES} for one in row["seeds"]]
+            for measure, row in shown.items()
+        }
+    return recorded
 
 
 def _short(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -136,16 +137,6 @@ def seeds(name: str) -> str:
     return table(("measure", "seed", "base", "trained", "points"), rows)
 
 
-def controls(name: str) -> str:
-    """Return the fix rates of the base model and of each setting after their reflections, and of the controls."""
-    groups = _read(name)["groups"]
-    arms = ("fix", "none", "generic", "shuffled", "placebo", "resample")
-    sides = [("base model", groups[0]["rows"], "base")]
-    sides += [(f"`{_label(group)}`", group["rows"], "trained") for group in groups]
-    rows = [(of, *(_share(found[arm][side]) for arm in arms)) for of, found, side in sides]
-    return table(("setting", "with its reflection", *(MEASURES[arm] for arm in arms[1:])), rows)
-
-
 def contrasts(name: str) -> str:
     """Return the difference of every setting to the first one, with Holm's correction."""
     study = _read(name)
@@ -192,7 +183,7 @@ def _p(p: float) -> str:
 BLOCKS = {
     f"study {name} {part.__name__}": partial(part, name)
     for name in sorted(path.stem for path in STUDY.glob("*.json"))
-    for part in (outcomes, contrasts, reflections, controls, seeds)
+    for part in (outcomes, contrasts, reflections, seeds)
 }
 """The generated blocks of docs/study.md, by their names."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import compress, repeat
 from typing import Any, TypeVar
 
@@ -123,34 +123,30 @@ class Protocol:
         failure for which an arm has nothing (no other problem's reflection exists) gets no retry. One whose reflection
         is overlong gets a retry that is overlong too; one cut off in its thinking, a retry that is skipped.
         """
-        requests = [
-            [self._retry_request(episode, arm, other, generator) for arm in arms]
-            for episode, other in zip(episodes, _others(episodes), strict=True)
-        ]
-        requested = [
-            (episode.example, arm, request)
-            for episode, row in zip(episodes, requests, strict=True)
-            for arm, request in zip(arms, row, strict=True)
-            if request is not None
-        ]
-        examples, of, wanted = zip(*requested, strict=True) if requested else ((), (), ())
-        counted = [arm == "reflect" for arm in of]
-        answers = iter(self._answers(examples, wanted, generator, "retry", seed=seed, counted=counted))
-        found = []
-        for episode, row in zip(episodes, requests, strict=True):
-            new: dict[Arm, Answer] = {}
-            for arm, request in zip(arms, row, strict=True):
-                answer = next(answers) if request else _skipped_retry(episode) if arm == "reflect" else None
-                new |= {arm: answer} if answer else {}
-            found.append(episode.model_copy(update={"retries": episode.retries | new}) if new else episode)
-        return found
+        requests = {
+            (place, arm): request
+            for place, (episode, other) in enumerate(zip(episodes, _others(episodes), strict=True))
+            for arm in arms
+            if (request := self._retry_request(episode, arm, other, generator)) is not None
+        }
+        examples = [episodes[place].example for place, _ in requests]
+        counted = [arm == "reflect" for _, arm in requests]
+        answers = self._answers(examples, list(requests.values()), generator, "retry", seed=seed, counted=counted)
+        retries = [dict(episode.retries) for episode in episodes]
+        for place, episode in enumerate(episodes):
+            if "reflect" in arms and (skipped := _skipped_retry(episode)):
+                retries[place]["reflect"] = skipped
+        for (place, arm), answer in zip(requests, answers, strict=True):
+            retries[place][arm] = answer
+        return [episode.model_copy(update={"retries": after}) for episode, after in zip(episodes, retries, strict=True)]
 
     def resample(self, episodes: Sequence[Episode], generator: Generator, *, seed: int, count: int) -> list[Episode]:
         """Return the episodes with fresh attempts at every failure: the first is the arm `resample`."""
         again = [episode for episode in episodes if episode.failed for _ in range(count)]
         requests = [self.attempt_request(episode.example) for episode in again]
         examples = [episode.example for episode in again]
-        answers = iter(self._tolerant()._answers(examples, requests, generator, "attempt", seed=seed))
+        uncounted = [False] * len(again)
+        answers = iter(self._answers(examples, requests, generator, "attempt", seed=seed, counted=uncounted))
         found = []
         for episode in episodes:
             if episode.failed:
@@ -170,14 +166,16 @@ class Protocol:
         before = [self._until_last(episode) for episode in failed]
         requests = [prompts.reflect(*one, self.wording, self.config.history) for one in before]
         sampling = _sampling(self.config.sampling.reflection, seed_of(seed, "reflection"))
-        completions, leaks = self._tolerant()._reflections(failed, requests, generator, sampling)
+        uncounted = [False] * len(failed)
+        completions, leaks = self._reflections(failed, requests, generator, sampling, counted=uncounted)
         reflections = [Reflection(**_text(one), leaked=leaked) for one, leaked in zip(completions, leaks, strict=True)]
         answered = [place for place, reflection in enumerate(reflections) if not reflection.unanswered]
         again = [
             prompts.retry(*before[place], reflections[place], self.wording, self.config.history) for place in answered
         ]
         examples = [failed[place].example for place in answered]
-        retries = iter(self._tolerant()._answers(examples, again, generator, "retry", seed=seed_of(seed, "retry")))
+        seed = seed_of(seed, "retry")
+        retries = iter(self._answers(examples, again, generator, "retry", seed=seed, counted=uncounted[: len(again)]))
         rounds = iter(
             [Round(reflection=one, retry=_skipped(one) if one.unanswered else next(retries)) for one in reflections]
         )
@@ -197,7 +195,13 @@ class Protocol:
         return request, answer, prompts.failure(self.wording, answer.verdict, self.feedback)
 
     def _reflections(
-        self, failed: Sequence[Episode], requests: Sequence[Prompt], generator: Generator, sampling: Sampling
+        self,
+        failed: Sequence[Episode],
+        requests: Sequence[Prompt],
+        generator: Generator,
+        sampling: Sampling,
+        *,
+        counted: Sequence[bool] | None = None,
     ) -> tuple[list[Completion], list[bool | None]]:
         """Return the reflections on some failures, and whether each reveals the answer."""
         leaks = self.judge.leaks()
@@ -209,16 +213,9 @@ class Protocol:
             turns="reflections",
             into=leaks,
             unjudged=no_leak,
+            counted=counted,
         )
         return completions, leaks.result()
-
-    def _tolerant(self) -> Protocol:
-        """Return the protocol for turns that the result does not depend on: any number may exceed the context.
-
-        Controls and further rounds have longer prompts than the turns of the method. Such turns are counted, and do not
-        end a run that has trained for hours.
-        """
-        return replace(self, lengths=Lengths(), config=self.config.model_copy(update={"max_overlong": 1.0}))
 
     def attempt_request(self, example: Example) -> Prompt:
         """Return the prompt of an attempt."""
@@ -259,7 +256,7 @@ class Protocol:
         seed: int,
         counted: Sequence[bool] | None = None,
     ) -> list[Answer]:
-        """Return a judged answer to each request; an overlong one counts where `counted` is true, or if it is None."""
+        """Return a judged answer to each request; see `_generate` for `counted`."""
         sampling = _sampling(getattr(self.config.sampling, turn), seed)
         verdicts = self.judge.verdicts()
         turns = "attempts" if turn == "attempt" else "retries"
@@ -304,8 +301,10 @@ class Protocol:
         """Return one completion per prompt; each is judged, into `into`, while others are still being generated.
 
         `turns` names the completions for people. `unjudged` returns the result of a completion without an answer: its
-        prompt does not fit the model's context, or it was cut off in its thinking. Raises RunError when too many of the
-        prompts do not fit.
+        prompt does not fit the model's context, or it was cut off in its thinking.
+
+        Raises RunError when too many of the prompts do not fit. Where `counted` is false, any number may be overlong:
+        controls and further rounds have longer prompts than the turns of the method, and end no run of many hours.
         """
         # A policy of several processes generates in all of them, or waits forever for the one that has no prompts.
         joins = bool(requests) or getattr(generator, "collective", False)

@@ -124,13 +124,13 @@ def evaluated(protocol: Protocol, generator: Generator, number: int, batch: Sequ
 
     episodes = protocol.attempt(batch, generator, seed=seed("attempt"), samples=config.evaluate.samples)
     episodes = protocol.reflect(episodes, generator, seed=seed("reflection"))
-    again = [arm for arm in arms if arm != "resample"]
-    episodes = protocol.retries(episodes, generator, seed=seed("retries"), arms=again)
+    together = [arm for arm in arms if arm != "resample"]
+    episodes = protocol.retries(episodes, generator, seed=seed("retries"), arms=together)
     for index in range(2, config.protocol.rounds + 1):
         episodes = protocol.another_round(episodes, generator, seed=seed(f"round {index}"))
     if "resample" in arms:
         count = 1 if config.evaluate.decoding == "greedy" else config.evaluate.resamples
-        episodes = protocol.resample(episodes, generator, seed=seed("resample"), count=max(1, count))
+        episodes = protocol.resample(episodes, generator, seed=seed("resample"), count=count)
     return episodes
 
 

@@ -61,30 +61,33 @@ class CachedRows:
         takes_params = "cache_params" in inspect.signature(plain.forward).parameters  # Mamba's name for a cache
         self._argument = "cache_params" if takes_params else "past_key_values"
         self._attends = not self.cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers)
-        self.ids, self.mask = _left_padded(prompts, pad, device=model.device)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.mask: torch.Tensor
         self._steps = 0
-        kinds = {type(layer).__name__ for layer in self.cache.layers}
-        prefixes, prefix_of = common_prefixes(prompts)
-        if kinds == {"DynamicLayer"} and 2 * len(prefixes) <= len(prompts):  # elsewhere padding may not be inside a row
-            self._read_once(prefixes, prefix_of, prompts, pad)
+        if {type(layer).__name__ for layer in self.cache.layers} == {
+            "DynamicLayer"
+        }:  # others allow no padding in a row
+            prompts = self._read_common(prompts, pad)
+        self._add(prompts, pad)
 
-    def _read_once(
-        self, prefixes: Sequence[Sequence[int]], prefix_of: Sequence[int], prompts: Sequence[Sequence[int]], pad: int
-    ) -> None:
-        """Run the prefixes of the prompts through the model; what is left of each prompt is padded on the left too."""
+    def _read_common(self, prompts: Sequence[Sequence[int]], pad: int) -> Sequence[Sequence[int]]:
+        """Run what several prompts begin with through the model, and return what is left of each prompt."""
         import torch
 
-        device = self.model.device
-        self.ids, self.mask = _left_padded(prefixes, pad, device=device)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        prefixes, prefix_of = common_prefixes(prompts)
+        if 2 * len(prefixes) > len(prompts):
+            return prompts
+        self._add(prefixes, pad)
         self.next_logits()
-        rows = torch.tensor(prefix_of, device=device)
-        self.select(rows)
-        rests = [prompt[len(prefixes[place]) :] for prompt, place in zip(prompts, prefix_of, strict=True)]
-        self.ids, rest = _left_padded(rests, pad, device=device)
-        self.mask = torch.cat([self.mask, rest], dim=1)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -rest.shape[1] :]
+        self.select(torch.tensor(prefix_of, device=self.model.device))
+        return [prompt[len(prefixes[place]) :] for prompt, place in zip(prompts, prefix_of, strict=True)]
+
+    def _add(self, rows: Sequence[Sequence[int]], pad: int) -> None:
+        """Continue each row with these tokens, padded on the left."""
+        import torch
+
+        self.ids, mask = _left_padded(rows, pad, device=self.model.device)
+        self.mask = torch.cat([self.mask, mask], dim=1) if self._steps else mask
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -mask.shape[1] :]
 
     def next_logits(self) -> torch.Tensor:
         """Run the tokens that are not in the cache yet through the model, and return the next token's logits (B, V)."""
