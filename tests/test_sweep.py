@@ -207,6 +207,35 @@ def test_finished_runs_are_not_repeated(r3: R3, copied: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_base_model_is_evaluated_once_for_each_seed(r3: R3, copied: Path) -> None:
+    out, swapped = copied / "out", {"train.shuffle_rewards": [True, False]}
+    before = rows(out)  # those of shuffle_rewards=true were copied
+    for run in ("shuffle_rewards=true/seed-0", "shuffle_rewards=true/seed-1", "shuffle_rewards=false/seed-1"):
+        shutil.rmtree(out / run)
+    sweep = yaml.safe_load((copied / "sweep.yaml").read_text())
+    again = r3("sweep", written(Path("swapped.yaml"), sweep | {"grid": swapped}), "--output-dir", out)
+    assert again.code == 0, again.err
+    lines = [line for line in again.out.splitlines() if line.startswith("the base model was evaluated in")]
+    assert [line.rpartition("out/")[2] for line in lines] == [
+        "shuffle_rewards=false/seed-0",
+        "shuffle_rewards=true/seed-1",
+    ]
+    assert rows(out) == before
+
+
+@pytest.mark.slow
+def test_settings_of_the_evaluation_are_no_reason_to_share_it(r3: R3, tiny: dict[str, Any]) -> None:
+    grid = {"evaluate.resamples": [1, 2], "train.retries": [1, 2]}
+    done = r3("sweep", written(Path("sweep.yaml"), {"base": tiny, "grid": grid}), "--output-dir", "out")
+    assert done.code == 0, done.err
+    copies = [line for line in done.out.splitlines() if line.startswith("the base model was evaluated in")]
+    assert [line.partition("out/")[2] for line in copies] == [
+        "resamples=1,retries=1/seed-0",
+        "resamples=2,retries=1/seed-0",
+    ]
+
+
+@pytest.mark.slow
 def test_a_failed_run_is_reported_and_the_others_continue(r3: R3, copied: Path) -> None:
     out = copied / "out"
     shutil.rmtree(out / "shuffle_rewards=true/seed-1")

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from r3core.config import Config
 
 _RESUME = "run the same command to resume: finished runs are not repeated"
+_BASE = "evaluate-base"
+"""What the names of the files with the base model's episodes begin with."""
+_TRAINING = ("mine", "train", "grpo", "lora")
+_TRAINED_ALONE = ("cross", "also", "every", "every_limit")
+"""Sections, and keys of `evaluate`, on which the evaluation of the base model does not depend."""
 _PROBLEMS = ("task", "evaluate.split", "evaluate.order", "evaluate.limit")
 """Beginnings of the keys that decide which problems are evaluated: runs are compared where these are equal."""
 
@@ -68,15 +73,17 @@ def _run_all(plan: Plan, *, to: TextIO) -> list[Outcome]:
         with explained("this was the mining for all runs", _RESUME):
             mine_once(plan.cells[0].task, plan.mining, title="mining for all runs", to=to)
     return [
-        _outcome(planned, seed, config, place=f"run {number} of {len(plan.runs)}", to=to)
+        _outcome(plan, planned, seed, config, place=f"run {number} of {len(plan.runs)}", to=to)
         for number, (planned, seed, config) in enumerate(plan.runs, start=1)
     ]
 
 
-def _outcome(planned: Planned, seed: int, config: Config, *, place: str, to: TextIO) -> Outcome:
+def _outcome(plan: Plan, planned: Planned, seed: int, config: Config, *, place: str, to: TextIO) -> Outcome:
     """Make one run, and return what became of it: no error of a run stops the others."""
     error = None
     try:
+        if (other := _copy_base(plan, config)) is not None:
+            print(f"the base model was evaluated in {other}", file=to, flush=True)
         run_one(planned.task, config, title=f"{planned.cell.name}, seed {seed} ({place})", to=to)
     except R3Error as failed:
         error = one_line(failed, first=True)
@@ -85,6 +92,29 @@ def _outcome(planned: Planned, seed: int, config: Config, *, place: str, to: Tex
         error = f"{type(failed).__name__}: {one_line(failed, first=True)}"
         traceback.print_exc()
     return Outcome(planned.cell.name, seed, config.directory, error)
+
+
+def _copy_base(plan: Plan, config: Config) -> Path | None:
+    """Copy the episodes of the base model from a finished run that differs in training only; return that run.
+
+    The same model, problems and random seeds: the run would make the same episodes again.
+    """
+    if (config.directory / f"{_BASE}.jsonl").exists():
+        return None
+    settings = _base_settings(config)
+    for _, _, other in plan.runs:
+        if _base_settings(other) == settings and progress_of(other) == "finished":
+            for source in sorted(other.directory.glob(f"{_BASE}*.jsonl"), reverse=True):  # the sampled ones last
+                atomic_write(config.directory / source.name, source.read_bytes())
+            return other.directory
+    return None
+
+
+def _base_settings(config: Config) -> dict[str, Any]:
+    """Return the settings on which the episodes of the base model depend."""
+    record = config.record()
+    evaluate = {key: value for key, value in record["evaluate"].items() if key not in _TRAINED_ALONE}
+    return {key: value for key, value in record.items() if key not in _TRAINING} | {"evaluate": evaluate}
 
 
 def _finish(plan: Plan, outcomes: Sequence[Outcome], *, as_json: bool) -> None:

@@ -53,7 +53,9 @@ class CachedRows:
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, pad: int) -> None:
         from transformers import DynamicCache
-        from transformers.cache_utils import CacheLayerMixin
+        from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+        from r3core.generation.growing_layer import GrowingLayer
 
         self.model = model
         self.cache = DynamicCache(config=model.config)
@@ -63,9 +65,11 @@ class CachedRows:
         self._attends = not self.cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers)
         self.mask: torch.Tensor
         self._steps = 0
-        if {type(layer).__name__ for layer in self.cache.layers} == {
-            "DynamicLayer"
-        }:  # others allow no padding in a row
+        full = [type(layer) is DynamicLayer for layer in self.cache.layers]  # attention to all tokens before
+        self.cache.layers = [
+            GrowingLayer() if grows else layer for grows, layer in zip(full, self.cache.layers, strict=True)
+        ]
+        if full and all(full):  # others allow no padding in a row
             prompts = self._read_common(prompts, pad)
         self._add(prompts, pad)
 
