@@ -42,6 +42,7 @@ SETTINGS: dict[str, list[str]] = {
         "evaluate.every=30",
     ],
     "the second with train.anchor=10 (default)": ["evaluate.every=10"],
+    "the default with loss_type=dr_grpo": ["grpo.loss_type=dr_grpo", "grpo.scale_rewards='none'", "evaluate.every=10"],
 }
 """The compared settings by name, each with what it sets beside the built-in model's own settings."""
 GAINS = (10.0, 20.0)
@@ -55,7 +56,7 @@ def main() -> None:
     gain = commands.add_parser("gain")
     gain.add_argument("--folder", type=Path, required=True, help="folder of the run directories")
     gain.add_argument("--seeds", default="0,1,2")
-    gain.add_argument("--json", type=Path, help="file for the figures")
+    gain.add_argument("--json", type=Path, help="file for the figures; those of other settings stay in it")
     gain.add_argument("--only", action="append", help="part of the name of a setting; repeatable")
     commands.add_parser("posterior")
     arguments = parser.parse_args()
@@ -63,6 +64,9 @@ def main() -> None:
         names = [name for name in SETTINGS if not arguments.only or any(part in name for part in arguments.only)]
         seeds = [int(seed) for seed in arguments.seeds.split(",")]
         found = [measured(arguments.folder, name, seed) for seed in seeds for name in names]
+        if arguments.json and arguments.json.exists():
+            found += [row for row in json.loads(arguments.json.read_text()) if row["setting"] not in names]
+            found.sort(key=lambda row: (row["seed"], list(SETTINGS).index(row["setting"])))
         print(table(found))
         if arguments.json:
             arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
