@@ -12,14 +12,14 @@ _ROOM = 64
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values that most tokens are written behind; `DynamicLayer` copies all of them for each token.
+    """Keys and values to which those of a new token are written; `DynamicLayer` copies all of them for each token.
 
     Both have the shape (B, heads, T, size of a head). They are views of larger tensors, and changed in place: not for
     passes through which gradients flow.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._whole: tuple[torch.Tensor, torch.Tensor] | None = None
         """The tensors of which `keys` and `values` are the beginning; None when those are tensors of their own."""
 
@@ -39,16 +39,16 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, :total], values[:, :, :total]
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Continue with these rows, in this order."""
         super().reorder_cache(beam_idx)
         self._whole = None
 
 
-def _longer(old: torch.Tensor, new: torch.Tensor, before: int) -> torch.Tensor:
+def _longer(old: torch.Tensor | None, new: torch.Tensor, before: int) -> torch.Tensor:
     """Return a tensor that begins with `before` tokens of `old` and has room for those of `new` and more."""
     rows, heads, tokens, size = new.shape
     whole = new.new_empty(rows, heads, before + tokens + _ROOM, size)
-    if before:
+    if old is not None and before:
         whole[:, :, :before] = old
     return whole
