@@ -306,15 +306,19 @@ def test_these_models_can_be_generated_from_and_trained(family: str) -> None:
         check_padding(model, TOKENIZER, name="tiny")
 
 
-def shared_and_not(model: PreTrainedModel) -> list[tuple[Any, list[Any]]]:
-    """Return log-probabilities and gradients of 8 completions of 2 prompts, shared and not."""
+def shared_and_not(model: PreTrainedModel, *, equal: bool) -> list[tuple[Any, list[Any]]]:
+    """Return log-probabilities and gradients of 8 completions, with prompts shared and not.
+
+    There are 2 different prompts; if they are not `equal`, 8 that begin in two ways.
+    """
     import torch
 
     random = torch.Generator().manual_seed(0)
     ids, mask = torch.randint(1, 250, (8, 38), generator=random), torch.zeros(8, 38, dtype=torch.long)
     for row, completion in enumerate((3, 11, 9, 1, 2, 12, 4, 0)):
-        ids[row, :26] = ids[row // 4, :26]
-        mask[row, (21, 0)[row // 4] : 26 + completion] = 1
+        start, own = (18, 0)[row // 4], 0 if equal else row % 4
+        ids[row, : 26 - own] = ids[row // 4, own:26]  # its last tokens are its own
+        mask[row, start - min(own, start) : 26 + completion] = 1
     found = []
     for share in (True, False):
         model.zero_grad()
@@ -339,14 +343,15 @@ CONTINUED += ["gemma4_text", "gpt_oss", "llama4_text", "gemma3", "llama4"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize("family", [one for one in CONTINUED if "llama4" not in one])  # TRL 1.16 does not train Llama 4
-def test_completions_that_continue_a_shared_prompt_have_the_same_gradients(family: str) -> None:
+def test_completions_that_continue_a_shared_prompt_have_the_same_gradients(family: str, equal: bool) -> None:
     import torch
     from trl.trainer.utils import add_fused_lm_head
 
     model = model_of(family)
     add_fused_lm_head(model)
-    (ours, of_ours), (theirs, of_theirs) = shared_and_not(model.train())
+    (ours, of_ours), (theirs, of_theirs) = shared_and_not(model.train(), equal=equal)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert of_theirs
     torch.testing.assert_close(of_ours, of_theirs, rtol=1e-3, atol=1e-5)

@@ -146,20 +146,47 @@ def test_the_prompt_of_a_group_goes_through_the_model_once(tmp_path: Path) -> No
         torch.testing.assert_close(ours[place] * kept, theirs[place] * kept, rtol=1e-5, atol=1e-5)
 
 
+def test_what_prompts_begin_with_goes_through_the_model_once(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, model_of("llama"), gradient_checkpointing=False)
+    lengths = [(12, 3), (13, 11), (14, 9), (12, 1), (9, 2), (10, 7), (11, 4), (12, 12)]
+    ids, mask, right = batch_of(lengths)
+    for row, (length, _) in enumerate(lengths):
+        start, beginning = 14 - length, (10, 8)[row // 4]
+        ids[row, start : start + beginning] = torch.arange(1, beginning + 1) + 20 * (row // 4)
+    widths: list[tuple[int, ...]] = []
+    hook: Any = lambda module, positional, named: widths.append(tuple(named["input_ids"].shape))  # noqa: E731
+    handle = trainer.model.register_forward_pre_hook(hook, with_kwargs=True)
+    theirs, ours = both(trainer, (ids, mask, right), compute_entropy=True)
+    handle.remove()
+    assert widths == [(8, 14 + 12), (2, 10), (8, 4 + 12)], "TRL's own pass, the beginnings, and what is left"
+    kept = mask[:, -right:]
+    for place in (0, 1):
+        torch.testing.assert_close(ours[place] * kept, theirs[place] * kept, rtol=1e-5, atol=1e-5)
+
+
 def test_checkpointing_of_activations_computes_every_prompt(tmp_path: Path) -> None:
     assert not trainer_of(tmp_path, model_of("llama"), gradient_checkpointing=True).shares_prompts
 
 
 def test_few_common_prompts_are_not_shared() -> None:
+    model = model_of("llama")
     ids, mask = torch.tensor([[0, 3, 4], [0, 3, 4], [2, 3, 4], [3, 3, 4]]), torch.ones(4, 3, dtype=torch.long)
-    assert SharedPrompts.of(None, ids, mask) is None
+    assert SharedPrompts.of(model, ids, mask) is None
     ids[3] = ids[2]
-    shared = SharedPrompts.of(None, ids, mask)
+    shared = SharedPrompts.of(model, ids, mask)
     assert shared is not None
-    assert shared.ids[shared.prompt].tolist() == ids.tolist()
-    assert SharedPrompts.of(None, ids[:, :1], mask[:, :1]) is None, "a prompt of one token leaves nothing to share"
+    assert torch.cat([shared.ids[shared.beginning], shared.left], dim=1).tolist() == ids.tolist()
+    assert SharedPrompts.of(model, ids[:, :1], mask[:, :1]) is None, "a prompt of one token leaves nothing to share"
     mask[1, 0] = 0  # padding whose token is that of a prompt
-    assert SharedPrompts.of(None, ids, mask) is None
+    assert SharedPrompts.of(model, ids, mask) is None
+
+
+def test_beginnings_are_not_shared_with_sliding_windows() -> None:
+    ids, mask = torch.tensor([[7, 5, 3, token] for token in (4, 6, 8, 9)]), torch.ones(4, 4, dtype=torch.long)
+    shared = SharedPrompts.of(model_of("llama"), ids, mask)
+    assert shared is not None
+    assert shared.ids.tolist() == [[7, 5, 3]]
+    assert SharedPrompts.of(model_of("gemma2"), ids, mask) is None
 
 
 class Counting(torch.nn.Module):

@@ -65,11 +65,8 @@ class CachedRows:
         self._attends = not self.cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers)
         self.mask: torch.Tensor
         self._steps = 0
-        full = [type(layer) is DynamicLayer for layer in self.cache.layers]  # attention to all tokens before
-        self.cache.layers = [
-            GrowingLayer() if grows else layer for grows, layer in zip(full, self.cache.layers, strict=True)
-        ]
-        if full and all(full):  # others allow no padding in a row
+        self.cache.layers = [GrowingLayer() if type(one) is DynamicLayer else one for one in self.cache.layers]
+        if attends_to_all(model):
             prompts = self._read_common(prompts, pad)
         self._add(prompts, pad)
 
@@ -89,7 +86,7 @@ class CachedRows:
         """Continue each row with these tokens, padded on the left."""
         import torch
 
-        self.ids, mask = _left_padded(rows, pad, device=self.model.device)
+        self.ids, mask = left_padded(rows, pad, device=self.model.device)
         self.mask = torch.cat([self.mask, mask], dim=1) if self._steps else mask
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -mask.shape[1] :]
 
@@ -122,6 +119,15 @@ class CachedRows:
         self.ids = tokens.unsqueeze(1)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         self.positions = self.positions[:, -1:] + 1
+
+
+def attends_to_all(model: PreTrainedModel) -> bool:
+    """Return whether every layer attends to all tokens before: only then may there be padding within a row."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def common_prefixes(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
@@ -237,6 +243,8 @@ def continues_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     try:
         with torch.no_grad():
             distance = _distance_in_training(model, ids, pad=pad, cached=True)
+            if attends_to_all(model):
+                distance = max(distance, _distance_in_training(model, ids, pad=pad, cached=True, gap=2))
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError):
         return False
     finally:
@@ -268,26 +276,39 @@ def _distance_with_cache(model: PreTrainedModel, ids: list[int], *, pad: int) ->
     return float(torch.cat(distances).mean())
 
 
-def _distance_in_training(model: PreTrainedModel, ids: list[int], *, pad: int, cached: bool = False) -> float:
+def _distance_in_training(
+    model: PreTrainedModel, ids: list[int], *, pad: int, cached: bool = False, gap: int = 0
+) -> float:
     """Return the mean distance between the probabilities in a batch as TRL pads it and for a single sequence.
 
-    With `cached` the prompts, all but their last tokens, go through the model first.
+    With `cached` the prompts, all but their last tokens, go through the model first; `gap` columns of padding follow.
     """
     import torch
     from transformers import DynamicCache
 
     sequence = torch.tensor(ids, device=model.device)
     expected = model(input_ids=sequence.unsqueeze(0), use_cache=False).logits[0].float().softmax(-1)  # (T, V)
-    prompts, mask = _left_padded([ids[:length] for length in _PROMPT_LENGTHS], pad, device=model.device)
+    prompts, mask = left_padded([ids[:length] for length in _PROMPT_LENGTHS], pad, device=model.device)
     # completions of 8, 7, 6 and 5 tokens, padded on the right: reversed, padded on the left, and reversed again
     completions = [ids[length : length + _STEPS - row] for row, length in enumerate(_PROMPT_LENGTHS)]
-    flipped, real = _left_padded([completion[::-1] for completion in completions], pad, device=model.device)
+    flipped, real = left_padded([completion[::-1] for completion in completions], pad, device=model.device)
     batch, mask = torch.cat([prompts, flipped.flip(1)], dim=1), torch.cat([mask, real.flip(1)], dim=1)
     first = prompts.shape[1] - 1  # the logits of a completion begin at the last token of its prompt
     if cached:
+        padding = mask.new_zeros(len(mask), gap)
+        batch = torch.cat([batch[:, :first], padding + pad, batch[:, first:]], dim=1)
+        mask = torch.cat([mask[:, :first], padding, mask[:, first:]], dim=1)
         cache = DynamicCache(config=model.config)
-        model(input_ids=batch[:, :first], attention_mask=mask[:, :first], past_key_values=cache, use_cache=True)
-        logits = model(input_ids=batch[:, first:], attention_mask=mask, past_key_values=cache).logits
+        for start, end in ((0, first), (first, batch.shape[1])):
+            counted = {"position_ids": (mask[:, :end].cumsum(1) - 1).clamp(min=0)[:, start:]} if gap else {}
+            output = model(
+                input_ids=batch[:, start:end],
+                attention_mask=mask[:, :end],
+                past_key_values=cache,
+                use_cache=True,
+                **counted,
+            )
+        logits = output.logits[:, gap:]
     else:
         logits = model(input_ids=batch, attention_mask=mask, use_cache=False).logits[:, first:]
     distances = [
@@ -302,7 +323,7 @@ def _total_variation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (one - other).abs().sum(-1) / 2
 
 
-def _left_padded(rows: Sequence[Sequence[int]], pad: int, *, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(rows: Sequence[Sequence[int]], pad: int, *, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask of rows padded on the left, both (B, longest row)."""
     import torch
 

@@ -5,8 +5,8 @@ together. In the batches of reflections more than half of the positions can be p
 length and cut into pieces, each piece is trimmed on both sides to its own longest row, and the results return to the
 places of the rows. They are the same up to rounding: models whose results depend on padding are refused.
 
-The rows of a group have the same prompt. It goes through the model once, with a cache, and the pieces continue from
-there; gradients flow through the cache.
+The rows of a group have the same prompt, or prompts that begin with the same turns. What they have in common goes through
+the model once, with a cache, and the pieces continue from there; gradients flow through the cache.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
+
+from r3core.generation.cache import attends_to_all, common_prefixes, left_padded
 
 MAX_PIECES = 8
 MIN_TOKENS = {"cpu": 640}
@@ -44,20 +46,24 @@ def trimmed_pass(
     """Return what `forward` returns for B rows of P prompt tokens and T = `logits_to_keep` completion tokens.
 
     `forward` takes the arguments of TRL's `_get_per_token_logps_and_entropies`. `pieces` is the least number of
-    pieces, None for the best; no piece has more than `batch_size` rows. With `share_prompts` a prompt of several rows
-    is computed once. Batches with images, batches whose load-balancing loss is computed, and compiled models go
+    pieces, None for the best; no piece has more than `batch_size` rows. With `share_prompts` what the prompts of
+    several rows begin with is computed once. Batches with images, batches whose load-balancing loss is computed, and compiled models go
     through as they are.
     """
     options = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
     with_images = any(value is not None for value in fields.values())
     if with_images or compute_aux_loss or is_compiled(model):
         return forward(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **options, **fields)
-    rows, width = input_ids.shape  # B, P + T
-    prompt = width - logits_to_keep
+    prompt = input_ids.size(1) - logits_to_keep
     shared = SharedPrompts.of(model, input_ids[:, :prompt], attention_mask[:, :prompt]) if share_prompts else None
-    count = pieces or pieces_for(rows, logits_to_keep if shared else width, device=input_ids.device.type)
+    if shared is not None:  # from here on the prompts are what is left of them
+        input_ids = torch.cat([shared.left, input_ids[:, prompt:]], dim=1)
+        attention_mask = torch.cat([shared.left_mask, attention_mask[:, prompt:]], dim=1)
+        prompt = shared.left.size(1)
+    rows, width = input_ids.shape  # B, P + T
+    count = pieces or pieces_for(rows, width - 1 if shared else width, device=input_ids.device.type)
     count = min(rows, max(count, -(-rows // (batch_size or rows))))
-    order, windows = windows_of(attention_mask, logits_to_keep, count, whole_prompts=shared is not None)
+    order, windows = windows_of(attention_mask, logits_to_keep, count)
     results = []
     for place, first, end in windows:
         policy = model if shared is None else shared.continued_by(place)
@@ -80,20 +86,17 @@ def pieces_for(rows: int, width: int, *, device: str) -> int:
 
 
 def windows_of(
-    attention_mask: torch.Tensor, logits_to_keep: int, count: int, *, whole_prompts: bool = False
+    attention_mask: torch.Tensor, logits_to_keep: int, count: int
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, int, int]]]:
     """Return the order of the rows by length, and for each piece its rows with the first column and the end to keep.
 
-    Prompts are padded on the left and completions on the right. Each side keeps at least one column. With
-    `whole_prompts` only completions are trimmed, and rows are sorted by theirs.
+    Prompts are padded on the left and completions on the right. Each side keeps at least one column.
     """
     prompt = attention_mask.size(1) - logits_to_keep
     real = attention_mask.bool()
     before = prompt - real[:, :prompt].int().argmax(1) if prompt else real.new_zeros(len(real), dtype=torch.int)
     columns = torch.arange(1, logits_to_keep + 1, device=real.device)
     after = (real[:, prompt:] * columns).amax(1)  # the length of each completion, also with gaps in its mask
-    if whole_prompts:
-        before = torch.full_like(before, prompt)
     order = (before + after).argsort(stable=True)
     places = order.tensor_split(count)
     sides = torch.stack([torch.stack([before[place].max(), after[place].max()]) for place in places]).tolist()
@@ -104,29 +107,62 @@ def windows_of(
 
 
 class SharedPrompts:
-    """The different prompts of a batch, which go through the model once; its cache has all but their last tokens."""
+    """What the prompts of B rows have in common, U beginnings, which go through the model once.
 
-    def __init__(self, model: Any, prompts: torch.Tensor, masks: torch.Tensor, prompt: torch.Tensor) -> None:
+    A prompt of several rows is shared but for its last token, which predicts the first of a completion. Where rows have
+    prompts of their own that begin alike, those have different lengths left, and there is padding behind the beginning:
+    positions are then counted without padding, and every layer has to attend to all tokens.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        beginnings: tuple[torch.Tensor, torch.Tensor],
+        beginning: torch.Tensor,
+        left: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
         self.model = model
-        self.ids, self.mask = prompts, masks  # both (U, P), padded on the left
-        self.prompt = prompt  # (B,): the prompt of each row
+        self.ids, self.mask = beginnings  # both (U, tokens), padded on the left
+        self.beginning = beginning  # (B,): the beginning of each row
+        self.left, self.left_mask = left  # the rest of each prompt, both (B, tokens), padded on the left
 
     @classmethod
     def of(cls, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> SharedPrompts | None:
-        """Return those of B rows, both (B, P); None where half of the rows or more have a prompt of their own."""
+        """Return those of B rows, both (B, P); None where there are more than B / 2 beginnings."""
+        if ids.size(1) == 1:
+            return None
         (prompts, masks), prompt = torch.unique(torch.stack([ids, mask]), dim=1, return_inverse=True)
-        return cls(model, prompts, masks, prompt) if ids.size(1) > 1 and 2 * len(prompts) <= len(ids) else None
+        if 2 * len(prompts) <= len(ids):
+            return cls(model, (prompts[:, :-1], masks[:, :-1]), prompt, (ids[:, -1:], mask[:, -1:]))
+        if not attends_to_all(model):
+            return None
+        rows = [row[real].tolist() for row, real in zip(ids, mask.bool(), strict=True)]
+        beginnings, beginning = common_prefixes(rows)
+        if 2 * len(beginnings) > len(rows) or not any(beginnings):
+            return None
+        left = [row[len(beginnings[place]) :] for row, place in zip(rows, beginning, strict=True)]
+        return cls(
+            model,
+            left_padded(beginnings, 0, device=ids.device),
+            torch.tensor(beginning, device=ids.device),
+            left_padded(left, 0, device=ids.device),
+        )
 
     def continued_by(self, rows: torch.Tensor) -> Callable[..., Any]:
         """Return what takes the model's place for these rows, (rows,): its arguments and results are the model's."""
-        start = self.ids.size(1) - 1  # the last token of a prompt predicts the first of a completion
 
-        def forward(input_ids: torch.Tensor, labels: torch.Tensor, **options: Any) -> Any:
+        def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
+            beginning = self.beginning[rows]
             cache = copy(self._cache)
             cache.layers = [copy(layer) for layer in cache.layers]
-            cache.reorder_cache(self.prompt[rows])
+            cache.reorder_cache(beginning)
+            mask = torch.cat([self.mask[beginning], attention_mask], dim=1)
             return self.model(
-                input_ids=input_ids[:, start:], labels=labels[:, start:], past_key_values=cache, **options
+                input_ids=input_ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                **self._positions(mask, input_ids.size(1)),
+                **options,
             )
 
         return forward
@@ -138,13 +174,20 @@ class SharedPrompts:
 
         cache = DynamicCache(config=self.model.config)
         self.model(
-            input_ids=self.ids[:, :-1],
-            attention_mask=self.mask[:, :-1],
+            input_ids=self.ids,
+            attention_mask=self.mask,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **self._positions(self.mask, self.ids.size(1)),
         )
         return cache
+
+    def _positions(self, mask: torch.Tensor, last: int) -> dict[str, torch.Tensor]:
+        """Return the positions of the last columns where padding behind the beginning would shift them."""
+        if self.left.size(1) == 1:
+            return {}
+        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -last:]}
 
 
 def is_compiled(model: torch.nn.Module) -> bool:
