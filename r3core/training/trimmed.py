@@ -5,8 +5,8 @@ together. In the batches of reflections more than half of the positions can be p
 length and cut into pieces, each piece is trimmed on both sides to its own longest row, and the results return to the
 places of the rows. They are the same up to rounding: models whose results depend on padding are refused.
 
-The rows of a group have the same prompt, or prompts that begin with the same turns. What they have in common goes through
-the model once, with a cache, and the pieces continue from there; gradients flow through the cache.
+The rows of a group have the same prompt, or prompts that begin with the same turns. What they have in common goes
+through the model once, with a cache, and the pieces continue from there; gradients flow through the cache.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def trimmed_pass(
 
     `forward` takes the arguments of TRL's `_get_per_token_logps_and_entropies`. `pieces` is the least number of
     pieces, None for the best; no piece has more than `batch_size` rows. With `share_prompts` what the prompts of
-    several rows begin with is computed once. Batches with images, batches whose load-balancing loss is computed, and compiled models go
-    through as they are.
+    several rows begin with is computed once. Batches with images, batches whose load-balancing loss is computed, and
+    compiled models go through as they are.
     """
     options = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
     with_images = any(value is not None for value in fields.values())
