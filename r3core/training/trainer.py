@@ -120,7 +120,7 @@ class ReflectionTrainer(GRPOTrainer):
         self.alone = self.accelerator.distributed_type == DistributedType.NO
         checkpointing = args.gradient_checkpointing  # transformers may enable it later, when training begins
         self.shares_prompts = self.alone and not checkpointing and continues_prompts(model, tokenizer)
-        """Whether the prompt of a group goes through the model once."""
+        """Whether what several prompts begin with goes through the model once."""
         self.policy = Policy(self, protocol.config.batch_size)
         self.anchor = Anchor(self) if anchored else None
         # stochastic rounding moves 16-bit weights by the right amount on average
@@ -177,7 +177,7 @@ class ReflectionTrainer(GRPOTrainer):
         batch_size: int | None = None,
         **options: Any,
     ) -> Outputs:
-        """Count the sequences, and compute without most of the padding and with the prompt of a group once.
+        """Count the sequences, and compute without most of the padding and with what prompts begin with once.
 
         Several processes make as many forward passes as TRL: sharded weights are gathered in each of them.
         """
