@@ -313,7 +313,7 @@ def test_a_lora_adapter_is_merged_from_sharded_weights(tmp_path: Path, base: Pat
     assert (logits[0] - logits[2]).abs().max() > 1e-2, "nothing was learnt: the test shows nothing"
 
 
-@pytest.mark.parametrize("objective", ["retry", "erl"])
+@pytest.mark.parametrize("objective", ["attempt", "retry", "reflection+retry", "erl"])
 def test_groups_that_span_two_processes_are_those_of_the_objective(
     objective: str, tmp_path: Path, base: Path, how: list[object]
 ) -> None:
@@ -330,10 +330,14 @@ def test_groups_that_span_two_processes_are_those_of_the_objective(
         assert len({row["id"] for row in group}) == 1
         if objective == "retry":
             assert len({row["reflection"]["text"] for row in group}) == 1, "the processes share the reflection"
+        elif objective == "reflection+retry":
+            assert all(len(row["retries"]) == 1 for row in group if row["reflection"])
+        elif objective == "attempt":
+            assert all("attempt" in row and not row["retries"] and not row.get("reflection") for row in group)
         else:
             assert all(("attempt" in row) and (row["reward"] == 1.0) == (not row["retries"]) for row in group)
     turns = [turn for row in rows for turn in (row.get("attempt"), *row["retries"]) if turn]
-    turns += [row["reflection"] for row in (rows[::16] if objective == "retry" else rows) if row["reflection"]]
+    turns += [row["reflection"] for row in (rows[::16] if objective == "retry" else rows) if row.get("reflection")]
     last = run.read("train")[-1]
     assert last["tokens/generated"] == sum(turn["tokens"] + (turn["stopped"] == "end") for turn in turns)
     assert 0 <= last["anchor/kl"] < 1

@@ -43,6 +43,23 @@ def test_each_objective_learns_what_it_rewards(objective: str, tmp_path: Path) -
     assert sum(rewards[-10:]) / 10 > 0.8
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_each_objective_trains_an_adapter_and_no_other_weight(objective: str, tmp_path: Path) -> None:
+    folder = password.saved(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    train = {"objective": objective, "merge": False, "shuffle_rewards": True}
+    config = password.config(steps=4, learning_rate=5e-3, temperature=1.0, lora={"r": 4}, train=train)
+    run = trained(tmp_path / "run", config, model=model)
+    assert any(row["grad_norm"] > 0 for row in run.read("train"))
+    adapter = AutoModelForCausalLM.from_pretrained(run.path / "model")
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    ids = base.dummy_inputs["input_ids"]
+    assert (adapter(input_ids=ids).logits - base(input_ids=ids).logits).abs().max() > 1e-4
+    weights = {name.replace(".base_layer", ""): weight for name, weight in adapter.state_dict().items()}
+    for name, weight in base.state_dict().items():
+        assert torch.equal(weights[name], weight), name
+
+
 def test_retries_after_one_reflection_are_a_group(tmp_path: Path) -> None:
     config = password.config(steps=2, train={"objective": "retry"}, temperature=1.0, num_generations=8)
     run = trained(tmp_path / "run", config, model=password.beginner())
