@@ -7,6 +7,7 @@ without paths. docs/generate.py writes the tables from it.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,10 +34,11 @@ MEASURES = {
 }
 """The measures of the tables, with their names."""
 SIDES = ("base", "trained", "difference")
-_FIRST = ("reflection", "default")
-"""The settings of a sweep that the others are compared with."""
+_ANCHORED = "-anchored"
+"""How the names of the settings with an anchor end; they are also compared with each other."""
+_FIRST = ("reflection", "default", f"reflection{_ANCHORED}")
+"""The settings of a sweep that the others are compared with: the first of these that there is."""
 _DEFAULTS = {
-    "objective": "reflection",
     "anchor": "0.0",
     "shuffle_rewards": "false",
     "reward_leaks": "true",
@@ -48,10 +50,9 @@ _DEFAULTS = {
 
 def record(folders: Sequence[str]) -> dict[str, Any]:
     """Return the pooled figures of the runs in some folders, as shares of 1."""
-    runs = [str(run) for folder in folders for run in _runs(Path(folder))]
-    command = [sys.executable, "-m", "r3core", "compare", "--json", *runs]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {
+    runs = [run for folder in folders for run in _runs(Path(folder))]
+    found = _compared(runs)
+    recorded = {
         "task": found["task"],
         "split": found["split"],
         "problems": found["problems"],
@@ -59,12 +60,23 @@ def record(folders: Sequence[str]) -> dict[str, Any]:
         "contrasts": found["contrasts"],
         "not_comparable": found["not_comparable"],
     }
+    if anchored := [run for run in runs if run.parent.name.endswith(_ANCHORED)]:
+        among = _compared(anchored)
+        groups = [{"name": group["name"], "settings": group["settings"]} for group in among["groups"]]
+        recorded["anchored"] = {"groups": groups, "contrasts": among["contrasts"]}
+    return recorded
+
+
+def _compared(runs: Sequence[Path]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "r3core", "compare", "--json", *map(str, runs)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
 
 
 def _runs(folder: Path) -> list[Path]:
     """Return the finished runs in the folder of a sweep, those of `_FIRST` in front, or in that of several seeds."""
     runs = [path.parent for pattern in ("seed-*", "*/seed-*") for path in folder.glob(f"{pattern}/result.json")]
-    return sorted(runs, key=lambda run: (run.parent.name not in _FIRST, run.parent.name, run.name))
+    return sorted(runs, key=lambda run: (*(run.parent.name != one for one in _FIRST), run.parent.name, run.name))
 
 
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,13 +113,17 @@ def outcomes(name: str) -> str:
             f"{_share(group['rows'][one]['trained'])}<br>{_change(group['rows'][one]['difference'])}" for one in shown
         ]
         rows.append((f"`{_label(group)}`", f"{group['tokens']:,}", *cells))
-    return table(("setting", "tokens", *(MEASURES[one] for one in shown)), rows)
+    notes = [f"\n{_labelled(note, study['groups'])}." for note in study["not_comparable"]]
+    return "\n".join([table(("setting", "tokens", *(MEASURES[one] for one in shown)), rows), *notes])
 
 
 def reflections(name: str) -> str:
     """Return, for each setting, what its reflections and plain resampling are worth."""
-    rows = []
-    for group in _read(name)["groups"]:
+    groups = _read(name)["groups"]
+    base = {measure: row["base"] for measure, row in groups[0]["rows"].items()}
+    leaks = _share(base["leaks"]) if "leaks" in base else ""
+    rows = [("base model", _share(base["fix"]), _share(base["resample"]), _share(base["fix"]), "", leaks)]
+    for group in groups:
         found = group["rows"]
         cross = found["by_trained"]
         rows.append(
@@ -139,7 +155,15 @@ def seeds(name: str) -> str:
 
 def contrasts(name: str) -> str:
     """Return the difference of every setting to the first one, with Holm's correction."""
-    study = _read(name)
+    return _contrasts(_read(name))
+
+
+def anchored(name: str) -> str:
+    """Return the same among the settings with an anchor."""
+    return _contrasts(_read(name)["anchored"])
+
+
+def _contrasts(study: Mapping[str, Any]) -> str:
     labels = {group["name"]: _label(group) for group in study["groups"]}
     rows = [
         (
@@ -163,8 +187,15 @@ def _read(name: str) -> dict[str, Any]:
 def _label(group: Mapping[str, Any]) -> str:
     """Return what a setting changes, for example `objective=retry, anchor=1.0`."""
     changed = {key.removeprefix("train."): value for key, value in group["settings"].items()}
+    changed = {"objective": "reflection"} | changed
     shown = [f"{key}={value}" for key, value in changed.items() if value not in ("default", _DEFAULTS.get(key))]
-    return ", ".join(shown) or "objective=reflection"
+    return ", ".join(shown)
+
+
+def _labelled(note: str, groups: Sequence[Mapping[str, Any]]) -> str:
+    """Return a note of `r3 compare` with the labels of the groups in place of their letters."""
+    labels = {group["name"]: f"`{_label(group)}`" for group in groups}
+    return re.sub(r"\b([A-Z])(?= (?:generated )?[0-9])", lambda found: labels[found[1]], note)
 
 
 def _share(value: Mapping[str, Any]) -> str:
@@ -183,7 +214,7 @@ def _p(p: float) -> str:
 BLOCKS = {
     f"study {name} {part.__name__}": partial(part, name)
     for name in sorted(path.stem for path in STUDY.glob("*.json"))
-    for part in (outcomes, contrasts, reflections, seeds)
+    for part in (outcomes, contrasts, anchored, reflections, seeds)
 }
 """The generated blocks of docs/study.md, by their names."""
 

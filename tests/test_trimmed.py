@@ -181,6 +181,22 @@ def test_few_common_prompts_are_not_shared() -> None:
     assert SharedPrompts.of(model, ids, mask) is None
 
 
+def test_what_leaves_fewer_tokens_is_shared() -> None:
+    model, mask = model_of("llama"), torch.ones(8, 10, dtype=torch.long)
+    ids = torch.arange(10).repeat(8, 1)
+    for row in range(8):
+        ids[row, 8:] += row // 2  # four prompts of two rows each, equal but for two tokens
+    shared = SharedPrompts.of(model, ids, mask)
+    assert shared is not None
+    assert (shared.ids.shape, shared.left.shape) == ((1, 8), (8, 2)), "one beginning, not four prompts"
+    ids[4:, 5:] += 10
+    shared = SharedPrompts.of(model, ids.repeat_interleave(8, dim=0), mask.repeat_interleave(8, dim=0))
+    assert shared is not None
+    assert (shared.ids.shape, shared.left.shape) == ((4, 9), (64, 1)), (
+        "four prompts: what is left of two beginnings would be longer"
+    )
+
+
 def test_beginnings_are_not_shared_with_sliding_windows() -> None:
     ids, mask = torch.tensor([[7, 5, 3, token] for token in (4, 6, 8, 9)]), torch.ones(4, 4, dtype=torch.long)
     shared = SharedPrompts.of(model_of("llama"), ids, mask)

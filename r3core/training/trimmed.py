@@ -128,25 +128,20 @@ class SharedPrompts:
 
     @classmethod
     def of(cls, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> SharedPrompts | None:
-        """Return those of B rows, both (B, P); None where there are more than B / 2 beginnings."""
+        """Return those of B rows, both (B, P), that leave the fewest tokens; None where none has several rows."""
         if ids.size(1) == 1:
             return None
         (prompts, masks), prompt = torch.unique(torch.stack([ids, mask]), dim=1, return_inverse=True)
-        if 2 * len(prompts) <= len(ids):
-            return cls(model, (prompts[:, :-1], masks[:, :-1]), prompt, (ids[:, -1:], mask[:, -1:]))
-        if not attends_to_all(model):
-            return None
-        rows = [row[real].tolist() for row, real in zip(ids, mask.bool(), strict=True)]
-        beginnings, beginning = common_prefixes(rows)
-        if 2 * len(beginnings) > len(rows) or not any(beginnings):
-            return None
-        left = [row[len(beginnings[place]) :] for row, place in zip(rows, beginning, strict=True)]
-        return cls(
-            model,
-            left_padded(beginnings, 0, device=ids.device),
-            torch.tensor(beginning, device=ids.device),
-            left_padded(left, 0, device=ids.device),
-        )
+        equal = cls(model, (prompts[:, :-1], masks[:, :-1]), prompt, (ids[:, -1:], mask[:, -1:]))
+        found = [equal] if 2 * len(prompts) <= len(ids) else []
+        if attends_to_all(model):
+            rows = [row[real].tolist() for row, real in zip(ids, mask.bool(), strict=True)]
+            beginnings, beginning = common_prefixes(rows)
+            if 2 * len(beginnings) <= len(rows) and any(beginnings):
+                left = [row[len(beginnings[place]) :] for row, place in zip(rows, beginning, strict=True)]
+                padded = (left_padded(one, 0, device=ids.device) for one in (beginnings, left))
+                found.append(cls(model, next(padded), torch.tensor(beginning, device=ids.device), next(padded)))
+        return min(found, key=lambda one: one.ids.numel() + int(one.left_mask.sum()), default=None)
 
     def continued_by(self, rows: torch.Tensor) -> Callable[..., Any]:
         """Return what takes the model's place for these rows, (rows,): its arguments and results are the model's."""
