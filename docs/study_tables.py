@@ -18,6 +18,7 @@ from typing import Any
 from tables import table
 
 STUDY = Path(__file__).resolve().parent / "study"
+RUNS = STUDY.parent / "runs"
 MEASURES = {
     "first": "first try",
     "greedy-first": "first try, greedy",
@@ -179,6 +180,22 @@ def _contrasts(study: Mapping[str, Any]) -> str:
     return table(("compared", "measure", "points", "p", "p (Holm)"), rows)
 
 
+def equal_tokens() -> str:
+    """Return, for the recorded runs of each task, the fix rate and that of resampling with as many tokens."""
+    rows = []
+    for path in sorted(RUNS.glob("*-*.json"), key=lambda path: (not path.name.startswith("countdown"), path.name)):
+        task, _, seed = path.stem.partition("-")
+        result = json.loads(path.read_text(encoding="utf-8"))["result"]
+        for side in ("base", "trained"):
+            fix, equal = result[side]["fix"], result[side]["equal_tokens"]
+            shares = [_share({**one, "mean": one["rate"]}) for one in (fix, equal["fix"])]
+            change = equal["difference"]
+            points = _change({**change, "mean": change["difference"], "p": change["p_holm"]})
+            rows.append((task, seed, side, *shares, f"{equal['attempts']:.2f}", points))
+    heads = ("task", "seed", "model", "fix rate", "resampling", "attempts", "points, p by Holm")
+    return table(heads, rows)
+
+
 def _read(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((STUDY / f"{name}.json").read_text(encoding="utf-8"))
     return found
@@ -211,7 +228,7 @@ def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
-BLOCKS = {
+BLOCKS = {"study equal tokens": equal_tokens} | {
     f"study {name} {part.__name__}": partial(part, name)
     for name in sorted(path.stem for path in STUDY.glob("*.json"))
     for part in (outcomes, contrasts, anchored, reflections, seeds)

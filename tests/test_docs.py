@@ -111,6 +111,18 @@ def test_generated_pages_are_up_to_date(generate: ModuleType) -> None:
     assert stale == [], "run `make docs`"
 
 
+def test_the_figures_in_the_text_of_the_study_are_in_its_tables() -> None:
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    generated = re.compile(r"<!-- generated: .*?<!-- /generated -->", re.DOTALL)
+    tables = "".join(generated.findall(page)).replace("+", "")
+    text = generated.sub("", page).replace("+", "").replace("\n", " ")
+    interval = r"\[-?[0-9.]+, -?[0-9.]+\]"
+    figures = re.findall(rf"-?[0-9.]+ (?:points )?{interval}", text)
+    assert len(figures) > 10
+    unknown = [one for one in figures if one.replace("points ", "") not in tables]
+    assert unknown == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_point_to_existing_pages_and_headings(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))

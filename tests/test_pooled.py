@@ -3,91 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import erf, sqrt
+from math import sqrt
+from statistics import fmean
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from benchmarks.coverage import (
+    SETTINGS,
+    Setting,
+    contrasts,
+    differences,
+    fix_rates,
+    outcomes_of,
+    rates,
+    rates_over_problems,
+    tries,
+)
 from r3core.compare.pooled import detectable, detectable_with_seeds, pooled_contrast, pooled_difference, pooled_rate
 from r3core.stats import Difference, Rate, paired, problems_needed, wilson
 
-Table = NDArray[np.bool_]  # (seeds, problems)
-TRIALS = 300
+TRIALS = 100  # of each setting
 
 
-def seeds_of(table: Table) -> list[dict[str, list[bool]]]:
-    return [{str(problem): [bool(passed)] for problem, passed in enumerate(row)} for row in table]
+@pytest.mark.slow
+@pytest.mark.parametrize("coverage", [rates, fix_rates, differences])
+def test_intervals_over_seeds_cover_the_true_value(coverage: Callable[[Setting, int], float]) -> None:
+    assert 0.93 <= fmean(coverage(setting, TRIALS) for setting in SETTINGS) <= 0.97
 
 
-def shape(seeds: int, problems: int, *, spread: float, by_seed: float, cell: float) -> Callable[..., Table]:
-    """Return what samples the outcomes of trainings, whose probit has effects of problem, seed and both."""
-    rng = np.random.default_rng(7)
-
-    def sample(mean: float, of_problems: NDArray[np.float64]) -> Table:
-        seed = by_seed * rng.standard_normal((seeds, 1))
-        both = cell * rng.standard_normal((seeds, problems))
-        return rng.standard_normal((seeds, problems)) < mean + spread * of_problems + seed + both
-
-    return sample
+@pytest.mark.slow
+def test_intervals_of_a_contrast_cover_the_true_difference_and_are_wider_than_need_be() -> None:
+    assert 0.95 <= fmean(contrasts(setting, TRIALS) for setting in SETTINGS) <= 1
 
 
-def share_below(mean: float, *deviations: float) -> float:
-    """Return the probability that a problem passes, over all effects of these standard deviations."""
-    return 0.5 * (1 + erf(mean / sqrt(1 + sum(one * one for one in deviations)) / sqrt(2)))
-
-
-def over_problems_only(table: NDArray[np.float64]) -> tuple[float, float]:
-    means = table.mean(axis=0)
-    reach = 1.96 * means.std(ddof=1) / sqrt(len(means))
-    return means.mean() - reach, means.mean() + reach
-
-
-SETTINGS = [  # seeds, problems, mean, spread of problems, of seeds, of cells
-    (3, 200, 0.0, 0.7, 0.1, 0.3),
-    (3, 500, 0.0, 0.7, 0.2, 0.3),
-    (3, 300, 0.8, 1.5, 0.2, 0.5),
-    (5, 200, 0.0, 0.7, 0.1, 0.3),
-    (10, 200, -1.0, 0.7, 0.2, 0.3),
-]
-
-
-def test_intervals_over_seeds_cover_the_true_rate_and_those_over_problems_alone_do_not() -> None:
-    covered, naive = 0, 0
-    for seeds, problems, mean, spread, by_seed, cell in SETTINGS:
-        sample = shape(seeds, problems, spread=spread, by_seed=by_seed, cell=cell)
-        truth = share_below(mean, spread, by_seed, cell)
-        rng = np.random.default_rng(seeds * problems)
-        for _ in range(TRIALS):
-            table = sample(mean, rng.standard_normal(problems))
-            found = pooled_rate(seeds_of(table))
-            covered += found.low <= truth <= found.high
-            low, high = over_problems_only(table.astype(float))
-            naive += low <= truth <= high
-    assert 0.935 <= covered / (TRIALS * len(SETTINGS)) <= 0.97
-    assert naive / (TRIALS * len(SETTINGS)) < 0.85
-
-
-def test_intervals_of_a_contrast_of_two_trainings_cover_the_true_difference() -> None:
-    rng = np.random.default_rng(1)
-    one = shape(3, 200, spread=0.7, by_seed=0.15, cell=0.3)
-    other = shape(5, 200, spread=0.7, by_seed=0.15, cell=0.3)
-    truth = share_below(0.4, 0.7, 0.15, 0.3) - share_below(0.0, 0.7, 0.15, 0.3)
-    covered = 0
-    for _ in range(TRIALS):
-        problems = rng.standard_normal(200)
-        found = pooled_contrast(seeds_of(one(0.0, problems)), seeds_of(other(0.4, problems)))
-        covered += found.low <= truth <= found.high
-    assert 0.93 <= covered / TRIALS <= 0.98
+@pytest.mark.slow
+def test_intervals_over_problems_alone_do_not_cover_the_true_rate() -> None:
+    assert fmean(rates_over_problems(setting, TRIALS) for setting in SETTINGS) < 0.85
 
 
 def test_p_values_and_intervals_agree() -> None:
     rng = np.random.default_rng(2)
-    both = shape(3, 100, spread=0.7, by_seed=0.1, cell=0.3)
+    before, after = (Setting(3, 100, mean, 0.7, 0.1, 0.3) for mean in (0.0, 0.25))
     agree = [0, 0]
     for _ in range(60):
         problems = rng.standard_normal(100)
-        found = pooled_difference(seeds_of(both(0.0, problems)), seeds_of(both(0.25, problems)))
+        found = pooled_difference(*(outcomes_of(tries(one, rng, problems)) for one in (before, after)))
         assert found.p is not None
         assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
         agree[found.p < 0.05] += 1
@@ -98,7 +59,7 @@ def test_the_mean_is_that_of_the_seeds_and_the_deviation_is_theirs() -> None:
     table = np.zeros((3, 100), dtype=bool)
     for seed, passed in enumerate((20, 30, 40)):
         table[seed, :passed] = True
-    found = pooled_rate(seeds_of(table))
+    found = pooled_rate(outcomes_of(table))
     assert found.mean == pytest.approx(0.3)
     assert found.deviation == pytest.approx(0.1)
     assert (found.seeds, found.problems) == (3, 100)
@@ -107,7 +68,7 @@ def test_the_mean_is_that_of_the_seeds_and_the_deviation_is_theirs() -> None:
 
 def test_a_group_over_which_all_seeds_agree_has_the_interval_of_one_of_them() -> None:
     row = np.arange(200) < 60
-    found = pooled_rate(seeds_of(np.array([row, row, row])))
+    found = pooled_rate(outcomes_of(np.array([row, row, row])))
     single = wilson(60, 200)
     assert (found.mean, found.deviation) == (pytest.approx(0.3), pytest.approx(0.0))
     assert (found.low, found.high) == pytest.approx((single.low, single.high), abs=0.005)
@@ -115,12 +76,12 @@ def test_a_group_over_which_all_seeds_agree_has_the_interval_of_one_of_them() ->
 
 @pytest.mark.parametrize("passed", [0, 50])
 def test_without_variance_the_interval_is_wilsons_over_problems(passed: int) -> None:
-    found = pooled_rate(seeds_of(np.full((3, 50), bool(passed))))
+    found = pooled_rate(outcomes_of(np.full((3, 50), bool(passed))))
     assert (found.mean, found.low, found.high) == (passed / 50, wilson(passed, 50).low, wilson(passed, 50).high)
 
 
 def test_a_difference_that_is_0_everywhere_has_an_interval_and_a_p_value_of_1() -> None:
-    same = seeds_of(np.array([np.arange(50) < 20] * 3))
+    same = outcomes_of(np.array([np.arange(50) < 20] * 3))
     found = pooled_difference(same, same)
     assert (found.mean, found.p) == (0.0, 1.0)
     assert found.low < 0 < found.high < 0.1
@@ -128,7 +89,7 @@ def test_a_difference_that_is_0_everywhere_has_an_interval_and_a_p_value_of_1() 
 
 def test_seeds_of_equal_rates_on_random_problems_do_not_have_an_interval_without_width() -> None:
     # each problem is solved under exactly one of two seeds: no variance of seeds, and none of problems
-    found = pooled_rate(seeds_of(np.array([np.arange(100) < 50, np.arange(100) >= 50])))
+    found = pooled_rate(outcomes_of(np.array([np.arange(100) < 50, np.arange(100) >= 50])))
     assert found.mean == pytest.approx(0.5)
     assert found.high - found.low > 0.1
 
@@ -136,10 +97,10 @@ def test_seeds_of_equal_rates_on_random_problems_do_not_have_an_interval_without
 def test_one_seed_is_measured_over_problems_only() -> None:
     rng = np.random.default_rng(3)
     before, after = rng.random((1, 80)) < 0.4, rng.random((1, 80)) < 0.6
-    rate, change = pooled_rate(seeds_of(before)), pooled_difference(seeds_of(before), seeds_of(after))
+    rate, change = pooled_rate(outcomes_of(before)), pooled_difference(outcomes_of(before), outcomes_of(after))
     assert (rate.low, rate.high, rate.deviation) == (*bounds(wilson(int(before.sum()), 80)), None)
-    assert (change.low, change.high) == bounds(paired(seeds_of(before)[0], seeds_of(after)[0]))
-    assert change == pooled_contrast(seeds_of(before), seeds_of(after))
+    assert (change.low, change.high) == bounds(paired(outcomes_of(before)[0], outcomes_of(after)[0]))
+    assert change == pooled_contrast(outcomes_of(before), outcomes_of(after))
 
 
 def bounds(value: Rate | Difference) -> tuple[float, float]:
@@ -156,11 +117,11 @@ def test_a_fix_rate_is_the_mean_of_the_seeds_rates_over_their_own_failures() -> 
 def test_a_single_training_beside_a_repeated_one_gets_its_variance_between_seeds() -> None:
     rng = np.random.default_rng(4)
     problems = rng.standard_normal(300)
-    repeated = shape(5, 300, spread=0.7, by_seed=0.3, cell=0.3)(0.0, problems)
-    single = seeds_of(shape(1, 300, spread=0.7, by_seed=0.3, cell=0.3)(0.0, problems))
-    found, naive = pooled_contrast(seeds_of(repeated), single), pooled_contrast(seeds_of(repeated)[:1], single)
+    repeated, once = (tries(Setting(seeds, 300, 0.0, 0.7, 0.3, 0.3), rng, problems) for seeds in (5, 1))
+    single = outcomes_of(once)
+    found, naive = pooled_contrast(outcomes_of(repeated), single), pooled_contrast(outcomes_of(repeated)[:1], single)
     assert found.high - found.low > 1.5 * (naive.high - naive.low)
-    backwards = pooled_contrast(single, seeds_of(repeated))
+    backwards = pooled_contrast(single, outcomes_of(repeated))
     assert (backwards.mean, backwards.p) == (pytest.approx(-found.mean), pytest.approx(found.p))
 
 
@@ -182,8 +143,8 @@ def test_the_detectable_difference_is_the_one_for_which_these_problems_are_neede
 
 def test_the_detectable_difference_over_seeds_is_larger_than_the_interval() -> None:
     rng = np.random.default_rng(5)
-    one, other = (shape(3, 100, spread=0.7, by_seed=0.1, cell=0.3)(0.0, rng.standard_normal(100)) for _ in range(2))
-    found = pooled_contrast(seeds_of(one), seeds_of(other))
+    one, other = (tries(Setting(3, 100, 0.0, 0.7, 0.1, 0.3), rng) for _ in range(2))
+    found = pooled_contrast(outcomes_of(one), outcomes_of(other))
     smallest = detectable_with_seeds(found)
     assert smallest is not None
     assert smallest > found.high - found.mean
