@@ -1,8 +1,7 @@
 """The tables of docs/study.md. `python docs/study_tables.py NAME FOLDER ...` records the pooled figures of runs.
 
 FOLDER is that of a sweep, or of `r3 run --seeds`. docs/study/NAME.json gets what `r3 compare --json` prints of them,
-without paths. With the name `also`, each FOLDER is a run of `r3 eval --also`, and docs/also.json gets the results
-on its tasks. docs/generate.py writes the tables from these files.
+without paths. docs/generate.py writes the tables from it.
 """
 
 from __future__ import annotations
@@ -197,38 +196,6 @@ def equal_tokens() -> str:
     return table(heads, rows)
 
 
-def record_also(folders: Sequence[str]) -> dict[str, Any]:
-    """Return, by the names of the folders, the results of `r3 eval --also` on each task, that of the training first."""
-    recorded = {}
-    for folder in map(Path, folders):
-        result, config = (json.loads((folder / f"{one}.json").read_text()) for one in ("result", "config"))
-        tasks = {config["task"]: result} | result["also"]
-        recorded[folder.name] = {name: _tries(found) for name, found in tasks.items()}
-    return recorded
-
-
-def _tries(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        turn: {"base": result["base"][turn], "trained": result["trained"][turn], "change": result["paired"][turn]}
-        for turn in ("first", "second")
-    }
-
-
-def also() -> str:
-    """Return both tries of the base and the trained models on other tasks than that of the training."""
-    rows = []
-    for name, tasks in json.loads((RUNS.parent / "also.json").read_text(encoding="utf-8")).items():
-        for task, tries in tasks.items():
-            cells = []
-            for of in tries.values():
-                change = _change({**of["change"], "mean": of["change"]["difference"]})
-                shares = (_share({**of[side], "mean": of[side]["rate"]}) for side in ("base", "trained"))
-                cells += [*shares, change]
-            rows.append((name, f"`{task}`", *cells))
-    heads = ("setting", "task", "first try, base", "trained", "points", "second try, base", "trained", "points")
-    return table(heads, rows)
-
-
 def _read(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((STUDY / f"{name}.json").read_text(encoding="utf-8"))
     return found
@@ -261,7 +228,7 @@ def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
-BLOCKS = {"study equal tokens": equal_tokens, "study also": also} | {
+BLOCKS = {"study equal tokens": equal_tokens} | {
     f"study {name} {part.__name__}": partial(part, name)
     for name in sorted(path.stem for path in STUDY.glob("*.json"))
     for part in (outcomes, contrasts, anchored, reflections, seeds)
@@ -271,5 +238,4 @@ BLOCKS = {"study equal tokens": equal_tokens, "study also": also} | {
 
 if __name__ == "__main__":
     name, *folders = sys.argv[1:]
-    path, recorded = (RUNS.parent, record_also) if name == "also" else (STUDY, record)
-    (path / f"{name}.json").write_text(json.dumps(recorded(folders), indent=1) + "\n", encoding="utf-8")
+    (STUDY / f"{name}.json").write_text(json.dumps(record(folders), indent=1) + "\n", encoding="utf-8")

@@ -113,7 +113,7 @@ def test_reflections_and_retries_are_recorded_and_judged(by_vllm: Run) -> None:
     assert {row["retries"][0]["verdict"]["outcome"] for row in rows} == {"pass", "fail"}
 
 
-@pytest.mark.parametrize("objective", ["attempt", "retry", "reflection+retry", "erl"])
+@pytest.mark.parametrize("objective", ["attempt", "reflection+retry", "erl"])
 def test_other_objectives_are_trained_on_what_vllm_has_sampled(objective: str, tmp_path: Path, beginner: Path) -> None:
     config = password.config(steps=20, train={"objective": objective}, **VLLM)
     run = trained(tmp_path / objective, config, beginner)
