@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from r3core.compare.pooled import pooled_contrast, pooled_difference, pooled_rate
+from r3core.compare.pooled import Pooled, pooled_contrast, pooled_difference, pooled_rate
 
 TRIALS = 2000
 Table = NDArray[np.bool_]
@@ -94,27 +94,21 @@ def fix_rates(setting: Setting, trials: int = TRIALS) -> float:
 
 def differences(setting: Setting, trials: int = TRIALS) -> float:
     """Return the same for the change of a rate by training; the base model is the same under every seed."""
-    random = np.random.default_rng(setting.problems)
     base = setting._replace(of_seeds=0.0, of_both=0.0)
-    after = setting._replace(mean=setting.mean + GAIN)
-    truth, held = true_rate(after) - true_rate(base), 0
-    for _ in range(trials):
-        problems = random.standard_normal(setting.problems)
-        sides = (outcomes_of(tries(one, random, problems)) for one in (base, after))
-        found = pooled_difference(*sides)
-        held += found.low <= truth <= found.high
-    return held / trials
+    return _between(pooled_difference, base, setting._replace(mean=setting.mean + GAIN), trials)
 
 
 def contrasts(setting: Setting, trials: int = TRIALS) -> float:
     """Return the same for the difference of two settings, each trained with seeds of its own."""
-    random = np.random.default_rng(setting.problems)
-    other = setting._replace(mean=setting.mean + GAIN)
-    truth, held = true_rate(other) - true_rate(setting), 0
+    return _between(pooled_contrast, setting, setting._replace(mean=setting.mean + GAIN), trials)
+
+
+def _between(pool: Callable[[Outcomes, Outcomes], Pooled], one: Setting, other: Setting, trials: int) -> float:
+    random, truth, held = np.random.default_rng(one.problems), true_rate(other) - true_rate(one), 0
     for _ in range(trials):
-        problems = random.standard_normal(setting.problems)
-        sides = (outcomes_of(tries(one, random, problems)) for one in (setting, other))
-        found = pooled_contrast(*sides)
+        problems = random.standard_normal(one.problems)
+        before, after = (outcomes_of(tries(side, random, problems)) for side in (one, other))
+        found = pool(before, after)
         held += found.low <= truth <= found.high
     return held / trials
 
