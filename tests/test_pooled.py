@@ -27,14 +27,9 @@ TRIALS = 100  # of each setting
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("coverage", [rates, fix_rates, differences])
+@pytest.mark.parametrize("coverage", [rates, fix_rates, differences, contrasts])
 def test_intervals_over_seeds_cover_the_true_value(coverage: Callable[[Setting, int], float]) -> None:
     assert 0.93 <= fmean(coverage(setting, TRIALS) for setting in SETTINGS) <= 0.97
-
-
-@pytest.mark.slow
-def test_intervals_of_a_contrast_cover_the_true_difference_and_are_wider_than_need_be() -> None:
-    assert 0.95 <= fmean(contrasts(setting, TRIALS) for setting in SETTINGS) <= 1
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ class _Part(NamedTuple):
     """A part of a variance, with its degrees of freedom."""
 
     variance: float
-    freedom: int
+    freedom: float
 
 
 def pooled_rate(seeds: Sequence[Outcomes]) -> Pooled:
@@ -227,10 +227,19 @@ def _contrast_parts(groups: Sequence[Values]) -> list[_Part]:
         alone = len(values) == 1
         variance = spread if alone else _variance(values.mean(axis=1))
         parts.append(_Part(variance / len(values), known if alone else len(values) - 1))
+    if len(several) == len(groups):  # independent
+        parts = [_together(parts)]
     of_cells = sum((cells if len(values) == 1 else _cells(values)) / len(values) for values in groups) / problems
     difference = groups[1].mean(axis=0) - groups[0].mean(axis=0)
     parts.append(_Part(max(_variance(difference) / problems - of_cells, 0.0), problems - 1))
     return _at_least(parts, _Part(of_cells, known * (problems - 1)))
+
+
+def _together(parts: Sequence[_Part]) -> _Part:
+    """Return independent parts as one, with the degrees of freedom of Satterthwaite (1946)."""
+    variance = sum(part.variance for part in parts)
+    squares = sum(part.variance**2 / part.freedom for part in parts)
+    return _Part(variance, variance**2 / squares if squares else min(part.freedom for part in parts))
 
 
 def _at_least(parts: list[_Part], cells: _Part) -> list[_Part]:
