@@ -19,6 +19,7 @@ from benchmarks.coverage import (
     rates,
     rates_over_problems,
     tries,
+    true_rate,
 )
 from r3core.compare.pooled import detectable, detectable_with_seeds, pooled_contrast, pooled_difference, pooled_rate
 from r3core.stats import Difference, Rate, paired, problems_needed, wilson
@@ -27,7 +28,24 @@ TRIALS = 100  # of each setting
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("coverage", [rates, fix_rates, differences, contrasts])
+def test_intervals_of_a_rate_over_seeds_cover_the_true_one() -> None:
+    assert 0.935 <= fmean(rates(setting, TRIALS) for setting in SETTINGS) <= 0.97
+
+
+def test_intervals_of_a_contrast_of_three_and_five_trainings_cover_the_true_difference() -> None:
+    rng = np.random.default_rng(1)
+    one, other = Setting(3, 200, 0.0, 0.7, 0.15, 0.3), Setting(5, 200, 0.4, 0.7, 0.15, 0.3)
+    truth = true_rate(other) - true_rate(one)
+    covered = 0
+    for _ in range(300):
+        problems = rng.standard_normal(200)
+        found = pooled_contrast(*(outcomes_of(tries(side, rng, problems)) for side in (one, other)))
+        covered += found.low <= truth <= found.high
+    assert 0.93 <= covered / 300 <= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coverage", [fix_rates, differences, contrasts])
 def test_intervals_over_seeds_cover_the_true_value(coverage: Callable[[Setting, int], float]) -> None:
     assert 0.93 <= fmean(coverage(setting, TRIALS) for setting in SETTINGS) <= 0.97
 

@@ -139,8 +139,8 @@ class SharedPrompts:
             beginnings, beginning = common_prefixes(rows)
             if 2 * len(beginnings) <= len(rows) and any(beginnings):
                 left = [row[len(beginnings[place]) :] for row, place in zip(rows, beginning, strict=True)]
-                padded = (left_padded(one, 0, device=ids.device) for one in (beginnings, left))
-                found.append(cls(model, next(padded), torch.tensor(beginning, device=ids.device), next(padded)))
+                shared, own = (left_padded(one, 0, device=ids.device) for one in (beginnings, left))
+                found.append(cls(model, shared, torch.tensor(beginning, device=ids.device), own))
         return min(found, key=lambda one: one.ids.numel() + int(one.left_mask.sum()), default=None)
 
     def continued_by(self, rows: torch.Tensor) -> Callable[..., Any]:
