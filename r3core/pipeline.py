@@ -29,7 +29,7 @@ from r3core.failures import Failure, read_failures
 from r3core.files import atomic_write
 from r3core.forecast import forecast
 from r3core.generation import probe
-from r3core.generation.cache import check_padding
+from r3core.generation.cache_checks import check_padding
 from r3core.generation.models import folder_of, load, saved_dtype
 from r3core.generation.transformers import TransformersGenerator
 from r3core.mine import mine

@@ -14,14 +14,8 @@ import pytest
 import tiny
 
 from r3core import UsageError
-from r3core.generation.cache import (
-    CachedRows,
-    apply_time_step_limit,
-    check_cache,
-    check_padding,
-    common_prefixes,
-    continues_prompts,
-)
+from r3core.generation.cache import CachedRows, common_prefixes
+from r3core.generation.cache_checks import apply_time_step_limit, check_cache, check_padding, continues_prompts
 from r3core.generation.generator import Sampling
 from r3core.generation.models import load_model
 from r3core.generation.transformers import TransformersGenerator

@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 
 from r3core import RunError
 from r3core.config import Config
-from r3core.generation.cache import check_cache, check_padding
+from r3core.generation.cache_checks import check_cache, check_padding
 from r3core.generation.generator import Sampling
 from r3core.generation.out_of_memory import is_out_of_memory, memory_errors
 from r3core.generation.transformers import TransformersGenerator

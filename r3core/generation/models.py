@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from r3core.config import Config
 from r3core.distributed import world_size
 from r3core.errors import UsageError, one_line
-from r3core.generation.cache import apply_time_step_limit, check_cache
+from r3core.generation.cache_checks import apply_time_step_limit, check_cache
 from r3core.generation.chat import end_ids
 from r3core.generation.out_of_memory import loading_hints, memory_errors
 from r3core.generation.template import PLAIN, apply

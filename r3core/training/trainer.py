@@ -31,7 +31,7 @@ from r3core.activity import STEP, waiting_for
 from r3core.distributed import rank, world_size
 from r3core.episode import Episode
 from r3core.failures import Failure
-from r3core.generation.cache import apply_time_step_limit, continues_prompts
+from r3core.generation.cache_checks import apply_time_step_limit, continues_prompts
 from r3core.generation.template import original, using
 from r3core.objective import Objective, Segment
 from r3core.protocol import Protocol, seed_of
